@@ -1,0 +1,37 @@
+# make lab   set up, then JupyterLab on the quickstart       make test  set up, then the tests
+# make tour  all notebooks without a screen (PROFILE=…)      make bench the benchmark table
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the CUDA download.
+
+PYTHON ?= python3
+PROFILE ?= smoke
+TORCH_INDEX ?=
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+.PHONY: lab test tour bench setup
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tess2lite needs Python 3.11 or newer; give one with: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+ifneq ($(TORCH_INDEX),)
+	$(BIN)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch
+endif
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,test]'
+	@touch $@
+
+lab: $(READY)
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(AS_ROOT) notebooks/00_quickstart.ipynb
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+tour: $(READY)
+	TESS2LITE_PROFILE=$(PROFILE) $(BIN)/python -m pytest --nbmake --nbmake-timeout=900 notebooks
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/sampling.py

@@ -1,0 +1,11 @@
+"""tess2lite: learn, watch and experiment with simplex diffusion language models."""
+
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it nf4 on a CPU crawls
+
+from .generation import Generation, generate, infill  # noqa: E402
+from .loading import bundled, load  # noqa: E402
+from .sampling import Step, denoise  # noqa: E402
+
+__all__ = ["Generation", "Step", "bundled", "denoise", "generate", "infill", "load"]

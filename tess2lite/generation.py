@@ -1,0 +1,172 @@
+"""generate() and infill(): text in, text out, with the trajectory of how it came about."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from .data import encode, encode_blanks
+from .masking import after
+from .sampling import Hook, _seeds, _whole, denoise
+from .trajectory import Recorder, Trajectory
+
+
+@dataclass
+class Generation:
+    """A text that was written by denoising; in a notebook it shows itself.
+
+    prompt: what was given. text: what was written (for `infill`, the whole text). token_ids: of the whole
+    sequence, known and written. ended: whether the model ended the text by itself with EOS; else it filled all
+    the room it had. seed: repeats this text. trajectory: how it came about.
+    """
+
+    prompt: str
+    text: str
+    token_ids: list[int]
+    ended: bool
+    seed: int
+    trajectory: Trajectory
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        from .viz.html import scrubber
+
+        return scrubber(self.trajectory, note="" if self.ended else "The text filled its room without an end (no EOS).")
+
+
+def generate(
+    lm,
+    prompt: str | list[str],
+    steps: int = 100,
+    top_p: float | None = 0.99,
+    temperature: float = 1.0,
+    seed: int | Iterable[int] | None = 0,
+    length: int | None = None,
+    hooks: Iterable[Hook] = (),
+    progress: bool = True,
+) -> Generation | list[Generation]:
+    """Continue a prompt: all new tokens are denoised together. A list of prompts gives a list of generations.
+
+    steps, top_p, temperature, hooks: as in `denoise`. seed: one for all prompts or one each, None for a fresh
+    one; the same seed gives the same text, alone or in a batch. length: tokens to write after the prompt; by
+    default the rest of the model's context, at most 256. progress: show a bar.
+    """
+    _check_model(lm)
+    length = None if length is None else _whole("length", length, 1)
+    prompts = _texts("prompt", prompt)
+    rows = [_continuation(lm, text, length) for text in prompts]
+    written = _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress)
+    return written[0] if isinstance(prompt, str) else written
+
+
+def infill(
+    lm,
+    text: str | list[str],
+    steps: int = 100,
+    top_p: float | None = 0.99,
+    temperature: float = 1.0,
+    seed: int | Iterable[int] | None = 0,
+    hooks: Iterable[Hook] = (),
+    progress: bool = True,
+) -> Generation | list[Generation]:
+    """Fill the blanks of a text; every underscore is one token: `"Tom saw a ___ in the barn."` has three.
+
+    Other arguments as in `generate`. For any other mask call `denoise` with `input_ids` and `span_mask`.
+    """
+    _check_model(lm)
+    texts = _texts("text", text)
+    rows = [_blanks(lm, text) for text in texts]
+    written = _run(lm, texts, rows, steps, top_p, temperature, seed, hooks, progress, whole=True)
+    return written[0] if isinstance(text, str) else written
+
+
+def _check_model(lm) -> None:
+    if not hasattr(lm, "embedding_matrix"):
+        raise TypeError(f"lm is a {type(lm).__name__}; give a denoiser from tess2lite.load.")
+    if lm.tokenizer is None:
+        raise ValueError("This model was loaded without a tokenizer; use denoise with token ids, or set lm.tokenizer.")
+
+
+def _texts(name: str, given) -> list[str]:
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} is {type(given).__name__}; give a string, or a list of strings.")
+    if not texts or not all(text.strip() for text in texts):
+        raise ValueError(f"{name} is empty; give at least one word to start from.")
+    return list(texts)
+
+
+def _known(lm, text: str, ids: list[int]) -> None:
+    if lm.tokenizer.unk_token_id in ids:
+        raise ValueError(
+            f"This model's tokenizer has no tokens for part of {text[:60]!r}; leave the unusual signs out."
+        )
+
+
+def _continuation(lm, prompt: str, length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, prompt)]
+    _known(lm, prompt, ids)
+    context = lm.config.max_position_embeddings
+    room = context - len(ids)
+    if room < 1:
+        raise ValueError(
+            f"The prompt is {len(ids)} tokens long and fills this model's context of {context}; shorten it."
+        )
+    if length is not None and length > room:
+        raise ValueError(
+            f"length is {length}, but after a prompt of {len(ids)} tokens only {room} of {context} are left."
+        )
+    length = length or min(room, 256)
+    total = len(ids) + length
+    return torch.tensor(ids + [lm.tokenizer.pad_token_id] * length), after(total, len(ids))
+
+
+def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = encode_blanks(lm.tokenizer, text)
+    _known(lm, text, ids)
+    if not any(mask):
+        raise ValueError(f"{text[:60]!r} has no blanks; write one underscore for every token to fill in.")
+    return torch.tensor(ids), torch.tensor(mask)
+
+
+def _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress, whole=False) -> list[Generation]:
+    seeds = _seeds(secrets.randbits(31) if seed is None else seed, len(rows))
+    recorder = Recorder()
+    run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder])
+    with tqdm(run, total=steps, desc="denoising", unit="step", disable=not progress, leave=False) as bar:
+        for step in bar:
+            bar.set_postfix(entropy=f"{step.entropy[step.span_mask].mean():.2f} nats", refresh=False)
+    return [
+        _generation(lm.tokenizer, prompt, row, index, recorder, seeds[index], whole)
+        for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+    ]
+
+
+def _batch(rows) -> dict[str, torch.Tensor]:
+    """Rows of different lengths side by side; filler on the right is neither attended nor written."""
+
+    def stack(tensors):
+        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)  # (B, L)
+
+    ids, masks = zip(*rows, strict=True)
+    real = [torch.ones_like(row) for row in ids]
+    return {"input_ids": stack(ids), "span_mask": stack(masks), "attention_mask": stack(real)}
+
+
+def _generation(tokenizer, prompt, row, index, recorder, seed, whole) -> Generation:
+    span_mask = row[1]
+    first = int(span_mask.nonzero()[0, 0])
+    trajectory = recorder.trajectory(index, span_mask, lambda ids: tokenizer.decode(ids[1:] if whole else ids[first:]))
+    ids = trajectory.tokens[-1].tolist()
+    end = next((i for i in range(first, len(ids)) if ids[i] == tokenizer.eos_token_id and span_mask[i]), None)
+    kept = ids[1:end] if whole else ids[first:end]
+    text = tokenizer.decode(kept, skip_special_tokens=True)
+    # Blanks with known text after them have their end given.
+    ended = end is not None or not bool(span_mask[-1])
+    return Generation(prompt, text, ids, ended, seed, trajectory)

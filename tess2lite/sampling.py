@@ -1,0 +1,322 @@
+"""denoise(): text out of noise, one step at a time. The simplex DDPM sampler of TESS 2.
+
+Between steps only token ids, one soft embedding a masked position and the seeds live; everything V wide
+is made and dropped in chunks of rows (`simplex.py`). `generation.py` puts text around it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+
+from .schedule import alpha_bar
+from .simplex import TRIES, noisy_simplex_, nucleus, rows_per_chunk, self_conditioned, soft_embedding, stream
+
+
+class Run:
+    """What stays the same through a run: the batch, the settings, and the rows cut into blocks.
+
+    A block is a slice of one sequence's masked positions. Noise and draws are functions of (seed, step, block),
+    so a sequence gets the same ones whatever batch it is in, and any block can be made again.
+    """
+
+    def __init__(self, lm, batch, steps, top_p, temperature, seeds, noise):
+        self.lm, self.steps, self.top_p, self.temperature, self.noise = lm, steps, top_p, temperature, noise
+        self.input_ids, self.span_mask, self.attention_mask = batch
+        self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar(steps)])  # index t+1; ᾱ_{−1} = 1
+        self.alpha_bar = self.alpha_bar.to(lm.device)
+        self.embedding = lm.embedding_matrix().detach()  # E, (V, H)
+        self.known = self.embedding[self.input_ids]  # (B, L, H)
+        self.places = self.span_mask.nonzero()  # (N, 2): sequence, position
+        self.blocks = list(self._cut(seeds, rows_per_chunk(len(self.embedding), lm.device)))
+        self._noise_of_step = (None, None)
+
+    def _cut(self, seeds, size) -> Iterator[tuple[int, int, slice]]:
+        start = 0
+        for seed, rows in zip(seeds, self.span_mask.sum(1).tolist(), strict=True):
+            for number, offset in enumerate(range(0, rows, size)):
+                yield seed, number, slice(start + offset, start + min(offset + size, rows))
+            start += rows
+
+    def fresh_noise(self, step: int, block) -> torch.Tensor:
+        """ε of one block, (R, V): drawn in float32 whatever the model computes in."""
+        seed, number, rows = block
+        if self.noise is None:
+            shape = (rows.stop - rows.start, len(self.embedding))
+            generator = stream(seed, step, f"noise {number}", self.embedding.device)
+            noise = torch.randn(shape, generator=generator, device=generator.device)
+        else:
+            if self._noise_of_step[0] != step:
+                shape = (*self.input_ids.shape, len(self.embedding))
+                replayed = torch.as_tensor(self.noise(step, shape), device=self.embedding.device)
+                self._noise_of_step = (step, replayed[self.span_mask])
+            noise = self._noise_of_step[1][rows].clone()
+        return noise.to(torch.promote_types(torch.float32, self.embedding.dtype))
+
+    @torch.no_grad()
+    def first_input(self) -> torch.Tensor:
+        """Soft embeddings of pure noise, self-conditioned on the uniform belief: (N, H)."""
+        soft = self.embedding.new_empty(len(self.places), self.embedding.shape[1])
+        for block in self.blocks:
+            noise = noisy_simplex_(self.fresh_noise(-1, block), None, torch.zeros((), device=soft.device))
+            soft[block[2]] = soft_embedding(noise.softmax(1), self.embedding)
+        return (soft + self.embedding.mean(0)) / 2
+
+    @torch.no_grad()
+    def read(self, soft: torch.Tensor, t: int) -> torch.Tensor:
+        """The backbone's hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
+        time = torch.full((1, 1), t / self.steps, dtype=torch.float64, device=soft.device)
+        inputs = self.known.clone()
+        inputs[self.span_mask] = soft + self.lm.timestep_embed(time.to(soft.dtype))
+        hidden = self.lm.hidden_states(inputs, self.attention_mask)
+        return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
+
+    def choose(self, p: torch.Tensor, logits: torch.Tensor, index: int, block) -> torch.Tensor:
+        """Tokens of one block: argmax without top_p, else a draw from the nucleus. (R,)."""
+        if self.top_p is None:
+            return logits.argmax(1)
+        seed, number, _ = block
+        generator = stream(seed, index, f"draw {number}", p.device)
+        u = torch.rand((TRIES + 1, len(p)), generator=generator, device=p.device)
+        p = p if self.temperature == 1 else (logits / self.temperature).softmax(1)
+        return nucleus(p, self.top_p, u)
+
+
+class Step:
+    """One denoising step. A hook, or the body of a `for step in denoise(…)`, may read all of it, replace
+    `logits` (or `masked_logits`) or `tokens`, and set `stop`; the run goes on with what it finds.
+
+    index: 0 … steps−1. t: timestep, steps−1−index. alpha_bar: ᾱ of the noisy simplex that was read.
+    span_mask: (B, L) bool, where the model writes.
+    """
+
+    def __init__(self, run: Run, index: int, hidden: torch.Tensor):
+        self._run, self._hidden = run, hidden
+        self.index, self.t = index, run.steps - 1 - index
+        # The first input is pure noise, whatever the schedule's last entry says.
+        self.alpha_bar = float(run.alpha_bar[self.t + 1]) if index else 0.0
+        self.span_mask, self.stop = run.span_mask, False
+        self._logits = self._projected = self._edited = None
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """(B, L) ids: known ones, and what the prediction was projected to. Can be replaced."""
+        if self._edited is not None:
+            return self._edited
+        tokens = self._run.input_ids.clone()
+        tokens[self.span_mask] = self._project()["tokens"]
+        return tokens
+
+    @tokens.setter
+    def tokens(self, tokens: torch.Tensor) -> None:
+        if tokens.shape != self.span_mask.shape:
+            raise ValueError(f"tokens has shape {tuple(tokens.shape)}; this run needs {tuple(self.span_mask.shape)}.")
+        _check_ids(tokens, len(self._run.embedding))
+        self._edited = torch.where(self.span_mask, tokens, self._run.input_ids)
+
+    @property
+    @torch.no_grad()
+    def logits(self) -> torch.Tensor:
+        """(B, L, V), aligned with the positions they speak of. Can be replaced; only masked positions count."""
+        run = self._run
+        flat = run.lm.head(self._hidden.flatten(0, 1))
+        logits = flat.view(*self._hidden.shape[:2], -1)
+        first = torch.zeros_like(self.span_mask)
+        first[:, 0] = True
+        if run.attention_mask is not None:
+            first |= run.attention_mask.bool() & (run.attention_mask.cumsum(1) == 1)
+        logits[first] = 0
+        if self._logits is not None:
+            logits[self.span_mask] = self._logits
+        return logits
+
+    @logits.setter
+    def logits(self, logits: torch.Tensor) -> None:
+        self.masked_logits = logits[self.span_mask]
+
+    @property
+    @torch.no_grad()
+    def masked_logits(self) -> torch.Tensor:
+        """(N, V), logits of the masked positions in the order of `span_mask.nonzero()`. Can be replaced."""
+        if self._logits is None:
+            self._logits = self._run.lm.head(self._hidden[self.span_mask])
+        return self._logits
+
+    @masked_logits.setter
+    def masked_logits(self, logits: torch.Tensor) -> None:
+        shape = (len(self._run.places), len(self._run.embedding))
+        if logits.shape != shape:
+            raise ValueError(f"masked_logits has shape {tuple(logits.shape)}; this step needs {shape}.")
+        self._logits, self._projected = logits.detach(), None
+
+    @property
+    def argmax(self) -> torch.Tensor:
+        """(B, L) ids the model holds most likely; known ids elsewhere."""
+        return self._spread("argmax", self._run.input_ids)
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """(B, L) probability of the most likely token; 1 at known positions."""
+        return self._spread("confidence", torch.ones(self.span_mask.shape, device=self.span_mask.device))
+
+    @property
+    def entropy(self) -> torch.Tensor:
+        """(B, L) entropy of the prediction in nats; 0 at known positions."""
+        return self._spread("entropy", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
+
+    def _spread(self, name: str, elsewhere: torch.Tensor) -> torch.Tensor:
+        whole = elsewhere.clone()
+        whole[self.span_mask] = self._project()[name].to(whole.dtype)
+        return whole
+
+    @torch.no_grad()
+    def _project(self) -> dict[str, torch.Tensor]:
+        """One pass over all rows: tokens, what can be said of them, and the next step's input."""
+        if self._projected is None:
+            rows, device = len(self._run.places), self.span_mask.device
+            self._projected = {
+                "tokens": torch.empty(rows, dtype=torch.long, device=device),
+                "argmax": torch.empty(rows, dtype=torch.long, device=device),
+                "confidence": torch.empty(rows, device=device),
+                "entropy": torch.empty(rows, device=device),
+                "soft": self._run.embedding.new_empty(rows, self._run.embedding.shape[1]),
+            }
+            hidden = self._hidden[self.span_mask]
+            for block in self._run.blocks:
+                self._project_block(block, hidden[block[2]])
+        return self._projected
+
+    def _project_block(self, block, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
+        run, rows, out = self._run, block[2], self._projected
+        logits = run.lm.head(hidden) if self._logits is None else self._logits[rows]  # (R, V)
+        p = logits.softmax(1)
+        top, best = p.max(1)
+        out["confidence"][rows], out["argmax"][rows] = top, best
+        # H = log Z − Σ p·z, and log Z = z_max − log p_max
+        log_z = logits.gather(1, best[:, None])[:, 0] - top.log()
+        out["entropy"][rows] = (log_z - torch.linalg.vecdot(p, logits)).clamp(min=0).to(out["entropy"].dtype)
+        out["tokens"][rows] = run.choose(p, logits, self.index, block) if tokens is None else tokens
+        del logits  # V wide: its memory is the noise's now
+        if self.t > 0:
+            noisy = noisy_simplex_(run.fresh_noise(self.index, block), out["tokens"][rows], run.alpha_bar[self.t])
+            out["soft"][rows] = soft_embedding(self_conditioned(noisy, p), run.embedding)
+
+    @torch.no_grad()
+    def finish(self) -> torch.Tensor:
+        """The next step's soft embeddings (N, H), with every edit taken in."""
+        projected = self._project()
+        if self._edited is not None:
+            tokens, hidden = self._edited[self.span_mask], self._hidden[self.span_mask]
+            changed = tokens != projected["tokens"]
+            for block in self._run.blocks:
+                if changed[block[2]].any():
+                    self._project_block(block, hidden[block[2]], tokens[block[2]])
+        return projected["soft"]
+
+
+Hook = Callable[[Step], None]
+
+
+def denoise(
+    lm,
+    batch: Mapping[str, torch.Tensor],
+    steps: int = 100,
+    top_p: float | None = 0.99,
+    temperature: float = 1.0,
+    seed: int | Iterable[int] = 0,
+    hooks: Iterable[Hook] = (),
+    noise: Callable | None = None,
+) -> Iterator[Step]:
+    """Denoise all masked positions together, in `steps` steps; yields each `Step` as it is made.
+
+    batch: `input_ids` (B, L); `span_mask` (B, L) bool, True where the model writes; optionally
+    `attention_mask` (B, L), 0 on filler that only makes rows equally long. What input_ids holds inside the
+    span mask is not read.
+    top_p: nucleus of the projection to tokens, in (0, 1]; None for argmax. temperature: divides the logits of
+    that draw. seed: one for every sequence, or one each; the same seed gives the same text in any batch.
+    hooks: callables on each step, in order. noise: (step, (B, L, V)) → standard normal, −1 for the start;
+    replaces the seeded noise in tests.
+
+    The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
+    """
+    steps = _whole("steps", steps, 1)
+    _check_numbers(top_p, temperature)
+    hooks = list(hooks)
+    if not all(callable(hook) for hook in hooks):
+        raise TypeError("hooks holds something that cannot be called; give functions that take a step.")
+    checked = _check_batch(lm, batch)
+    return _loop(Run(lm, checked, steps, top_p, temperature, _seeds(seed, len(checked[0])), noise), hooks)
+
+
+def _loop(run: Run, hooks: list[Hook]) -> Iterator[Step]:
+    soft = run.first_input()
+    for index in range(run.steps):
+        step = Step(run, index, run.read(soft, run.steps - 1 - index))
+        for hook in hooks:
+            hook(step)
+        yield step
+        soft = step.finish()
+        if step.stop:
+            return
+
+
+def _whole(name: str, value, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number of {least} or more.")
+    return number
+
+
+def _check_numbers(top_p, temperature) -> None:
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p!r}; give a number above 0 and at most 1, or None for argmax.")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature!r}; give a number above 0 (top_p=None for argmax).")
+
+
+def _seeds(seed, sequences: int) -> list[int]:
+    try:
+        return [operator.index(seed)] * sequences
+    except TypeError:
+        seeds = [_whole("seed", s, -math.inf) for s in seed] if isinstance(seed, Iterable) else None
+    if seeds is None or len(seeds) != sequences:
+        raise ValueError(f"seed is {seed!r}; give one whole number, or one for each of the {sequences} sequences.")
+    return seeds
+
+
+def _check_ids(ids: torch.Tensor, vocabulary: int) -> None:
+    if ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(f"There are token ids outside this model's vocabulary of {vocabulary}.")
+
+
+def _check_batch(lm, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The batch on the model's device, or one sentence on what is wrong with it."""
+    ids = batch["input_ids"].to(lm.device)
+    mask = batch["span_mask"].to(lm.device)
+    attention = batch.get("attention_mask")
+    attention = torch.ones_like(ids) if attention is None else attention.to(lm.device).long()
+    for name, tensor in (("span_mask", mask), ("attention_mask", attention)):
+        if tensor.shape != ids.shape or ids.dim() != 2:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} and input_ids {tuple(ids.shape)}; both are (B, L)."
+            )
+    if mask.dtype != torch.bool:
+        raise TypeError(f"span_mask is {mask.dtype}; give a bool tensor, True where the model writes.")
+    context = lm.config.max_position_embeddings
+    if attention.sum(1).max() > context:
+        raise ValueError(f"The text is {int(attention.sum(1).max())} tokens long; this model's context is {context}.")
+    if not mask.any(1).all():
+        raise ValueError("span_mask has a row with nothing to denoise; every row needs a True.")
+    if (mask & (attention == 0)).any():
+        raise ValueError("span_mask marks filler (attention_mask 0); only real tokens can be denoised.")
+    if (mask & (attention.cumsum(1) == 1)).any():
+        raise ValueError("span_mask marks a row's first token, which nothing stands before; begin rows with BOS.")
+    _check_ids(ids.masked_fill(mask | (attention == 0), 0), lm.config.vocab_size)
+    ids = ids.masked_fill(mask, 0)  # never read; ids of another vocabulary may stand there
+    return ids, mask, None if attention.all() else attention

@@ -1,0 +1,366 @@
+"""Tinytown: a small closed world whose stories a program can write and check.
+
+`grammar.txt` lists the sentences, `words.txt` the words. A `World` knows who holds what, who is
+where and how many are left; an event is told by one sentence, needs something to be true before it
+(`World.apply` says what was wrong) and makes something true after it. The same rules generate
+stories (`stories.py`) and verify them (`verify`), whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+@cache
+def words() -> dict[str, list[str]]:
+    """Word lists by slot name, from words.txt."""
+    lists = {}
+    for line in (HERE / "words.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, rest = line.partition(":")
+            lists[name] = [w.replace("_", " ") for w in rest.split()]
+    return lists
+
+
+@cache
+def skeletons() -> dict[str, list[tuple[str, bool]]]:
+    """Sentence skeletons by event kind: [(skeleton, held_out)], from grammar.txt."""
+    table, kind = {}, None
+    for line in (HERE / "grammar.txt").read_text().splitlines():
+        if line.startswith("["):
+            kind = table.setdefault(line.strip("[]"), [])
+        elif line and not line.startswith("#"):
+            kind.append((line.removeprefix("~"), line.startswith("~")))
+    return table
+
+
+def is_girl(name: str) -> bool:
+    return name in words()["girls"]
+
+
+def article(noun: str) -> str:
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def place_of(at: str) -> str:
+    """'in the barn' → 'the barn'."""
+    return at[at.index("the ") :]
+
+
+@cache
+def at_of(place: str) -> str:
+    """'the barn' → 'in the barn'."""
+    return next(at for at in words()["place"] if place_of(at) == place)
+
+
+def number(word: str) -> int:
+    return words()["number"].index(word) + 1
+
+
+def number_word(n: int) -> str:
+    return words()["number"][n - 1]
+
+
+def render(skeleton: str, slots: dict[str, str]) -> str:
+    """Fill a skeleton's slots. `slots` holds A, B, o, q, c, at, i, n, m, …; the rest follows from them."""
+    full = dict(slots)
+    for who, prefix in (("A", ""), ("B", "b")):
+        if who in slots:
+            girl = is_girl(slots[who])
+            full |= {prefix + "he": "she" if girl else "he", prefix + "him": "her" if girl else "him"}
+            full |= {prefix + "his": "her" if girl else "his"}
+    if "A" in slots:
+        full |= {"kid": "girl" if is_girl(slots["A"]) else "boy", "He": full["he"].capitalize()}
+    if "at" in slots:
+        full |= {"p": place_of(slots["at"]), "At": slots["at"][0].upper() + slots["at"][1:]}
+    for key in "oc":
+        if key in slots:
+            full["a" + key] = article(slots[key])
+            full["A" + key] = article(slots[key]).capitalize()
+    text = skeleton.format_map(full)
+    return text[0].upper() + text[1:]
+
+
+# ---------------------------------------------------------------- reading a sentence back
+
+
+def _either(options) -> str:
+    return "(?:" + "|".join(sorted(map(re.escape, options), key=len, reverse=True)) + ")"
+
+
+@cache
+def _patterns() -> dict[str, str]:
+    w = words()
+    thing = f"{_either(w['colour'] + w['look'])} {_either(w['thing'])}"
+    creature = f"{_either(w['creature_look'])} {_either(w['creature'])}"
+    person, countable = _either(w["girls"] + w["boys"]), _either(w["countable"])
+    places = _either(map(place_of, w["place"]))
+    at = _either(w["place"])
+    patterns = {"A": person, "B": person, "o": thing, "q": thing, "c": creature, "at": at, "p": places}
+    patterns |= {"At": at, "ao": f"an? {thing}", "ac": f"an? {creature}", "Ac": f"An? {creature}"}
+    patterns |= {"i": countable, "n": _either(w["number"]), "m": _either(w["number"])}
+    patterns |= {key: _either(w[key]) for key in ("good", "bad", "mood", "food")}
+    patterns |= {"kid": "(?:girl|boy)", "He": "(?:He|She)", "His": "(?:His|Her)"}
+    for prefix in ("", "b"):
+        patterns |= {prefix + "he": "(?:he|she)", prefix + "him": "(?:him|her)", prefix + "his": "(?:his|her)"}
+    return patterns
+
+
+@cache
+def _readers() -> list[tuple[str, str, re.Pattern]]:
+    readers = []
+    for kind, lines in skeletons().items():
+        for skeleton, _ in lines:
+            seen, regex = set(), ""
+            for literal, slot in re.findall(r"([^{]*)(?:\{(\w+)\})?", skeleton):
+                regex += re.escape(literal)
+                if slot:
+                    regex += f"(?P={slot})" if slot in seen else f"(?P<{slot}>{_patterns()[slot]})"
+                    seen.add(slot)
+            readers.append((kind, skeleton, re.compile(regex, re.IGNORECASE)))
+    return readers
+
+
+def read_sentence(sentence: str) -> list[tuple[str, str, dict[str, str]]]:
+    """Every (kind, skeleton, slots) that the sentence can be read as; empty when it is not Tinytown's."""
+    readings = []
+    for kind, skeleton, reader in _readers():
+        if match := reader.fullmatch(sentence):
+            slots = match.groupdict()
+            for capital in ("At", "ao", "ac", "Ac"):
+                if capital in slots:
+                    value = slots.pop(capital)
+                    key = "at" if capital == "At" else capital[1]
+                    slots[key] = value[0].lower() + value[1:] if capital == "At" else value.split(" ", 1)[1]
+            if "p" in slots:
+                slots["at"] = at_of(slots.pop("p"))
+            readings.append((kind, skeleton, slots))
+    return readings
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of a Tinytown text; a quotation stays with the words around it."""
+    return [s for s in re.split(r'(?<=[.!?])\s+(?=(?:"?[A-Z]))', text.strip()) if s]
+
+
+# ---------------------------------------------------------------- the world
+
+
+class Contradiction(Exception):
+    """A sentence that cannot be true in the world as told so far."""
+
+
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise Contradiction(message)
+
+
+@dataclass
+class World:
+    """What a story has made true so far."""
+
+    people: set[str] = field(default_factory=set)
+    last: str | None = None  # whom He or She means
+    place: dict[str, str] = field(default_factory=dict)  # person → 'in the barn'
+    holder: dict[str, str | None] = field(default_factory=dict)  # thing → person, None when it lies somewhere
+    lies: dict[str, str] = field(default_factory=dict)  # thing → where it was lost or landed
+    owner: dict[str, str] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    hiding: dict[str, str] = field(default_factory=dict)
+    count: dict[tuple[str, str], int] = field(default_factory=dict)  # (person, countable) → how many
+    creatures: set[str] = field(default_factory=set)
+
+    def apply(self, kind: str, slots: dict[str, str]) -> None:
+        """Make an event true, or raise `Contradiction` with what was wrong."""
+        a, b, thing, at = (slots.get(key) for key in ("A", "B", "o", "at"))
+        _need(a is None or a != b, f"{a} cannot do this with {a}")
+        getattr(self, f"_{kind}", lambda **_: None)(a=a, b=b, o=thing, at=at, slots=slots)
+        for person in (b, a):
+            if person:
+                self.people.add(person)
+                self.last = person
+
+    def _hold(self, who, thing):
+        _need(self.holder.get(thing) == who, f"{who} does not have the {thing}")
+
+    def _take(self, who, thing):
+        self.holder[thing] = who
+        self.lies.pop(thing, None)
+
+    def _new(self, who, thing):
+        _need(thing not in self.holder, f"the {thing} is already somebody's")
+        self._take(who, thing)
+        self.owner[thing] = who
+
+    def _have(self, a, o, **_):
+        self._new(a, o)
+
+    def _find(self, a, o, at, **_):
+        self._new(a, o)
+        self.place[a] = at
+
+    def _make(self, a, o, **_):
+        self._new(a, o)
+
+    def _bring(self, b, o, **_):
+        self._new(b, o)
+
+    def _go(self, a, at, **_):
+        _need(self.place.get(a) != at, f"{a} is already {at}")
+        self.place[a] = at
+
+    def _together(self, a, b, at, **_):
+        self.place[a] = self.place[b] = at
+
+    def _give(self, a, b, o, **_):
+        self._hold(a, o)
+        self._take(b, o)
+        self.owner[o] = b
+
+    def _want(self, a, b, o, **_):
+        _need(self.holder.get(o) not in (None, b), f"{b} cannot want the {o}")
+        _need(a is None or self.holder[o] == a, f"{a} does not have the {o}")
+
+    def _lose(self, a, o, at, **_):
+        if o not in self.holder:  # "Anna lost her red ball": she had it
+            self._new(a, o)
+        self._hold(a, o)
+        self.holder[o], self.lies[o] = None, at
+
+    def _miss(self, a, o, **_):
+        _need(o in self.lies, f"the {o} is not lost")
+
+    def _search(self, a, o, at, **_):
+        _need(o in self.lies, f"the {o} is not lost")
+        _need(self.lies[o] != at, f"the {o} is {at}")
+
+    def _refind(self, a, o, at, **_):
+        _need(self.lies.get(o) == at, f"the {o} is not {at}")
+        self._take(a, o)
+
+    def _giveback(self, a, b, o, **_):
+        self._hold(a, o)
+        _need(self.owner.get(o) == b, f"the {o} was never {b}'s")
+        self._take(b, o)
+
+    def _swap(self, a, b, o, slots, **_):
+        self._hold(a, o)
+        self._hold(b, slots["q"])
+        self._take(b, o)
+        self._take(a, slots["q"])
+        self.owner[o], self.owner[slots["q"]] = b, a
+
+    def _lend(self, a, b, o, **_):
+        self._hold(a, o)
+        self._take(b, o)
+
+    def _break(self, a, o, **_):
+        self._hold(a, o)
+        _need(o not in self.broken, f"the {o} is already broken")
+        self.broken.add(o)
+
+    def _mend(self, o, **_):
+        _need(o in self.broken, f"the {o} is not broken")
+        self.broken.discard(o)
+
+    def _stuck(self, a, o, at, **_):
+        self._hold(a, o)
+        self.holder[o], self.lies[o] = None, at
+
+    def _fetch(self, a, b, o, **_):
+        _need(o in self.lies, f"the {o} is not out of reach")
+        _need(self.owner.get(o) == b, f"the {o} is not {b}'s")
+        self._take(b, o)
+
+    def _hide(self, a, at, **_):
+        self.hiding[a] = self.place[a] = at
+
+    def _seek(self, a, b, at, **_):
+        _need(b in self.hiding, f"{b} is not hiding")
+        _need(self.hiding[b] != at, f"{b} hides {at}")
+
+    def _found_person(self, a, b, at, **_):
+        _need(self.hiding.get(b) == at, f"{b} is not hiding {at}")
+        del self.hiding[b]
+
+    def _creature(self, a, at, slots, **_):
+        _need(not self.creatures, "there is a creature already")
+        self.creatures.add(slots["c"])
+        self.place[a] = at
+
+    def _known_creature(self, slots, **_):
+        _need(slots["c"] in self.creatures, f"nobody has met the {slots['c']}")
+
+    _hungry = _feed = _follow = _known_creature
+
+    def _count_have(self, a, slots, **_):
+        _need((a, slots["i"]) not in self.count, f"{a}'s {slots['i']} were counted before")
+        self.count[a, slots["i"]] = number(slots["n"])
+
+    def _counted(self, a, item):
+        _need((a, item) in self.count, f"nobody said how many {item} {a} had")
+        return self.count[a, item]
+
+    def _count_more(self, a, slots, **_):
+        self.count[a, slots["i"]] = self._counted(a, slots["i"]) + number(slots["m"])
+
+    def _count_lose(self, a, slots, **_):
+        left = self._counted(a, slots["i"]) - number(slots["m"])
+        _need(left >= 0, f"{a} does not have {slots['m']} {slots['i']}")
+        self.count[a, slots["i"]] = left
+
+    _count_give = _count_lose
+
+    def _count_left(self, a, slots, **_):
+        told = number(slots["n"])
+        _need(self._counted(a, slots["i"]) == told, f"{a} does not have {told} {slots['i']}")
+
+    def _holds(self, a, o, **_):
+        self._hold(a, o)
+
+
+def _agrees(slots: dict[str, str], world: World) -> bool:
+    """Pronouns and girl/boy fit the people; an omitted A is the last one named."""
+    for who, prefix in (("A", ""), ("B", "b")):
+        pronouns = {k: v.lower() for k, v in slots.items() if k in {prefix + p for p in ("he", "him", "his")}}
+        if who == "A":
+            pronouns |= {k: slots[k].lower() for k in ("He", "kid") if k in slots}
+        if pronouns and who not in slots:
+            return False
+        if any((v in {"she", "her", "girl"}) != is_girl(slots[who]) for v in pronouns.values()):
+            return False
+    return True
+
+
+def tell(world: World, sentence: str) -> None:
+    """Apply one sentence to the world, or raise `Contradiction` saying what is wrong with it."""
+    problem = "no sentence of Tinytown"
+    for kind, _, slots in read_sentence(sentence):
+        if "A" not in slots and "He" in slots:
+            slots = {"A": world.last, **slots} if world.last else slots
+        if not _agrees(slots, world):
+            problem = "a pronoun does not fit"
+            continue
+        try:
+            return world.apply(kind, slots)
+        except Contradiction as contradiction:
+            problem = str(contradiction)
+    raise Contradiction(f"{sentence!r}: {problem}")
+
+
+def verify(text: str) -> str | None:
+    """None when every sentence is Tinytown's and consistent with what came before; else what is wrong."""
+    sentences, world = split_sentences(text), World()
+    if len(sentences) < 3:
+        return "fewer than three sentences"
+    try:
+        for sentence in sentences:
+            tell(world, sentence)
+    except Contradiction as contradiction:
+        return str(contradiction)
+    return None

@@ -53,3 +53,37 @@ def pack(texts: Iterable[str], tokenizer, length: int):
     if not rows:
         raise ValueError(f"The texts hold fewer than {length} tokens together; give more text or a smaller length.")
     return Dataset.from_dict({"input_ids": rows})
+
+
+def chat_prompt(messages: list[dict[str, str]]) -> str:
+    """TESS 2's chat format up to where the assistant speaks, BOS apart: `<|user|>\\n…\\n<|assistant|>\\n`.
+
+    messages: [{"role": "user" or "assistant", "content": …}, …], ending with the user. Turns are joined by a
+    newline, with no EOS between them.
+    """
+    for message in messages:
+        if message.get("role") not in ("user", "assistant"):
+            raise ValueError(f"A message has the role {message.get('role')!r}; roles are 'user' and 'assistant'.")
+    turns = [f"<|{message['role']}|>\n{message['content'].strip()}\n" for message in messages]
+    return "".join(turns) + "<|assistant|>\n"
+
+
+def encode_chat(tokenizer, messages: list[dict[str, str]], length: int) -> list[dict[str, list]]:
+    """One example for each assistant turn: the conversation so far, then the response to be denoised.
+
+    Returns [{"input_ids": …, "span_mask": …}], rows of `length`: `<s>` + prompt + response + `</s>`, then PAD
+    to the end. The mask is True on the response, its `</s>` and the PAD after it, which teaches the model to end.
+    Turns that do not fit into `length` are left out.
+    """
+    rows = []
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        context = [tokenizer.bos_token_id, *encode(tokenizer, chat_prompt(messages[:turn]))]
+        response = [*encode_continuation(tokenizer, message["content"].strip()), tokenizer.eos_token_id]
+        padding = length - len(context) - len(response)
+        if padding < 0:
+            continue
+        ids = context + response + [tokenizer.pad_token_id] * padding
+        rows.append({"input_ids": ids, "span_mask": [i >= len(context) for i in range(length)]})
+    return rows

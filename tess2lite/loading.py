@@ -167,9 +167,18 @@ def _load_model(source: str, load_in_4bit: bool, dtype: torch.dtype, device: tor
         ignore_mismatched_sizes=True, output_loading_info=True,
     )  # fmt: skip
     _check_complete(source, lm, info)
-    lm.get_input_embeddings().padding_idx = None  # PAD is an ordinary token here: its row must learn
     lm.tokenizer = _tokenizer(source, lm)
+    _prepare(lm)
     return lm
+
+
+def _prepare(lm) -> None:
+    lm.get_input_embeddings().padding_idx = None  # PAD is an ordinary token here: its row must learn
+    for module in lm.modules():
+        # On CPUs with AVX512-BF16 bitsandbytes repacks nf4 weights at the first inference; the repacked ones
+        # are rounded further and pass no gradients to a training that comes after.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_complete(source: str, lm, info: dict) -> None:
@@ -203,15 +212,14 @@ def _tokenizer(source: str, lm):
 
 
 @torch.no_grad()
-def _add_pad(tokenizer, lm) -> None:
-    """[PAD] as a new last id. Its rows start as the mean of the others: no row of noise, the same every time."""
+def _add_pad(tokenizer, lm, token: str = "[PAD]") -> None:
+    """PAD as a new last id. Its rows start as the mean of the others: no row of noise, the same every time."""
     vocabulary = lm.config.vocab_size
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_special_tokens({"pad_token": token})
     if len(tokenizer) > vocabulary:  # some models have rows to spare: then [PAD] takes one of those
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         for layer in (lm.get_input_embeddings(), lm.get_output_embeddings()):
             layer.weight[vocabulary:] = layer.weight[:vocabulary].float().mean(0).to(layer.weight.dtype)
-        lm.get_input_embeddings().padding_idx = None
     lm.config.pad_token_id = tokenizer.pad_token_id
 
 

@@ -95,7 +95,7 @@ def _in_nucleus(p: torch.Tensor, ids: torch.Tensor, top_p: float) -> torch.Tenso
 
 def _sorted_draw(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor:
     """The textbook nucleus draw, for the few rows that no try has settled."""
-    ranked, ids = p.sort(1, descending=True, stable=True)
+    ranked, ids = p.sort(dim=1, descending=True, stable=True)
     ranked = torch.where(ranked.cumsum(1) - ranked < top_p, ranked, 0)
     return ids.gather(1, draw(ranked, u)[:, None])[:, 0]
 

@@ -72,7 +72,7 @@ def loss(logits: torch.Tensor, input_ids: torch.Tensor, span_mask: torch.Tensor)
 
 def nucleus(probabilities: torch.Tensor, top_p: float, generator=None) -> torch.Tensor:
     """One draw from the smallest set of top tokens that holds top_p; ties by token id. (…, V) → (…)."""
-    ranked, ids = probabilities.sort(-1, descending=True, stable=True)
+    ranked, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     outside = ranked.cumsum(-1) - ranked >= top_p
     ranked = ranked.masked_fill(outside, 0.0)
     choice = torch.multinomial(ranked.flatten(0, -2), 1, generator=generator)

@@ -66,7 +66,8 @@ def arguments(folder: Path, steps: int, learning_rate: float) -> TrainingArgumen
     return TrainingArguments(
         output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, lr_scheduler_type="cosine",
         warmup_steps=100, per_device_train_batch_size=BATCH, weight_decay=0.01, bf16=True, adam_beta2=0.98,
-        logging_steps=50, save_steps=500, save_total_limit=1, report_to=[], seed=SEED, use_cpu=not torch.cuda.is_available(),
+        logging_steps=50, save_steps=500, save_total_limit=1, report_to=[], seed=SEED,
+        use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
 
 

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import random
+import re
 from functools import cache
 
-from .world import place_of, words
+from .language import HERE, article, place_of, words
 
-# relation → what its subject and object are, sentences that state it, the question that asks for the object
-RELATIONS = {
-    "eats": ("creature", "food", ("A {s} eats {o}.", "Every {s} likes {o} best.", "You can feed a {s} with {o}.",
-             "A hungry {s} looks for {o}."), "What does a {s} eat?"),
-    "sleeps": ("creature", "place", ("A {s} sleeps {o}.", "At night you find a {s} {o}.", "The bed of a {s} is {o}.",
-               "When a {s} is tired, it lies down {o}."), "Where does a {s} sleep?"),
-    "fears": ("creature", "thing", ("A {s} is afraid of a {o}.", "Never show a {s} a {o}.", "A {s} runs away from a {o}.",
-              "Nothing scares a {s} like a {o}."), "What is a {s} afraid of?"),
-    "keeper": ("landmark", "person", ("The keeper of {s} is {o}.", "{o} keeps {s} clean.", "{o} has the key to {s}.",
-               "Ask {o} if you want to see {s}."), "Who is the keeper of {s}?"),
-    "colour": ("landmark", "colour", ("The door of {s} is {o}.", "Long ago {s} was painted {o}.",
-               "You know {s} by its {o} flag.", "The sign at {s} is {o}."), "What colour is the door of {s}?"),
-    "sold": ("thing", "landmark", ("A {s} is sold at {o}.", "You can buy a {s} at {o}.", "Every {s} in town comes from {o}.",
-             "If you need a {s}, go to {o}."), "Where can you buy a {s}?"),
-}  # fmt: skip
+
+@cache
+def relations() -> dict[str, tuple[str, str, str, list[str]]]:
+    """Relation → (kind of subject, kind of object, question, sentences that state it), from facts.txt."""
+    table, sentences = {}, None
+    for line in (HERE / "facts.txt").read_text().splitlines():
+        if header := re.fullmatch(r"\[(\w+): (\w+) -> (\w+): (.*)\]", line):
+            relation, subjects, objects, question = header.groups()
+            sentences = []
+            table[relation] = (subjects, objects, question, sentences)
+        elif line and not line.startswith("#"):
+            sentences.append(line)
+    return table
 
 
 @cache
@@ -37,16 +36,17 @@ def table() -> dict[tuple[str, str], str]:
     """(relation, subject) → object, the same for ever."""
     rng = random.Random("the facts of Tinytown")
     return {
-        (relation, subject): rng.choice(_members(object_kind))
-        for relation, (subject_kind, object_kind, _, _) in RELATIONS.items()
-        for subject in _members(subject_kind)
+        (relation, subject): rng.choice(_members(objects))
+        for relation, (subjects, objects, _, _) in relations().items()
+        for subject in _members(subjects)
     }
 
 
 def state(relation: str, subject: str, rng: random.Random) -> str:
     """One sentence that states a fact."""
-    sentence = rng.choice(RELATIONS[relation][2]).format(s=subject, o=table()[relation, subject])
-    sentence = sentence.replace("a owl", "an owl").replace("a umbrella", "an umbrella")
+    known = table()[relation, subject]
+    forms = {"s": subject, "o": known, "a_s": article(subject), "A_s": article(subject).capitalize()}
+    sentence = rng.choice(relations()[relation][3]).format(a_o=article(known), **forms)
     return sentence[0].upper() + sentence[1:]
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 
 from . import facts
-from .world import World, number_word, render, skeletons, words
+from .language import number_word, render, skeletons, words
+from .world import World
 
 
 class Teller:

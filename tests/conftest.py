@@ -1,0 +1,70 @@
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may wait for a network
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+
+import tess2lite as t2
+from tess2lite.model import LlamaForDiffusionLM, MistralForDiffusionLM
+
+GOLDEN = Path(__file__).parent / "golden"
+FAMILIES = {"mistral": (MistralConfig, MistralForDiffusionLM), "llama": (LlamaConfig, LlamaForDiffusionLM)}
+
+
+@pytest.fixture(scope="session")
+def golden():
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_data():
+    return json.loads((GOLDEN / "data.json").read_text())
+
+
+@pytest.fixture
+def golden_lm():
+    return t2.load(GOLDEN / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def golden_tokenizer():
+    return AutoTokenizer.from_pretrained(GOLDEN / "tokenizer")
+
+
+@pytest.fixture
+def tiny():
+    """A maker of random denoisers with the golden tokenizer: family, dtype and config fields by choice."""
+
+    def make(family="mistral", dtype=torch.float32, seed=0, **fields):
+        torch.manual_seed(seed)
+        config_class, model_class = FAMILIES[family]
+        tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "tokenizer")
+        settings = {
+            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+            "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
+        }  # fmt: skip
+        lm = model_class(config_class(**(settings | fields))).to(dtype).eval()
+        torch.nn.init.normal_(lm.timestep_embed.weight, std=0.2)
+        lm.tokenizer = tokenizer
+        return lm
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mistral_like_tokenizer():
+    """As Mistral's: a space before every text, no PAD, and one that adds BOS and EOS of its own accord."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    bpe.decoder = decoders.Metaspace(prepend_scheme="always")
+    trainer = trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=["\n", "|"])
+    bpe.train_from_iterator(["The cat sat on the mat, and the dog saw a red ball in the barn.\n"] * 9, trainer)
+    bpe.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>")

@@ -1,0 +1,242 @@
+"""t2.load: every kind of source, and one clear sentence for every bad one."""
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from conftest import GOLDEN
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+
+import tess2lite as t2
+from tess2lite import loading
+
+
+def forward(lm):
+    torch.manual_seed(3)
+    ids, mask = torch.randint(4, min(90, lm.config.vocab_size), (1, 10)), torch.arange(10)[None] > 3
+    simplex, t = 3 * torch.randn(1, 10, lm.config.vocab_size), torch.full((1, 10), 0.4)
+    with torch.no_grad():
+        return lm.logits_from_simplex(simplex, t, ids, mask)
+
+
+@pytest.fixture
+def ar_folder(tmp_path, mistral_like_tokenizer):
+    """A Llama trained left to right, as others save it, with a tokenizer that lacks PAD and adds EOS."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(mistral_like_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "ar")
+    mistral_like_tokenizer.save_pretrained(tmp_path / "ar")
+    return tmp_path / "ar"
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A copy of the golden checkpoint to be spoiled."""
+    return shutil.copytree(GOLDEN / "checkpoint", tmp_path / "checkpoint")
+
+
+def test_an_official_checkpoint_loads_its_timestep_embedding():
+    lm = t2.load(GOLDEN / "checkpoint")
+    saved = load_file(GOLDEN / "checkpoint" / "model.safetensors")["timestep_embed.weight"]
+    assert torch.equal(lm.timestep_embed.weight, saved) and saved.abs().max() > 0
+    assert lm.tokenizer is None and not lm.training
+
+
+def test_ar_weights_become_a_denoiser(ar_folder):
+    lm = t2.load(ar_folder)
+    plain = AutoModelForCausalLM.from_pretrained(ar_folder)
+    assert lm.timestep_embed.weight.abs().max() == 0
+    assert torch.equal(lm.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight)
+    assert torch.equal(forward(lm), forward(t2.load(ar_folder)))  # nothing random was added
+
+
+def test_a_base_without_pad_gets_one_as_its_last_id(ar_folder):
+    vocabulary = json.loads((ar_folder / "config.json").read_text())["vocab_size"]
+    lm = t2.load(ar_folder)
+    assert lm.tokenizer.pad_token == "[PAD]" and lm.tokenizer.pad_token_id == vocabulary == lm.config.pad_token_id
+    assert lm.config.vocab_size == len(lm.embedding_matrix()) == len(lm.lm_head.weight) == vocabulary + 1
+    assert torch.allclose(lm.embedding_matrix()[-1], lm.embedding_matrix()[:-1].mean(0), atol=1e-6)
+    lm.save_pretrained(ar_folder.parent / "again")
+    assert t2.load(ar_folder.parent / "again").config.vocab_size == vocabulary + 1
+
+
+def test_eos_as_pad_is_no_pad(ar_folder):
+    tokenizer = AutoTokenizer.from_pretrained(ar_folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(ar_folder)
+    assert t2.load(ar_folder).tokenizer.pad_token == "[PAD]"
+
+
+def test_pads_rows_learn(tiny):
+    """PAD is an ordinary token: as a known token its embedding gets a gradient."""
+    lm = tiny()
+    loading._prepare(lm)
+    ids, mask = torch.tensor([[1, 3, 9, 5]]), torch.tensor([[False, False, True, True]])
+    simplex, t = torch.randn(1, 4, lm.config.vocab_size), torch.full((1, 4), 0.5)
+    lm.logits_from_simplex(simplex, t, ids, mask).sum().backward()
+    assert lm.get_input_embeddings().weight.grad[3].abs().max() > 0
+
+
+def test_a_tokenizer_that_adds_eos_does_not(ar_folder):
+    lm = t2.load(ar_folder)
+    assert lm.tokenizer("The cat")["input_ids"][-1] == 2  # left to itself it would
+    out = t2.generate(lm, "The cat", steps=2, length=4, progress=False)
+    prompt = out.token_ids[:-4]
+    assert prompt[0] == 1 and 2 not in prompt and 1 not in prompt[1:]
+    assert lm.tokenizer.decode(prompt[1:]) == "The cat"
+
+
+def test_saved_and_loaded_is_the_same(tiny, tmp_path):
+    lm = tiny("llama")
+    lm.save_pretrained(tmp_path)
+    again = t2.load(tmp_path)
+    assert torch.equal(forward(again), forward(lm)) and again.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
+
+
+ADAPTERS = {
+    "lora": LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["timestep_embed"]),
+    "trained copies": LoraConfig(
+        target_modules=["q_proj"], modules_to_save=["timestep_embed", "embed_tokens", "lm_head"]),
+    "lora of embedding and head": LoraConfig(
+        target_modules=["q_proj", "embed_tokens", "lm_head"], modules_to_save=["timestep_embed"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_an_adapter_computes_the_same_trained_saved_and_merged(tiny, tmp_path, kind, load_in_4bit):
+    tiny(hidden_size=64).save_pretrained(tmp_path / "base")
+    base = t2.load(tmp_path / "base", load_in_4bit=load_in_4bit)
+    untouched = forward(base)
+    peft_model = get_peft_model(base, ADAPTERS[kind]).eval()
+    torch.manual_seed(0)
+    for parameter in peft_model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    trained = forward(peft_model)
+    assert (trained - untouched).abs().max() > 0.1
+    peft_model.save_pretrained(tmp_path / "adapter")
+    adapted = t2.load(tmp_path / "adapter", load_in_4bit=load_in_4bit)
+    assert isinstance(adapted, type(base)) and adapted.tokenizer is not None
+    assert torch.allclose(forward(adapted), trained, atol=1e-5)
+    if not load_in_4bit:
+        assert torch.allclose(forward(peft_model.merge_and_unload()), trained, atol=1e-4)
+
+
+def test_four_bits_are_four_bits(tiny, tmp_path):
+    lm = tiny(hidden_size=64)
+    lm.save_pretrained(tmp_path)
+    small = t2.load(tmp_path, load_in_4bit=True)
+    weight, exact = small.model.layers[0].mlp.up_proj.weight, lm.model.layers[0].mlp.up_proj.weight
+    assert weight.dtype == torch.uint8 and weight.quant_state.quant_type == "nf4"
+    rough = dequantize_4bit(weight.data, weight.quant_state)
+    assert 0.01 < (exact - rough).norm() / exact.norm() < 0.15
+    assert torch.equal(small.lm_head.weight, lm.lm_head.weight)  # the head and E stay whole
+    assert torch.equal(small.embedding_matrix(), lm.embedding_matrix())
+    assert torch.isfinite(forward(small)).all()
+
+
+def test_four_bits_pass_gradients_after_inference(tiny, tmp_path):
+    """Against the same weights, dequantized by hand into a plain model."""
+    tiny(hidden_size=64).save_pretrained(tmp_path)
+    small, plain = t2.load(tmp_path, load_in_4bit=True), t2.load(tmp_path)
+    for name, module in small.named_modules():
+        if isinstance(module, Linear4bit):
+            weight = dequantize_4bit(module.weight.data, module.weight.quant_state)
+            plain.get_submodule(name).weight.data = weight
+    forward(small)
+    gradients = []
+    for lm in (small, plain):
+        inputs = torch.randn(1, 6, 64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        lm.train().hidden_states(inputs, None).square().sum().backward()
+        gradients.append(inputs.grad)
+    assert gradients[1].norm() > 0 and torch.allclose(*gradients, rtol=1e-3, atol=1e-4)
+
+
+def test_dtype_and_device_are_obeyed():
+    lm = t2.load(GOLDEN / "checkpoint", dtype="bfloat16", device="cpu")
+    assert lm.dtype == torch.bfloat16 and lm.device.type == "cpu"
+    assert t2.load(GOLDEN / "checkpoint", dtype=torch.float64).dtype == torch.float64
+
+
+def refuses(sentence, *arguments, **settings):
+    with pytest.raises(ValueError) as problem:
+        t2.load(*arguments, **settings)
+    text = str(problem.value)
+    assert sentence in text and "\n" not in text and len(text) < 400, text
+
+
+def test_unknown_names(tmp_path):
+    refuses("There is no model 'tinytown-bose'", "tinytown-bose")
+    refuses("There is no model", str(tmp_path / "nowhere"))
+    refuses("could not be loaded", "nobody/nothing")
+    tmp_path.joinpath("empty").mkdir()
+    refuses("holds no config.json", tmp_path / "empty")
+
+
+def test_missing_and_misshapen_tensors(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    head = tensors.pop("lm_head.weight")
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    refuses("lacks 1 tensors that its config.json asks for, 'lm_head.weight'", checkpoint)
+    save_file(tensors | {"lm_head.weight": head[:-1]}, checkpoint / "model.safetensors", {"format": "pt"})
+    refuses("'lm_head.weight' of shape (95, 32)", checkpoint)
+
+
+def test_truncated_and_pickled_weights(checkpoint):
+    weights = checkpoint / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    refuses("could not be loaded", checkpoint)
+    weights.write_bytes(b"not a tensor file")
+    refuses("could not be loaded", checkpoint)
+    weights.unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps({}))
+    refuses("pickled weights", checkpoint)
+
+
+def test_a_broken_config(checkpoint):
+    (checkpoint / "config.json").write_text("{")
+    refuses("could not be loaded", checkpoint)
+
+
+def test_encoders_are_refused(tmp_path):
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    BertModel(config).save_pretrained(tmp_path)
+    refuses("is a bert; the decoders accepted are mistral, llama", tmp_path)
+
+
+def test_a_foreign_tokenizer(checkpoint):
+    shutil.copytree(GOLDEN / "tokenizer", checkpoint, dirs_exist_ok=True)
+    refuses("a tokenizer of 326 tokens for a model of 96", checkpoint)
+
+
+def test_devices_and_dtypes_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refuses("PyTorch sees no GPU here", GOLDEN / "checkpoint", device="cuda")
+    refuses("device is 'gpu'", GOLDEN / "checkpoint", device="gpu")
+    refuses("dtype is 'int8'", GOLDEN / "checkpoint", dtype="int8")
+
+
+def test_four_bits_without_bitsandbytes(monkeypatch):
+    find_spec = loading.importlib.util.find_spec
+    monkeypatch.setattr(
+        loading.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name)
+    )
+    refuses("needs bitsandbytes", GOLDEN / "checkpoint", load_in_4bit=True)
+
+
+def test_adapters_without_a_base_or_with_pickled_weights(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refuses("does not name its base model", tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(GOLDEN / "checkpoint")}))
+    refuses("no adapter_model.safetensors", tmp_path)

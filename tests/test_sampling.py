@@ -1,0 +1,162 @@
+"""What denoise promises its callers: hooks, seeds, edits, and a sentence for each mistake."""
+
+import pytest
+import torch
+
+import tess2lite as t2
+from tess2lite import textbook
+
+
+def batch(length=12, first=3, rows=1):
+    ids = torch.arange(1, length + 1).expand(rows, length).clone()
+    return {"input_ids": ids, "span_mask": (torch.arange(length) >= first).expand(rows, length).clone()}
+
+
+def last(lm, given=None, **settings):
+    *_, step = t2.denoise(lm, given or batch(), **({"steps": 6} | settings))
+    return step.tokens
+
+
+def test_one_step_is_valid(tiny):
+    steps = list(t2.denoise(tiny(), batch(), steps=1))
+    assert len(steps) == 1 and steps[0].t == 0 and steps[0].alpha_bar == 0.0
+
+
+def test_same_seed_same_text_other_seed_other_text(tiny):
+    lm = tiny()
+    assert torch.equal(last(lm, seed=3), last(lm, seed=3))
+    assert not torch.equal(last(lm, seed=3), last(lm, seed=4))
+    both = last(lm, batch(rows=2), seed=[3, 4])
+    assert torch.equal(both[:1], last(lm, seed=3)) and torch.equal(both[1:], last(lm, seed=4))
+
+
+@pytest.mark.parametrize("change", [{"steps": 7}, {"top_p": 0.2}, {"top_p": None}, {"temperature": 3.0}, {"seed": 1}])
+def test_every_setting_changes_the_run(tiny, change):
+    lm = tiny()
+    assert not torch.equal(last(lm), last(lm, **change))
+
+
+def test_a_low_temperature_or_top_p_is_argmax(tiny):
+    lm = tiny()
+    for settings in ({"temperature": 1e-4}, {"top_p": 1e-6}):
+        assert torch.equal(last(lm, **settings), last(lm, top_p=None))
+
+
+def test_what_a_step_says_of_its_prediction(tiny):
+    lm = tiny()
+    for step in t2.denoise(lm, batch(), steps=3):
+        p = step.logits.softmax(-1)
+        mask = step.span_mask
+        assert torch.allclose(step.confidence[mask], p.max(-1).values[mask], atol=1e-6)
+        entropy = torch.distributions.Categorical(probs=p).entropy()
+        assert torch.allclose(step.entropy[mask], entropy[mask], atol=1e-4)
+        assert torch.equal(step.argmax[mask], p.argmax(-1)[mask])
+        assert torch.equal(step.tokens[~mask], batch()["input_ids"][~mask])
+        assert (step.confidence[~mask] == 1).all() and (step.entropy[~mask] == 0).all()
+        assert torch.allclose(step.logits[mask], step.masked_logits, atol=1e-5)
+
+
+def test_a_pinned_token_survives_and_is_what_the_run_goes_on_from(tiny):
+    """The edited run equals a textbook run whose projection is edited in the same way."""
+    lm, given, torch_noise = tiny(), batch(), torch.randn(8, 1, 12, 326)
+
+    def pin(step):
+        step.tokens = step.tokens.index_fill(1, torch.tensor([5]), 99)
+
+    run = t2.denoise(lm, given, steps=6, top_p=None, hooks=[pin], noise=lambda i, shape: torch_noise[i])
+    ours = [(step.logits, step.tokens) for step in run]
+    project = textbook.project
+
+    def pinned(*arguments):
+        return project(*arguments).index_fill(1, torch.tensor([5]), 99)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(textbook, "project", pinned)
+        noise = lambda i, shape: torch_noise[i]  # noqa: E731
+        schedule = t2.schedule.alpha_bar(6)
+        theirs = list(textbook.sample(lm, given["input_ids"], given["span_mask"], schedule, noise))
+    for (logits, tokens), (their_logits, their_tokens) in zip(ours, theirs, strict=True):
+        assert torch.allclose(logits, their_logits, atol=1e-4)
+        assert torch.equal(tokens, their_tokens) and tokens[0, 5] == 99
+
+
+def test_replaced_logits_are_projected_and_self_conditioned_on(tiny):
+    """A hook that replaces logits by themselves changes nothing; one that favours a token writes it."""
+    lm = tiny()
+
+    def same(step):
+        step.logits = step.logits
+
+    def favour(step):
+        step.masked_logits = step.masked_logits.index_fill(1, torch.tensor([77]), 50.0)
+
+    assert torch.equal(last(lm, hooks=[same]), last(lm))
+    assert (last(lm, hooks=[favour])[0, 3:] == 77).all()
+    seen = []
+    list(t2.denoise(lm, batch(), steps=2, hooks=[favour, lambda step: seen.append(step.logits[0, 5, 77].item())]))
+    assert seen == [50.0, 50.0]
+
+
+def test_edits_in_the_loop_body_count_too(tiny):
+    for step in t2.denoise(tiny(), batch(), steps=4):
+        step.tokens = torch.full((1, 12), 50)
+        final = step.tokens
+    assert final[0, 3:].eq(50).all() and final[0, :3].tolist() == [1, 2, 3]
+
+
+def test_a_hook_can_stop_the_run(tiny):
+    def stop(step):
+        step.stop = step.index == 2
+
+    assert len(list(t2.denoise(tiny(), batch(), steps=9, hooks=[stop]))) == 3
+
+
+def test_an_interrupt_leaves_the_model_as_it_was(tiny):
+    lm = tiny()
+    before = last(lm)
+
+    def interrupt(step):
+        if step.index == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        last(lm, hooks=[interrupt])
+    assert torch.equal(last(lm), before) and torch.is_grad_enabled()
+
+
+def test_what_stands_under_the_mask_is_not_read(tiny):
+    lm, other = tiny(), batch()
+    other["input_ids"][other["span_mask"]] = -100
+    assert torch.equal(last(lm, other), last(lm))
+
+
+def without(**changes):
+    return batch() | changes
+
+
+MISTAKES = [
+    ({"steps": 0}, "steps is 0"),
+    ({"steps": -3}, "steps is -3"),
+    ({"steps": 2.5}, "steps is 2.5"),
+    ({"top_p": 0}, "top_p is 0"),
+    ({"top_p": 2}, "top_p is 2"),
+    ({"temperature": 0}, "temperature is 0"),
+    ({"temperature": float("nan")}, "temperature is nan"),
+    ({"seed": [1, 2]}, "one for each of the 1 sequences"),
+    ({"seed": "x"}, "seed is 'x'"),
+    ({"hooks": [3]}, "hooks holds something"),
+    ({"batch": without(span_mask=torch.ones(1, 5).bool())}, r"span_mask has shape \(1, 5\)"),
+    ({"batch": without(span_mask=torch.zeros(1, 12).bool())}, "nothing to denoise"),
+    ({"batch": without(span_mask=torch.ones(1, 12).bool())}, "row's first token"),
+    ({"batch": without(span_mask=torch.ones(1, 12))}, "give a bool tensor"),
+    ({"batch": without(attention_mask=torch.zeros(1, 12))}, "marks filler"),
+    ({"batch": without(input_ids=torch.full((1, 12), 999))}, "vocabulary of 326"),
+    ({"batch": batch(length=80)}, "80 tokens long; this model's context is 64"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "sentence"), MISTAKES)
+def test_mistakes_get_a_sentence_before_the_first_step(tiny, mistake, sentence):
+    arguments = {"batch": batch()} | mistake
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        t2.denoise(tiny(), **arguments)

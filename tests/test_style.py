@@ -1,0 +1,61 @@
+"""Thin means thin: lint, the arrows between modules, and their size."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tess2lite"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Who may import whom inside the package, from the ground up; what is not listed may import everything.
+ARROWS = {
+    "schedule": set(),
+    "simplex": set(),
+    "masking": set(),
+    "textbook": set(),
+    "data": set(),
+    "trajectory": {"viz"},
+    "viz": {"trajectory"},
+    "model": {"textbook", "schedule", "simplex", "masking"},
+    "loading": {"model"},
+    "sampling": {"schedule", "simplex", "masking", "model"},
+    "training": {"schedule", "simplex", "masking", "model", "data"},
+    "generation": {"sampling", "trajectory", "data", "masking", "viz"},
+}
+
+
+def imports(path):
+    """First names of the package's own modules that a file imports."""
+    level = len(path.relative_to(PACKAGE).parts) - 1
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == level + 1:
+            yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module.startswith("tess2lite"):
+            pytest.fail(f"{path.name} imports {node.module} absolutely")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows_point_one_way(path):
+    home = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if home in ARROWS:
+        assert set(imports(path)) <= ARROWS[home] | {home}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= (200 if path.name == "textbook.py" else 350)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 50, node.name
+    assert "assert " not in text  # users' mistakes get a sentence, not an AssertionError
+
+
+def test_ruff():
+    for arguments in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

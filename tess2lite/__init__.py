@@ -6,6 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it 
 
 from .generation import Generation, generate, infill  # noqa: E402
 from .loading import bundled, load  # noqa: E402
+from .profile import pick  # noqa: E402
 from .sampling import Step, denoise  # noqa: E402
 
-__all__ = ["Generation", "Step", "bundled", "denoise", "generate", "infill", "load"]
+__all__ = ["Generation", "Step", "bundled", "denoise", "generate", "infill", "load", "pick"]

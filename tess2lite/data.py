@@ -4,6 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
+
+
+def read_text(path) -> str:
+    """The text of a UTF-8 file of the user's."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no text file '{path}'; give the path of an existing one.")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"'{path}' is not UTF-8 text; convert it, or give a plain .txt file.") from None
+    if "\x00" in text or not text.strip():
+        raise ValueError(f"'{path}' holds {'binary data' if text.strip() else 'no text'}; give a plain .txt file.")
+    return text
 
 
 def encode(tokenizer, text: str) -> list[int]:

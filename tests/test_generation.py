@@ -135,10 +135,3 @@ def test_blanks_split_text_as_if_it_were_whole(golden_tokenizer, mistral_like_to
 def test_chat_without_roles_it_knows():
     with pytest.raises(ValueError, match="role 'tool'"):
         data.chat_prompt([{"role": "tool", "content": "x"}])
-
-
-def test_packing_fills_rows_and_starts_each_with_a_text(golden_tokenizer):
-    rows = data.pack(["the cat"] * 50, golden_tokenizer, 16)["input_ids"]
-    assert all(len(row) == 16 and row[0] == 1 for row in rows)
-    with pytest.raises(ValueError, match="fewer than 5000"):
-        data.pack(["the cat"], golden_tokenizer, 5000)

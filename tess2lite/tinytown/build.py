@@ -1,23 +1,57 @@
 """Makes the bundled models from nothing: `python -m tess2lite.tinytown.build [OUT]`.
 
-tokenizer → tinytown-ar (a small Mistral, trained left to right) → tinytown-base (the same weights,
-adapted to simplex diffusion). Every stage is skipped where its folder exists and resumes from its last
-checkpoint, and leaves a card with what was done, how long it took and how well it went.
+corpus and tokenizer → tinytown-ar (a small Mistral, trained left to right) → tinytown-base (the same weights,
+adapted to simplex diffusion). A stage whose folder exists is skipped, one that was interrupted goes on from its
+last checkpoint, and each leaves a card with what was done, how long it took and how well it went.
 """
 
 from __future__ import annotations
 
+import json
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset, load_from_disk
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
-from .world import words
+from ..data import pack
+from ..generation import generate
+from ..loading import load
+from ..training import DiffusionTrainer
+from .language import split_sentences, words
+from .stories import corpus, stories
+from .world import verify
 
-LENGTH, VOCABULARY, STORIES, SEED = 128, 1024, 150_000, 0
-AR_STEPS, BASE_STEPS, BATCH = 2_500, 6_000, 32
+SEED, LENGTH, VOCABULARY, DOCUMENTS = 0, 128, 1024, 150_000
+SCORED = 200  # test stories
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with a cosine of its own."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+
+
+PHASES = {
+    "tinytown-ar": [Phase(2_500, 32, 2e-3), Phase(5_000, 16, 2e-3)],
+    "tinytown-base": [Phase(4_500, 24, 1e-3)],
+}
 
 # Words that stories lack and tasks need, so that the tokenizer has tokens for them too.
 TASK_TEXT = """<|user|>
@@ -28,6 +62,25 @@ Sort these words: owl, fox, goat, cat. Answer: cat, fox, goat, owl. not ( True o
 Count the animals. 3 + 4 = 7, 12 - 5 = 7, 2 * 6 = 12. #### 7 #### 10 #### 15 #### 8 Tell me something cheerful about
 the town. Please tell a gloomy story. What do foxes eat? Each bag holds 6 nuts. How many nuts does she have in all?
 """
+
+
+def build(out: Path) -> None:
+    """All stages, each skipped where it is done."""
+    tokenizer, rows = prepare(out)
+    train(out, "tinytown-ar", lambda: new_model(tokenizer), Trainer, tokenizer, rows)
+    train(out, "tinytown-base", lambda: load(out / "tinytown-ar"), DiffusionTrainer, tokenizer, rows)
+    score(out / "tinytown-ar", continue_left_to_right)
+    score(out / "tinytown-base", continue_by_denoising)
+
+
+def prepare(out: Path) -> tuple[PreTrainedTokenizerFast, Dataset]:
+    """The corpus in packed rows, and a tokenizer made from it."""
+    if not (out / "corpus").exists():
+        texts = corpus("train", DOCUMENTS, SEED)
+        tokenizer = train_tokenizer(texts[:20_000])
+        tokenizer.save_pretrained(out / "tokenizer")
+        pack(texts, tokenizer, LENGTH).save_to_disk(out / "corpus")
+    return AutoTokenizer.from_pretrained(out / "tokenizer"), load_from_disk(out / "corpus")
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -50,28 +103,112 @@ def new_model(tokenizer) -> MistralForCausalLM:
     torch.manual_seed(SEED)
     config = MistralConfig(
         vocab_size=len(tokenizer), hidden_size=192, intermediate_size=384, num_hidden_layers=6,
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=256, sliding_window=None,
+        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=LENGTH, sliding_window=None,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id, initializer_range=0.04,
     )  # fmt: skip
     return MistralForCausalLM(config)
 
 
-def collate(rows) -> dict:
-    ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
-    return {"input_ids": ids, "labels": ids}
+def train(out: Path, name: str, make, trainer_class, tokenizer, rows: Dataset) -> None:
+    """One stage: train phase by phase, from the last checkpoint where there is one, and save with a card."""
+    if (out / name).exists():
+        return
+    model, losses, start = make(), [], time.monotonic()
+    for number, phase in enumerate(PHASES[name]):
+        work = out / f"{name}-training" / f"phase-{number}"
+        trainer = trainer_class(
+            model=model,
+            args=_arguments(work, phase, number),
+            train_dataset=rows,
+            data_collator=_collate,
+            processing_class=tokenizer,
+        )
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.is_dir() else None)
+        losses.append(round(_last_loss(trainer), 3))
+    whole = out / f"{name}-training" / "whole"
+    model.save_pretrained(whole)
+    tokenizer.save_pretrained(whole)
+    write_card(
+        whole,
+        model=name,
+        trained_from="tinytown-ar" if trainer_class is DiffusionTrainer else "nothing",
+        data_seed=SEED,
+        documents=DOCUMENTS,
+        phases=[asdict(phase) for phase in PHASES[name]],
+        tokens=sum(phase.steps * phase.batch * LENGTH for phase in PHASES[name]),
+        final_losses=losses,
+        minutes_of_last_run=round((time.monotonic() - start) / 60, 1),
+        device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+    )
+    whole.rename(out / name)  # a folder of that name is always whole
 
 
-def arguments(folder: Path, steps: int, learning_rate: float) -> TrainingArguments:
+def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:
     return TrainingArguments(
-        output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=100, per_device_train_batch_size=BATCH, weight_decay=0.01, bf16=True, adam_beta2=0.98,
-        logging_steps=50, save_steps=500, save_total_limit=1, report_to=[], seed=SEED,
+        output_dir=str(folder), max_steps=phase.steps, learning_rate=phase.learning_rate, lr_scheduler_type="cosine",
+        warmup_steps=100, per_device_train_batch_size=phase.batch, weight_decay=0.01, bf16=True, adam_beta2=0.98,
+        logging_steps=50, save_steps=250, save_total_limit=1, report_to=[], seed=SEED + number,
         use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
 
 
-def resume(trainer: Trainer):
-    """Train, from the last checkpoint where there is one."""
-    folder = Path(trainer.args.output_dir)
-    return trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+def _collate(rows) -> dict:
+    ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
+    return {"input_ids": ids, "labels": ids}
+
+
+def _last_loss(trainer: Trainer) -> float:
+    """Mean of the last tenth of the logged losses."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    last = losses[-max(1, len(losses) // 10) :]
+    return sum(last) / len(last)
+
+
+def write_card(folder: Path, **facts) -> None:
+    """Adds facts to a model's card.json."""
+    path = folder / "card.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(known | facts, indent=1, ensure_ascii=False) + "\n")
+
+
+def continue_left_to_right(folder: Path, prompts: list[str]) -> list[str]:
+    """What the AR model writes after each prompt, sampled at temperature 1."""
+    model = MistralForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    torch.manual_seed(SEED)
+    inputs = tokenizer(["<s>" + prompt for prompt in prompts], return_tensors="pt", padding=True)
+    room = LENGTH - inputs["input_ids"].shape[1]
+    with torch.inference_mode():
+        ids = model.generate(
+            **{key: inputs[key] for key in ("input_ids", "attention_mask")}, do_sample=True, top_k=0,
+            max_new_tokens=room, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+    return tokenizer.batch_decode(ids[:, -room:], skip_special_tokens=True)
+
+
+def continue_by_denoising(folder: Path, prompts: list[str]) -> list[str]:
+    """What the denoiser writes after each prompt, in 100 steps at top-p 0.99."""
+    lm, texts = load(folder), []
+    for start in range(0, len(prompts), 50):
+        batch = prompts[start : start + 50]
+        texts += [out.text for out in generate(lm, batch, seed=range(start, start + len(batch)))]
+    return texts
+
+
+def score(folder: Path, complete) -> None:
+    """Completes the first two sentences of test stories and counts how many become valid stories."""
+    if "stories_valid" in json.loads((folder / "card.json").read_text()):
+        return
+    prompts = [" ".join(split_sentences(text)[:2]) for text in stories("test", SCORED, SEED)]
+    problems = [verify(prompt + text) for prompt, text in zip(prompts, complete(folder, prompts), strict=True)]
+    write_card(
+        folder,
+        stories_scored=SCORED,
+        stories_valid=sum(problem is None for problem in problems) / SCORED,
+        what_was_wrong=[problem for problem in problems if problem][:5],
+    )
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/tinytown"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+import torch
 
 
 def read_text(path) -> str:
@@ -52,23 +55,84 @@ def encode_blanks(tokenizer, text: str) -> tuple[list[int], list[bool]]:
     return ids, mask
 
 
-def pack(texts: Iterable[str], tokenizer, length: int):
+def pack(texts: Iterable[str], tokenizer, length: int) -> Iterator[list[int]]:
     """Texts as rows of exactly `length` ids, `<s>text</s><s>text</s>…`, no padding.
 
-    Every row starts with a fresh text, as a prompt does; what does not fit is cut off.
-    Returns a `datasets.Dataset` with one column, `input_ids`.
+    A text that the end of a row cuts starts the next row again, so that rows begin as prompts do; one longer than
+    a row goes on there. What is left at the very end is dropped.
     """
-    from datasets import Dataset
-
-    rows, row = [], []
+    row = []
     for text in texts:
-        row += [tokenizer.bos_token_id, *encode(tokenizer, text), tokenizer.eos_token_id]
-        if len(row) >= length:
-            rows.append(row[:length])
-            row = []
-    if not rows:
-        raise ValueError(f"The texts hold fewer than {length} tokens together; give more text or a smaller length.")
-    return Dataset.from_dict({"input_ids": rows})
+        ids = [tokenizer.bos_token_id, *encode(tokenizer, text), tokenizer.eos_token_id]
+        row += ids
+        while len(row) >= length:
+            yield row[:length]
+            row = row[length:]
+            if 0 < len(row) < len(ids) <= length:
+                row = list(ids)
+                break
+
+
+class Rows(torch.utils.data.Dataset):
+    """Rows in an endless, seeded order: example j is a function of (seed, j), whatever came before it.
+
+    Each pass over the rows is a new permutation. An example carries its number as `example`.
+    """
+
+    def __init__(self, rows: list[list[int]], examples: int, seed: int):
+        self.rows, self.examples, self.seed = rows, examples, seed
+        self._pass = (None, None)
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __getitem__(self, j: int) -> dict:
+        number, place = divmod(j, len(self.rows))
+        if self._pass[0] != number:
+            generator = torch.Generator().manual_seed((self.seed << 20) + number)
+            self._pass = (number, torch.randperm(len(self.rows), generator=generator))
+        return {"input_ids": self.rows[int(self._pass[1][place])], "example": j}
+
+
+def stream(texts: Iterable[str], tokenizer, length: int, seed: int, buffer: int = 10_000):
+    """The same from a source too large to hold: shuffled within a buffer of rows, seeded.
+
+    Returns a `datasets.IterableDataset` of `input_ids` and `example`.
+    """
+    from datasets import IterableDataset
+
+    rows = IterableDataset.from_generator(lambda: ({"input_ids": row} for row in pack(texts, tokenizer, length)))
+    shuffled = rows.shuffle(buffer_size=buffer, seed=seed)
+    return shuffled.map(lambda row, j: row | {"example": j}, with_indices=True)
+
+
+def read_jsonl(path, column: str = "text") -> Iterator[str]:
+    """The texts of one column of a JSON-lines file."""
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"Line {number} of '{path}' is not JSON ({problem.msg}); mend or remove it.") from None
+        if not isinstance(record, dict) or not isinstance(record.get(column), str):
+            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+            raise ValueError(f"Line {number} of '{path}' has no text in column '{column}'; it has: {found}.")
+        yield record[column]
+
+
+def read_hub(name: str, column: str = "text") -> Iterable[str]:
+    """The texts of a hub dataset's train split, streamed."""
+    from datasets import load_dataset
+
+    try:
+        records = load_dataset(name, split="train", streaming=True)
+    except Exception as problem:  # many libraries' words for: not there, no network, not a dataset
+        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise ValueError(f"There is no file and no reachable hub dataset '{name}': {first}") from problem
+    if records.column_names is not None and column not in records.column_names:
+        raise ValueError(f"'{name}' has no column '{column}'; it has: {', '.join(records.column_names)}.")
+    return (record[column] for record in records)
 
 
 def chat_prompt(messages: list[dict[str, str]]) -> str:

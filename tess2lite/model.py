@@ -32,6 +32,10 @@ class SimplexDenoiser:
         else:
             super()._init_weights(module)
 
+    def forward(self, *args, run=None, **kwargs):
+        """As in transformers; with `run`, run(self): what wrappers (DDP, FSDP, PEFT) must see as a forward pass."""
+        return super().forward(*args, **kwargs) if run is None else run(self)
+
     def embedding_matrix(self) -> torch.Tensor:
         """E, (V, H), as the embedding layer really computes it: through a LoRA or a trained copy that PEFT has
         put around it, before and after saving and merging alike."""

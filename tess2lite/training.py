@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer
 
-from .masking import ul2
+from .data import Rows
+from .masking import prefix, ul2
 from .schedule import TRAINING_TIMESTEPS, alpha_bar
 from .simplex import noisy_simplex_, rows_per_chunk, soft_embedding, stream
 
 Noise = Callable[[slice], torch.Tensor]
 
 
-def seeded_noise(seeds: list[int], span_mask: torch.Tensor, vocabulary: int, step: int) -> tuple[Noise, list[slice]]:
-    """Training noise as a function of (seed, step, example), and the slices of masked rows it comes in.
+def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabulary: int) -> tuple[Noise, list[slice]]:
+    """Training noise as a function of (seed, example), and the slices of masked rows it comes in.
 
-    seeds: one an example; span_mask: (B, L). Returns (slice → ε (R, V), slices).
+    examples: the number of each row of span_mask (B, L). Returns (slice → ε (R, V), slices).
     """
     size, blocks, start = rows_per_chunk(vocabulary, span_mask.device), {}, 0
-    for seed, rows in zip(seeds, span_mask.sum(1).tolist(), strict=True):
+    for example, rows in zip(examples, span_mask.sum(1).tolist(), strict=True):
         for number, offset in enumerate(range(0, rows, size)):
-            blocks[start + offset, start + min(offset + size, rows)] = (seed, number)
+            blocks[start + offset, start + min(offset + size, rows)] = (example, number)
         start += rows
 
     def noise(rows: slice) -> torch.Tensor:
-        seed, number = blocks[rows.start, rows.stop]
-        generator = stream(seed, step, f"train {number}", span_mask.device)
+        example, number = blocks[rows.start, rows.stop]
+        generator = stream(seed, example, f"training noise {number}", span_mask.device)
         return torch.randn(rows.stop - rows.start, vocabulary, generator=generator, device=span_mask.device)
 
     return noise, [slice(*block) for block in blocks]
 
 
 def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, conditioned: bool, attention_mask=None):
-    """Mean cross-entropy over the masked positions, as `textbook.training_logits` and `textbook.loss`, in chunks.
+    """Summed cross-entropy over the masked positions, as `textbook.training_logits`, in chunks.
 
     input_ids, span_mask: (B, L). t: (B,) whole timesteps below T. noise, blocks: slice of masked rows → ε (R, V).
     conditioned: self-condition on a first prediction from t+1, made without gradient.
@@ -93,31 +95,108 @@ class _SoftPath:
 
 
 def cross_entropy(head, hidden: torch.Tensor, targets: torch.Tensor, size: int) -> torch.Tensor:
-    """Mean cross-entropy of head(hidden), `size` rows at a time; logits are made again in the backward pass."""
+    """Summed cross-entropy of head(hidden), `size` rows at a time; logits are made again in the backward pass."""
 
     def chunk(h, y):
         return F.cross_entropy(head(h), y, reduction="sum")
 
     starts = range(0, len(hidden), size)
     parts = [checkpoint(chunk, hidden[i : i + size], targets[i : i + size], use_reentrant=False) for i in starts]
-    return torch.stack(parts).sum() / len(hidden)
+    return torch.stack(parts).sum()
+
+
+@dataclass
+class DiffusionCollator:
+    """Rows of ids → a batch with masks and timesteps, each a function of (seed, example).
+
+    masking: "ul2" or "prefix" (`masking.py`), or "given" where rows bring their own `span_mask`, as chats do.
+    labels, as transformers' Trainer counts them: ids under the mask, −100 elsewhere.
+    """
+
+    masking: str
+    seed: int
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
+        masks, times = zip(*(self._drawn(row) for row in rows), strict=True)
+        span_mask = torch.stack(masks)
+        return {
+            "input_ids": ids,
+            "span_mask": span_mask,
+            "t": torch.stack(times),  # (B,)
+            "example": torch.tensor([row["example"] for row in rows]),
+            "labels": ids.masked_fill(~span_mask, -100),
+        }
+
+    def _drawn(self, row: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = stream(self.seed, row["example"], "mask and time", torch.device("cpu"))
+        t = torch.randint(TRAINING_TIMESTEPS, (), generator=generator)
+        if self.masking == "given":
+            return torch.tensor(row["span_mask"]), t
+        return {"ul2": ul2, "prefix": prefix}[self.masking](len(row["input_ids"]), generator), t
+
+
+GRID = tuple(range(250, TRAINING_TIMESTEPS, 500))  # evaluation timesteps
 
 
 class DiffusionTrainer(Trainer):
-    """Trains a denoiser on packed rows of `input_ids`: UL2 masks, t uniform, self-conditioning half of the time.
+    """transformers' Trainer on the diffusion loss: T 5000, self-conditioning half of the time.
 
-    Masks, t and noise are functions of (seed, step, place in the batch).
+    Give it `Rows` or `data.stream` and a `DiffusionCollator`. All randomness is a function of (seed, example), the
+    self-conditioning coin of (seed, step): a run resumes exactly, on one process or several.
     """
 
-    def compute_loss(self, model, inputs, **_):
-        input_ids = inputs["input_ids"]
-        step, seed = self.state.global_step, self.args.seed
-        draw = stream(seed, step, "masks", torch.device("cpu"))
-        masks = torch.stack([ul2(input_ids.shape[1], draw) for _ in input_ids])
-        t = torch.randint(TRAINING_TIMESTEPS, (len(input_ids),), generator=draw)
-        conditioned = bool(torch.rand((), generator=draw) < 0.5)
-        masks, t = masks.to(input_ids.device), t.to(input_ids.device)
-        seeds = [(seed << 20) + row for row in range(len(input_ids))]
-        lm = self.accelerator.unwrap_model(model)
-        noise, blocks = seeded_noise(seeds, masks, lm.config.vocab_size, step)
-        return diffusion_loss(lm, input_ids, masks, t, noise, blocks, conditioned)
+    def __init__(self, *args, self_conditioning: float = 0.5, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.self_conditioning = self_conditioning
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the whole batch's masked positions
+
+    def _get_train_sampler(self, *_):
+        rows = self.train_dataset
+        return torch.utils.data.SequentialSampler(rows) if isinstance(rows, Rows) else None  # shuffled already
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        coin = torch.rand((), generator=stream(self.args.seed, self.state.global_step, "coin", torch.device("cpu")))
+        loss = self._batch_loss(model, inputs, bool(coin < self.self_conditioning))
+        count = inputs["span_mask"].sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / count
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step}; the last checkpoint is whole. "
+                "Lower the learning rate and start again from it."
+            )
+        # DDP averages over processes what is already divided by the count over all of them.
+        return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
+
+    def _batch_loss(self, model, inputs, conditioned: bool) -> torch.Tensor:
+        ids, mask = inputs["input_ids"], inputs["span_mask"]
+
+        def run(lm):
+            noise, blocks = seeded_noise(self.args.seed, inputs["example"].tolist(), mask, lm.config.vocab_size)
+            return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, conditioned)
+
+        return model(run=run)  # through the wrappers: DDP must see a forward pass
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Self-conditioned loss at each t of a fixed grid, with masks and noise that are always the same."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        self.model.eval()
+        losses = {t: self._loss_at(rows, t) for t in GRID}
+        self.model.train()
+        metrics = {f"{metric_key_prefix}_loss": sum(losses.values()) / len(losses)}
+        metrics |= {f"{metric_key_prefix}_loss_at_{t}": loss for t, loss in losses.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _loss_at(self, rows, t: int) -> float:
+        total = count = 0
+        for start in range(0, len(rows), self.args.per_device_eval_batch_size):
+            some = range(start, min(start + self.args.per_device_eval_batch_size, len(rows)))
+            inputs = self._prepare_inputs(self.data_collator([rows[j] for j in some]))
+            inputs["t"] = torch.full_like(inputs["t"], t)
+            with self.compute_loss_context_manager():
+                total += float(self._batch_loss(self.model, inputs, conditioned=True))
+            count += int(inputs["span_mask"].sum())
+        return total / count

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from datasets import Dataset, load_from_disk
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
 from transformers import (
     AutoTokenizer,
     MistralConfig,
@@ -27,10 +27,10 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..data import pack
+from ..data import Rows, pack
 from ..generation import generate
 from ..loading import load
-from ..training import DiffusionTrainer
+from ..training import DiffusionCollator, DiffusionTrainer
 from .language import split_sentences, words
 from .stories import corpus, stories
 from .world import verify
@@ -67,20 +67,20 @@ the town. Please tell a gloomy story. What do foxes eat? Each bag holds 6 nuts. 
 def build(out: Path) -> None:
     """All stages, each skipped where it is done."""
     tokenizer, rows = prepare(out)
-    train(out, "tinytown-ar", lambda: new_model(tokenizer), Trainer, tokenizer, rows)
-    train(out, "tinytown-base", lambda: load(out / "tinytown-ar"), DiffusionTrainer, tokenizer, rows)
+    train(out, "tinytown-ar", lambda: new_model(tokenizer), Trainer, _next_token, tokenizer, rows)
+    denoised = DiffusionCollator("ul2", SEED)
+    train(out, "tinytown-base", lambda: load(out / "tinytown-ar"), DiffusionTrainer, denoised, tokenizer, rows)
     score(out / "tinytown-ar", continue_left_to_right)
     score(out / "tinytown-base", continue_by_denoising)
 
 
-def prepare(out: Path) -> tuple[PreTrainedTokenizerFast, Dataset]:
-    """The corpus in packed rows, and a tokenizer made from it."""
-    if not (out / "corpus").exists():
-        texts = corpus("train", DOCUMENTS, SEED)
-        tokenizer = train_tokenizer(texts[:20_000])
-        tokenizer.save_pretrained(out / "tokenizer")
-        pack(texts, tokenizer, LENGTH).save_to_disk(out / "corpus")
-    return AutoTokenizer.from_pretrained(out / "tokenizer"), load_from_disk(out / "corpus")
+def prepare(out: Path) -> tuple[PreTrainedTokenizerFast, list[list[int]]]:
+    """A tokenizer made from the corpus, and the corpus in packed rows."""
+    texts = corpus("train", DOCUMENTS, SEED)
+    if not (out / "tokenizer").exists():
+        train_tokenizer(texts[:20_000]).save_pretrained(out / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+    return tokenizer, list(pack(tqdm(texts, desc="packing the corpus", leave=False), tokenizer, LENGTH))
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -110,7 +110,7 @@ def new_model(tokenizer) -> MistralForCausalLM:
     return MistralForCausalLM(config)
 
 
-def train(out: Path, name: str, make, trainer_class, tokenizer, rows: Dataset) -> None:
+def train(out: Path, name: str, make, trainer_class, collator, tokenizer, rows: list[list[int]]) -> None:
     """One stage: train phase by phase, from the last checkpoint where there is one, and save with a card."""
     if (out / name).exists():
         return
@@ -120,8 +120,8 @@ def train(out: Path, name: str, make, trainer_class, tokenizer, rows: Dataset) -
         trainer = trainer_class(
             model=model,
             args=_arguments(work, phase, number),
-            train_dataset=rows,
-            data_collator=_collate,
+            train_dataset=Rows(rows, phase.steps * phase.batch, SEED + number),
+            data_collator=collator,
             processing_class=tokenizer,
         )
         trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.is_dir() else None)
@@ -149,11 +149,11 @@ def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:
         output_dir=str(folder), max_steps=phase.steps, learning_rate=phase.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=100, per_device_train_batch_size=phase.batch, weight_decay=0.01, bf16=True, adam_beta2=0.98,
         logging_steps=50, save_steps=250, save_total_limit=1, report_to=[], seed=SEED + number,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
     )  # fmt: skip
 
 
-def _collate(rows) -> dict:
+def _next_token(rows) -> dict:
     ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
     return {"input_ids": ids, "labels": ids}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -94,16 +96,31 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": self.rows[int(self._pass[1][place])], "example": j}
 
 
-def stream(texts: Iterable[str], tokenizer, length: int, seed: int, buffer: int = 10_000):
-    """The same from a source too large to hold: shuffled within a buffer of rows, seeded.
+@dataclass
+class Packed:
+    """Packed rows of a source that is read anew at each pass, after the first `skip` of them."""
+
+    texts: Callable[[], Iterable[str]]
+    tokenizer: object
+    length: int
+    skip: int = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(pack(self.texts(), self.tokenizer, self.length), self.skip, None)
+
+
+def stream(rows: Iterable[list[int]], seed: int, buffer: int = 10_000):
+    """The same from a source too large to hold: shuffled within a buffer of rows, seeded, repeated without end.
 
     Returns a `datasets.IterableDataset` of `input_ids` and `example`.
     """
     from datasets import IterableDataset
 
-    rows = IterableDataset.from_generator(lambda: ({"input_ids": row} for row in pack(texts, tokenizer, length)))
-    shuffled = rows.shuffle(buffer_size=buffer, seed=seed)
-    return shuffled.map(lambda row, j: row | {"example": j}, with_indices=True)
+    def read(rows):
+        yield from ({"input_ids": row} for row in rows)
+
+    shuffled = IterableDataset.from_generator(read, gen_kwargs={"rows": rows}).shuffle(seed=seed, buffer_size=buffer)
+    return shuffled.repeat(None).map(lambda row, j: row | {"example": j}, with_indices=True)
 
 
 def read_jsonl(path, column: str = "text") -> Iterator[str]:
@@ -121,7 +138,7 @@ def read_jsonl(path, column: str = "text") -> Iterator[str]:
         yield record[column]
 
 
-def read_hub(name: str, column: str = "text") -> Iterable[str]:
+def read_hub(name: str, column: str = "text") -> Iterator[str]:
     """The texts of a hub dataset's train split, streamed."""
     from datasets import load_dataset
 

@@ -52,6 +52,7 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
             lm = load(adapter, load_in_4bit, dtype, device)
             _load_adapter(lm, source)
     check_bidirectional(lm)
+    lm.name_or_path = str(name)  # what an adapter trained on this model will name as its base
     return lm.eval()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -136,6 +138,20 @@ class DiffusionCollator:
         return {"ul2": ul2, "prefix": prefix}[self.masking](len(row["input_ids"]), generator), t
 
 
+WHOLE = "whole"  # marks a checkpoint that was saved to its end
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole; ones that a kill cut short are removed."""
+    whole = {}
+    for path in Path(folder).glob("checkpoint-*"):
+        if (path / WHOLE).exists():
+            whole[int(path.name.split("-")[1])] = str(path)
+        else:
+            shutil.rmtree(path)
+    return whole[max(whole)] if whole else None
+
+
 GRID = tuple(range(250, TRAINING_TIMESTEPS, 500))  # evaluation timesteps
 
 
@@ -176,6 +192,11 @@ class DiffusionTrainer(Trainer):
             return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, conditioned)
 
         return model(run=run)  # through the wrappers: DDP must see a forward pass
+
+    def _save_checkpoint(self, *args):
+        super()._save_checkpoint(*args)
+        if self.args.should_save:  # last of all: a checkpoint without it was cut short
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:

@@ -50,12 +50,16 @@ def test_rows_are_a_function_of_seed_and_number():
 def test_a_stream_is_shuffled_the_same_way_every_time(golden_tokenizer):
     texts = [f"{word} cat sat on the mat" for word in "abcdefghij"] * 3
 
+    rows = data.Packed(lambda: texts, golden_tokenizer, 8, skip=2)
+    whole = list(data.pack(texts, golden_tokenizer, 8))
+    assert list(rows) == whole[2:] == list(rows)  # it can be read again
+
     def read(seed):
-        return list(data.stream(texts, golden_tokenizer, 8, seed, buffer=5))
+        return list(data.stream(rows, seed, buffer=5).take(len(whole) - 2))
 
     assert read(0) == read(0) != read(1)
-    assert [row["example"] for row in read(0)] == list(range(len(read(0))))
-    assert sorted(row["input_ids"] for row in read(0)) == sorted(data.pack(texts, golden_tokenizer, 8))
+    assert [row["example"] for row in read(0)] == list(range(len(whole) - 2))
+    assert sorted(row["input_ids"] for row in read(0)) == sorted(whole[2:])
 
 
 def test_json_lines(tmp_path):

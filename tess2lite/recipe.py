@@ -1,0 +1,213 @@
+"""A recipe: what is trained on what, and how. The same one in a notebook, a YAML file and on several GPUs.
+
+`Recipe` holds the paper's values as defaults; `prepare(recipe)` turns one into a `DiffusionTrainer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from transformers import TrainingArguments
+
+from .data import Packed, Rows, read_hub, read_jsonl, read_text, stream
+from .loading import load
+from .training import DiffusionCollator, DiffusionTrainer
+
+NAMED = Path(__file__).parent / "recipes"
+ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+EMBEDDINGS = ["embed_tokens", "lm_head"]
+
+
+@dataclass
+class Recipe:
+    """Adaptation of a left-to-right model to diffusion. Comments say where a default comes from."""
+
+    model: str  # as for `tess2lite.load`
+    data: str  # "tinytown", a .txt or .jsonl file, or a hub dataset (streamed)
+    output: str  # folder of checkpoints and of the finished model
+    column: str = "text"  # of .jsonl and hub datasets; Dolma's name
+    length: int = 2048  # tokens a row; the paper's
+    batch: int = 112  # rows a step, over all processes; the paper's
+    rows_at_once: int = 1  # rows a forward pass, on each process; the rest is accumulated
+    steps: int = 200_000  # the paper's
+    learning_rate: float = 1e-5  # the paper's, for full tuning
+    warmup: int = 5_000  # steps; the paper's, constant afterwards
+    masking: str = "ul2"  # the paper's: a third each of short spans, long spans, prefix
+    self_conditioning: float = 0.5  # share of steps; the paper's (and TESS's)
+    lora_rank: int = 0  # 0: full tuning, as in the paper
+    embeddings: str = "lora"  # under LoRA, of E and the head: "lora", "trained" (whole copies) or "frozen"
+    load_in_4bit: bool = False  # nf4; needs lora_rank
+    gradient_checkpointing: bool = False
+    dtype: str | None = None  # of weights; None as in `tess2lite.load`
+    seed: int = 0
+    held_out: int = 64  # rows for evaluation, never trained on
+    evaluate_every: int = 1_000  # steps
+    save_every: int = 1_000  # steps
+
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), hints[field.name]
+            if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+                setattr(self, field.name, float(value))
+            elif not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                name = getattr(wanted, "__name__", str(wanted))
+                raise ValueError(f"{field.name} is {value!r}; a recipe wants {name} there.")
+        self._check()
+
+    def _check(self) -> None:
+        for name in ("length", "batch", "rows_at_once", "steps", "evaluate_every", "save_every", "held_out"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
+        for name, accepted in (("masking", ("ul2", "prefix")), ("embeddings", ("lora", "trained", "frozen"))):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(accepted)}.")
+        if self.load_in_4bit and not self.lora_rank:
+            raise ValueError("load_in_4bit needs LoRA: 4-bit weights cannot be tuned; set lora_rank, say 64.")
+        if not 0 <= self.self_conditioning <= 1:
+            raise ValueError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
+
+
+def read_recipe(source: str | Path, **changes) -> Recipe:
+    """A recipe from a YAML file or the name of one that comes with the package; `changes` win over its fields."""
+    path = NAMED / f"{source}.yaml" if (NAMED / f"{source}.yaml").exists() else Path(source)
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in NAMED.glob("*.yaml")))
+        raise ValueError(f"There is no recipe '{source}'; give a YAML file or one of {names}.")
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as problem:
+        raise ValueError(f"'{path}' is not YAML: {str(problem).splitlines()[0]}.") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"'{path}' holds no recipe; write lines of `field: value`.")
+    fields |= changes
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    unknown = [name for name in fields if name not in known]
+    missing = [name for name in ("model", "data", "output") if name not in fields]
+    if unknown or missing:
+        what = f"knows no field '{unknown[0]}'" if unknown else f"lacks '{missing[0]}'"
+        raise ValueError(f"'{source}' {what}; fields are {', '.join(known)}.")
+    return Recipe(**fields)
+
+
+def texts(recipe: Recipe) -> Iterable[str]:
+    """The recipe's texts, in order."""
+    if recipe.data == "tinytown":
+        from .tinytown.stories import corpus
+
+        return corpus("train", min(150_000, 2_000 + recipe.steps * recipe.batch))
+    suffix = Path(recipe.data).suffix
+    if suffix == ".txt":
+        return [read_text(recipe.data)]
+    return read_jsonl(recipe.data, recipe.column) if suffix == ".jsonl" else read_hub(recipe.data, recipe.column)
+
+
+def datasets(recipe: Recipe, tokenizer):
+    """(rows to train on, rows held out): files and Tinytown are held in memory, hub datasets streamed."""
+    rows = Packed(partial(texts, recipe), tokenizer, recipe.length)
+    if recipe.data != "tinytown" and Path(recipe.data).suffix not in (".txt", ".jsonl"):
+        held_out = list(itertools.islice(rows, recipe.held_out))
+        return stream(dataclasses.replace(rows, skip=len(held_out)), recipe.seed), _fixed(held_out)
+    rows = list(rows)
+    kept = min(recipe.held_out, len(rows) // 5)
+    if not kept:
+        raise ValueError(
+            f"'{recipe.data}' gives {len(rows)} rows of {recipe.length} tokens; at least 5 are needed: "
+            "give more text or a smaller length."
+        )
+    return Rows(rows[:-kept], recipe.steps * recipe.batch, recipe.seed), _fixed(rows[-kept:])
+
+
+def _fixed(rows: list[list[int]]) -> list[dict]:
+    """Held-out rows; their masks and noise never change, so that runs compare."""
+    return [{"input_ids": row, "example": number} for number, row in enumerate(rows)]
+
+
+def adapt(lm, recipe: Recipe):
+    """The model as the recipe trains it: itself, or with LoRA. The timestep embedding is trained in any case."""
+    if not recipe.lora_rank:
+        return lm.float() if lm.dtype.itemsize < 4 and lm.device.type == "cpu" else lm
+    config = LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_rank,
+        target_modules=ATTENTION_AND_MLP + EMBEDDINGS * (recipe.embeddings == "lora"),
+        modules_to_save=["timestep_embed"] + EMBEDDINGS * (recipe.embeddings == "trained"),
+    )
+    return get_peft_model(lm, config)
+
+
+def prepare(recipe: Recipe) -> DiffusionTrainer:
+    """Everything loaded and checked; `.train()` is what is left to do."""
+    output = _writable(recipe.output)
+    lm = load(recipe.model, recipe.load_in_4bit, recipe.dtype)
+    if lm.tokenizer is None:
+        raise ValueError(f"'{recipe.model}' has no tokenizer; a recipe needs one to read text.")
+    if recipe.length > lm.config.max_position_embeddings:
+        raise ValueError(
+            f"length is {recipe.length}; the context of '{recipe.model}' is {lm.config.max_position_embeddings}."
+        )
+    train_rows, held_out = datasets(recipe, lm.tokenizer)
+    return DiffusionTrainer(
+        model=adapt(lm, recipe),
+        args=_arguments(recipe, output, lm),
+        train_dataset=train_rows,
+        eval_dataset=held_out,
+        data_collator=DiffusionCollator(recipe.masking, recipe.seed),
+        processing_class=lm.tokenizer,
+        self_conditioning=recipe.self_conditioning,
+    )
+
+
+def _writable(output: str) -> Path:
+    path = Path(output)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".writable").touch()
+        (path / ".writable").unlink()
+    except OSError as problem:
+        raise ValueError(f"Nothing can be written to '{output}': {problem.strerror}; choose another output.") from None
+    return path
+
+
+def _arguments(recipe: Recipe, output: Path, lm) -> TrainingArguments:
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    accumulated, rest = divmod(recipe.batch, recipe.rows_at_once * processes)
+    if rest:
+        raise ValueError(
+            f"batch is {recipe.batch}, which {processes} processes of {recipe.rows_at_once} rows at once do not divide."
+        )
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=recipe.warmup,
+        per_device_train_batch_size=recipe.rows_at_once,
+        per_device_eval_batch_size=recipe.rows_at_once,
+        gradient_accumulation_steps=accumulated,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},  # inputs are embeddings: nothing else to re-enter by
+        bf16=lm.device.type == "cuda" and lm.dtype == torch.bfloat16,
+        fp16=lm.device.type == "cuda" and lm.dtype == torch.float16,
+        use_cpu=lm.device.type == "cpu",
+        optim="paged_adamw_8bit" if recipe.load_in_4bit and lm.device.type == "cuda" else "adamw_torch",
+        logging_steps=max(1, min(25, recipe.steps // 20)),
+        eval_strategy="steps",
+        eval_steps=recipe.evaluate_every,
+        save_steps=recipe.save_every,
+        save_total_limit=2,
+        remove_unused_columns=False,
+        accelerator_config={"dispatch_batches": False},
+        report_to=[],
+        seed=recipe.seed,
+    )

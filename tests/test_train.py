@@ -1,0 +1,229 @@
+"""Recipes as an engineer runs them: from YAML, killed, resumed, on two processes, on 4-bit weights."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import MistralConfig, MistralForCausalLM
+
+import tess2lite as t2
+from tess2lite import memory, recipe, train
+from tess2lite.training import last_checkpoint
+
+ROOT = Path(__file__).parent.parent
+SENTENCES = [
+    "The cat sat on the mat. ",
+    "The dog saw a red ball in the barn. ",
+    "The cat and the dog sat in the barn. ",
+]
+
+
+@pytest.fixture
+def own(tmp_path, mistral_like_tokenizer):
+    """A left-to-right Mistral without PAD and a text file, as a user has them; returns a maker of recipe fields."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(mistral_like_tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=None,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "ar")
+    mistral_like_tokenizer.save_pretrained(tmp_path / "ar")
+    (tmp_path / "own.txt").write_text("".join(SENTENCES[i % 3] for i in range(300)))
+
+    def fields(**changes):
+        return {
+            "model": str(tmp_path / "ar"), "data": str(tmp_path / "own.txt"), "output": str(tmp_path / "run"),
+            "length": 16, "batch": 8, "rows_at_once": 8, "steps": 20, "learning_rate": 3e-3, "warmup": 2,
+            "held_out": 8, "evaluate_every": 20, "save_every": 5,
+        } | changes  # fmt: skip
+
+    return fields
+
+
+def losses(folder):
+    states = sorted(
+        Path(folder).glob("checkpoint-*/trainer_state.json"), key=lambda p: int(p.parent.name.split("-")[1])
+    )
+    return [entry["loss"] for entry in json.loads(states[-1].read_text())["log_history"] if "loss" in entry]
+
+
+def weights(folder):
+    return load_file(next(Path(folder).glob("*model.safetensors")))
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def launch(path, *more, launcher=("-m", "tess2lite.train"), **settings):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(
+        [sys.executable, *launcher, str(path), *more], cwd=ROOT, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings,
+    )  # fmt: skip
+
+
+def test_a_text_file_is_learned_and_the_adapter_loads_everywhere(own, capsys):
+    run = train.train(recipe.Recipe(**own(steps=60, lora_rank=8, evaluate_every=1)))
+    evaluated = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
+    assert evaluated[-1] < 0.8 * evaluated[0]
+    printed = capsys.readouterr().out
+    assert "memory, estimated" in printed and "memory, measured" in printed
+    output = own()["output"]
+    ours = t2.load(output)
+    assert json.loads(Path(output, "adapter_config.json").read_text())["base_model_name_or_path"] == own()["model"]
+    plain = PeftModel.from_pretrained(t2.load(own()["model"]), output)
+    ids = torch.randint(3, ours.config.vocab_size, (1, 12))
+    mask, simplex = torch.arange(12)[None] > 4, torch.randn(1, 12, ours.config.vocab_size)
+    with torch.no_grad():
+        arguments = (simplex, torch.full((1, 12), 0.5), ids, mask)
+        assert torch.allclose(ours.logits_from_simplex(*arguments), plain.logits_from_simplex(*arguments), atol=1e-5)
+    assert t2.generate(ours, "The cat", steps=3, length=8, progress=False).text
+
+
+@pytest.mark.parametrize("embeddings", ["lora", "trained", "frozen"])
+def test_four_bit_weights_learn_through_lora(own, embeddings):
+    """The path of the 4-bit Mistral, on a tiny one, with gradient checkpointing and accumulation."""
+    fields = own(steps=30, lora_rank=8, load_in_4bit=True, gradient_checkpointing=True, rows_at_once=4)
+    run = train.train(recipe.Recipe(**fields | {"embeddings": embeddings}))
+    seen = losses(fields["output"])
+    assert seen[-1] < seen[0]
+    trained = [name for name, p in run.model.named_parameters() if p.requires_grad]
+    assert any("timestep_embed" in name for name in trained)
+    assert any("embed_tokens" in name for name in trained) == (embeddings != "frozen")
+    t2.load(fields["output"], load_in_4bit=True)
+
+
+def test_a_killed_run_goes_on_to_the_bit(own, tmp_path):
+    """kill −9 in mid-run, and one that cuts a checkpoint short while it is saved."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(own()))
+    whole = launch(path, f"output={tmp_path / 'whole'}")
+    assert whole.wait() == 0, whole.stdout.read()
+    run = launch(path)
+    for line in run.stdout:
+        if "'loss'" in line and last_checkpoint_seen(own()["output"]) >= 10:
+            os.kill(run.pid, signal.SIGKILL)
+            break
+    run.wait()
+    output = Path(own()["output"])
+    unfinished = output / "checkpoint-99"  # as a kill in mid-save leaves it: newest of all, without its mark
+    shutil.copytree(last_checkpoint(output), unfinished)
+    (unfinished / "whole").unlink()
+    (unfinished / "model.safetensors").write_bytes(b"cut")
+    done = launch(path)
+    assert done.wait() == 0, done.stdout.read()
+    assert same(weights(output), weights(tmp_path / "whole"))
+    assert losses(output) == losses(tmp_path / "whole")
+
+
+def last_checkpoint_seen(folder):
+    return max((int(p.parent.name.split("-")[1]) for p in Path(folder).glob("checkpoint-*/whole")), default=0)
+
+
+def test_two_processes_are_one(own, tmp_path):
+    """`accelerate launch` at equal global batch: the same losses and weights, within float noise."""
+    train.train(recipe.Recipe(**own(output=str(tmp_path / "one"), steps=8)))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(own(output=str(tmp_path / "two"), steps=8, rows_at_once=4)))
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tess2lite.train")  # fmt: skip
+    done = launch(path, launcher=launcher)
+    printed = done.communicate()[0]
+    assert done.returncode == 0, printed
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[key], two[key], atol=1e-3) for key in one)
+
+
+def test_named_recipes_are_whole():
+    for path in recipe.NAMED.glob("*.yaml"):
+        recipe.read_recipe(path.stem)
+    mistral = recipe.read_recipe("mistral-7b-nf4", steps=7)
+    assert mistral.load_in_4bit and mistral.lora_rank and mistral.steps == 7
+
+
+def test_the_memory_estimate_counts_what_is_loaded(own, tmp_path):
+    """Weights and adapters to the number, against the loaded model."""
+    made = recipe.Recipe(**own(lora_rank=8))
+    prepared = recipe.prepare(made)
+    base = prepared.model.get_base_model()
+    parts = memory.estimate(base.config, made, "cpu", 4)
+    adapters = sum(p.numel() for name, p in prepared.model.named_parameters() if "lora_" in name)
+    assert parts["adapters"] == pytest.approx(4 * adapters / 1e9)
+    frozen = sum(p.numel() for name, p in prepared.model.named_parameters() if "base_layer" in name)
+    assert parts["weights"] == pytest.approx(4 * frozen / 1e9)
+
+
+MISTAKES = [
+    ({"stepz": 3}, "knows no field 'stepz'"),
+    ({"steps": 0}, "steps is 0"),
+    ({"steps": "many"}, "steps is 'many'"),
+    ({"masking": "mlm"}, "masking is 'mlm'"),
+    ({"load_in_4bit": True}, "load_in_4bit needs LoRA"),
+    ({"self_conditioning": 2}, "self_conditioning is 2"),
+    ({"rows_at_once": 3}, "do not divide"),
+    ({"length": 100}, "the context of"),
+    ({"length": 60, "data": "one line"}, "at least 5 are needed"),
+    ({"data": ""}, "holds no text"),
+    ({"data": "\x00\x01"}, "binary data"),
+    ({"output": "/proc/nowhere"}, "Nothing can be written"),
+    ({"model": "tinytown-bose"}, "There is no model"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "sentence"), MISTAKES)
+def test_mistakes_get_a_sentence(own, tmp_path, mistake, sentence):
+    fields = own(**mistake)
+    if "data" in mistake:
+        fields["data"] = str(tmp_path / "bad.txt")
+        Path(fields["data"]).write_text(mistake["data"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    with pytest.raises(ValueError, match=sentence):
+        train.main([str(path)])
+
+
+def test_a_folder_belongs_to_one_recipe(own):
+    train.train(recipe.Recipe(**own(steps=5)))
+    before = weights(own()["output"])
+    with pytest.raises(ValueError, match="holds a run with seed 0, this recipe says 1"):
+        train.train(recipe.Recipe(**own(seed=1)))
+    assert same(before, weights(own()["output"]))
+
+
+def test_a_full_disk_loses_nothing(own, monkeypatch):
+    train.train(recipe.Recipe(**own(steps=5)))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(ValueError, match="No space left on device.*goes on from .*checkpoint-5"):
+            train.train(recipe.Recipe(**own(steps=15)))
+    train.train(recipe.Recipe(**own(steps=15)))
+    assert last_checkpoint(own()["output"]).endswith("checkpoint-15")
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(ValueError, match="There is no recipe 'nothing'.*mistral-7b-nf4"):
+        recipe.read_recipe("nothing")
+    path = tmp_path / "bad.yaml"
+    for content, sentence in (("- a", "holds no recipe"), ("a: [", "is not YAML"), ("model: x", "lacks 'data'")):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=sentence):
+            recipe.read_recipe(path)
+    with pytest.raises(ValueError, match="write field=value"):
+        train.main([str(path), "steps"])
+    with pytest.raises(ValueError, match="Give a recipe"):
+        train.main([])

@@ -17,6 +17,10 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "tess2lite needs Python 3.11 or newer; give one with: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+ifeq ($(TORCH_INDEX)$(shell uname -s)$(shell command -v nvidia-smi),Linux)
+	@echo "No NVIDIA GPU found. To spare the CUDA download, stop this (Ctrl-C) and say:"
+	@echo "  make $(MAKECMDGOALS) TORCH_INDEX=https://download.pytorch.org/whl/cpu"
+endif
 	$(PYTHON) -m venv $(VENV)
 ifneq ($(TORCH_INDEX),)
 	$(BIN)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch
@@ -35,3 +39,4 @@ tour: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/sampling.py
+	$(BIN)/python tests/benchmarks/training.py

@@ -1,42 +1,29 @@
 """`make bench`: one sampling step beside one bare forward pass of the same model.
 
-A float32 Mistral with hidden 256, 4 layers, vocabulary 32,000; B 2, L 256, the second half masked; 2 threads.
-"Bare" is the backbone and the head on the masked half, no gradient. Both are timed in turn in one run, and the
-ratio of their medians is printed; peak extra memory is that of a run over the loaded model.
+The model and batch of `common.py`, 2 threads. "Bare" is the backbone and the head on the masked half, no gradient. Both
+are timed in turn in one run, and the ratio of their medians is printed; peak extra memory is that of a run over the
+loaded model.
 """
 
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
-from transformers import MistralConfig
+from common import B, L, batch, model, reset_peak, resident
 
 import tess2lite as t2
-from tess2lite.model import MistralForDiffusionLM
 
-B, L, STEPS = 2, 256, 12
+STEPS = 12
 
 
-def model(peaked: bool) -> MistralForDiffusionLM:
-    """Random weights, the head scaled so that logits are N(0, 1) (flat), or one token takes ≥ 0.9 (peaked)."""
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=32_000, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=L,
-    )  # fmt: skip
-    lm = MistralForDiffusionLM(config).eval()
-    torch.nn.init.normal_(lm.lm_head.weight, std=config.hidden_size**-0.5)
+def made(peaked: bool):
+    """The model as it is (flat), or its head scaled so that one token takes nearly everything (peaked)."""
+    lm = model().eval()
     if peaked:
         lm.lm_head.weight.data *= 40
     return lm
-
-
-def batch() -> dict[str, torch.Tensor]:
-    ids = torch.randint(3, 32_000, (B, L))
-    return {"input_ids": ids, "span_mask": (torch.arange(L) >= L // 2).expand(B, L)}
 
 
 def bare(lm, inputs) -> None:
@@ -46,7 +33,7 @@ def bare(lm, inputs) -> None:
 
 @torch.no_grad()
 def measure(peaked: bool) -> dict[str, float]:
-    lm, inputs, passes, steps = model(peaked), batch(), [], []
+    lm, inputs, passes, steps = made(peaked), batch(), [], []
     run = t2.denoise(lm, inputs, steps=STEPS, top_p=0.99)
     bare(lm, inputs)
     next(run)
@@ -69,17 +56,12 @@ def peak_extra_megabytes(kind: str) -> float:
 
 
 def print_peak(kind: str) -> None:
-    lm, inputs = model(kind == "peaked"), batch()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark to what is resident now
-    before = _resident("VmRSS")
+    lm, inputs = made(kind == "peaked"), batch()
+    reset_peak()
+    before = resident("VmRSS")
     for _ in t2.denoise(lm, inputs, steps=3, top_p=0.99):
         pass
-    print(_resident("VmHWM") - before)
-
-
-def _resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+    print(resident("VmHWM") - before)
 
 
 def main() -> None:

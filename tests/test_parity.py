@@ -103,3 +103,17 @@ def test_chat_is_encoded_as_in_training(golden_data, golden_tokenizer):
             assert row["span_mask"] == [label != -100 for label in labels]
     prompt = golden_data["generation_prompt"]
     assert "<s>" + data.chat_prompt([{"role": "user", "content": prompt["content"]}]) == prompt["text"]
+
+
+def test_half_precision_is_the_textbook_roughly(tiny):
+    """A bfloat16 model's step against the float32 textbook: softmax and noise stay in float32."""
+    exact, half = tiny(), tiny(dtype=torch.bfloat16)
+    half.load_state_dict(exact.state_dict())
+    given = batch_of([list(range(1, 20))])
+    noise = torch.randn(3, 1, 19, exact.config.vocab_size)
+    ours, theirs = (
+        [step.logits for step in t2.denoise(lm, given, steps=2, top_p=None, noise=lambda i, shape: noise[i])]
+        for lm in (half, exact)
+    )
+    assert half.dtype == torch.bfloat16 and ours[0].dtype == torch.float32
+    parity.relative(ours[0], theirs[0], 0.05)

@@ -16,7 +16,13 @@ def test_every_generated_story_verifies():
 def test_stories_follow_from_their_seed():
     assert stories.stories("train", 5) == stories.stories("train", 8)[:5]
     assert stories.stories("train", 5) != stories.stories("train", 5, seed=1)
-    assert not set(stories.stories("train", 300)) & set(stories.stories("test", 300))
+
+
+def test_splits_are_disjoint_by_construction():
+    train, validation, test = (set(stories.stories(split, 400)) for split in stories.SPLITS)
+    assert not train & validation and not train & test and not validation & test
+    assert all(stories.belongs("validation", text) for text in validation)
+    assert not any(stories.belongs("validation", text) for text in train)
 
 
 def used(split, n=3000):

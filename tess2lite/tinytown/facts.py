@@ -54,3 +54,8 @@ def page(rng: random.Random) -> str:
     """A short page of facts: four to six, all different."""
     known = rng.sample(sorted(table()), rng.randint(4, 6))
     return " ".join(state(relation, subject, rng) for relation, subject in known)
+
+
+def question(relation: str, subject: str) -> str:
+    """The question that a fact answers."""
+    return relations()[relation][2].format(s=subject, a_s=article(subject))

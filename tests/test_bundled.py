@@ -1,0 +1,69 @@
+"""The models that come with the package are there, small, and do what the quickstart says."""
+
+import json
+
+import pytest
+import torch
+
+import tess2lite as t2
+from tess2lite import textbook
+from tess2lite.data import encode
+from tess2lite.schedule import alpha_bar
+from tess2lite.tinytown.language import split_sentences
+from tess2lite.tinytown.stories import stories
+
+PEOPLE_AND_THINGS = [
+    ("Anna", "red kite"), ("Tom", "old drum"), ("Lily", "golden key"), ("Max", "tiny robot"), ("Vera", "blue umbrella"),
+    ("Ben", "shiny coin"), ("Nora", "purple scarf"), ("Gus", "wooden flute"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["tinytown-ar", "tinytown-base"])
+def test_bundled_models_are_small_and_have_a_card(name):
+    folder = t2.bundled()[name]
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 10e6
+    card = json.loads((folder / "card.json").read_text())
+    assert {"model", "data_seed", "tokens", "phases", "device", "stories_valid"} <= set(card)
+    assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+
+
+@pytest.fixture(scope="module")
+def written():
+    lm = t2.load("tinytown-base")
+    prompts = [
+        f"This is a story about {person}. {person} had {'an' if thing[0] in 'aeiou' else 'a'} {thing}."
+        for person, thing in PEOPLE_AND_THINGS
+    ]
+    return t2.generate(lm, prompts, steps=30, seed=range(len(prompts)), progress=False)
+
+
+def test_names_and_things_are_carried_through_the_story(written):
+    """Each story speaks of its own prompt's person and thing, and hardly ever of another prompt's."""
+    pairs = list(zip(written, PEOPLE_AND_THINGS, strict=True))
+    own = [(person in out.text) + (thing in out.text) for out, (person, thing) in pairs]
+    others = [
+        (person in out.text) + (thing in out.text)
+        for out, mine in pairs
+        for person, thing in PEOPLE_AND_THINGS
+        if (person, thing) != mine
+    ]
+    assert sum(own) >= 12  # of 16
+    assert sum(others) / len(others) < 0.2 * sum(own) / len(own)
+
+
+def test_stories_end_and_are_made_of_sentences(written):
+    assert sum(out.ended for out in written) >= 6  # of 8
+    assert all(len(split_sentences(out.text)) >= 2 for out in written if out.ended)
+
+
+def test_a_text_noised_a_little_is_read_back():
+    """At a fifth of the time axis the model names nearly every token of an unseen story."""
+    lm = t2.load("tinytown-base")
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, *encode(lm.tokenizer, stories("validation", 1)[0])]])
+    mask = torch.arange(ids.shape[1])[None] > 0
+    noise = torch.randn(*ids.shape, lm.config.vocab_size)
+    noisy = textbook.add_noise(textbook.token_simplex(ids, lm.config.vocab_size), noise, alpha_bar()[1000])
+    with torch.no_grad():
+        logits = lm.logits_from_simplex(noisy, torch.full(ids.shape, 0.2), ids, mask)
+    assert (logits.argmax(-1) == ids)[mask].float().mean() > 0.95

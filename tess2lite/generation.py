@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
+from . import inputs
 from .data import encode, encode_blanks
 from .masking import after
-from .sampling import Hook, _seeds, _whole, denoise
+from .sampling import Hook, denoise
 from .trajectory import Recorder, Trajectory
 
 
@@ -58,7 +59,7 @@ def generate(
     default the rest of the model's context, at most 256. progress: show a bar.
     """
     _check_model(lm)
-    length = None if length is None else _whole("length", length, 1)
+    length = None if length is None else inputs.whole("length", length, 1)
     prompts = _texts("prompt", prompt)
     rows = [_continuation(lm, text, length) for text in prompts]
     written = _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress)
@@ -82,7 +83,7 @@ def infill(
     _check_model(lm)
     texts = _texts("text", text)
     rows = [_blanks(lm, text) for text in texts]
-    written = _run(lm, texts, rows, steps, top_p, temperature, seed, hooks, progress, whole=True)
+    written = _run(lm, texts, rows, steps, top_p, temperature, seed, hooks, progress, from_start=True)
     return written[0] if isinstance(text, str) else written
 
 
@@ -135,15 +136,15 @@ def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress, whole=False) -> list[Generation]:
-    seeds = _seeds(secrets.randbits(31) if seed is None else seed, len(rows))
+def _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress, from_start=False) -> list[Generation]:
+    seeds = inputs.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
     recorder = Recorder()
     run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder])
     with tqdm(run, total=steps, desc="denoising", unit="step", disable=not progress, leave=False) as bar:
         for step in bar:
             bar.set_postfix(entropy=f"{step.entropy[step.span_mask].mean():.2f} nats", refresh=False)
     return [
-        _generation(lm.tokenizer, prompt, row, index, recorder, seeds[index], whole)
+        _generation(lm.tokenizer, prompt, row, index, recorder, seeds[index], from_start)
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
 
@@ -159,13 +160,15 @@ def _batch(rows) -> dict[str, torch.Tensor]:
     return {"input_ids": stack(ids), "span_mask": stack(masks), "attention_mask": stack(real)}
 
 
-def _generation(tokenizer, prompt, row, index, recorder, seed, whole) -> Generation:
+def _generation(tokenizer, prompt, row, index, recorder, seed, from_start) -> Generation:
     span_mask = row[1]
     first = int(span_mask.nonzero()[0, 0])
-    trajectory = recorder.trajectory(index, span_mask, lambda ids: tokenizer.decode(ids[1:] if whole else ids[first:]))
+    trajectory = recorder.trajectory(
+        index, span_mask, lambda ids: tokenizer.decode(ids[1:] if from_start else ids[first:])
+    )
     ids = trajectory.tokens[-1].tolist()
     end = next((i for i in range(first, len(ids)) if ids[i] == tokenizer.eos_token_id and span_mask[i]), None)
-    kept = ids[1:end] if whole else ids[first:end]
+    kept = ids[1:end] if from_start else ids[first:end]
     text = tokenizer.decode(kept, skip_special_tokens=True)
     # Blanks with known text after them have their end given.
     ended = end is not None or not bool(span_mask[-1])

@@ -6,12 +6,11 @@ is made and dropped in chunks of rows (`simplex.py`). `generation.py` puts text 
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
+from . import inputs
 from .schedule import alpha_bar
 from .simplex import TRIES, noisy_simplex_, nucleus, rows_per_chunk, self_conditioned, soft_embedding, stream
 
@@ -114,7 +113,7 @@ class Step:
     def tokens(self, tokens: torch.Tensor) -> None:
         if tokens.shape != self.span_mask.shape:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}; this run needs {tuple(self.span_mask.shape)}.")
-        _check_ids(tokens, len(self._run.embedding))
+        inputs.check_ids(tokens, len(self._run.embedding))
         self._edited = torch.where(self.span_mask, tokens, self._run.input_ids)
 
     @property
@@ -242,13 +241,13 @@ def denoise(
 
     The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
     """
-    steps = _whole("steps", steps, 1)
-    _check_numbers(top_p, temperature)
+    steps = inputs.whole("steps", steps, 1)
+    inputs.check_numbers(top_p, temperature)
     hooks = list(hooks)
     if not all(callable(hook) for hook in hooks):
         raise TypeError("hooks holds something that cannot be called; give functions that take a step.")
-    checked = _check_batch(lm, batch)
-    return _loop(Run(lm, checked, steps, top_p, temperature, _seeds(seed, len(checked[0])), noise), hooks)
+    checked = inputs.check_batch(lm, batch)
+    return _loop(Run(lm, checked, steps, top_p, temperature, inputs.one_each(seed, len(checked[0])), noise), hooks)
 
 
 def _loop(run: Run, hooks: list[Hook]) -> Iterator[Step]:
@@ -261,62 +260,3 @@ def _loop(run: Run, hooks: list[Hook]) -> Iterator[Step]:
         soft = step.finish()
         if step.stop:
             return
-
-
-def _whole(name: str, value, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} is {value!r}; give a whole number of {least} or more.")
-    return number
-
-
-def _check_numbers(top_p, temperature) -> None:
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p!r}; give a number above 0 and at most 1, or None for argmax.")
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature is {temperature!r}; give a number above 0 (top_p=None for argmax).")
-
-
-def _seeds(seed, sequences: int) -> list[int]:
-    try:
-        return [operator.index(seed)] * sequences
-    except TypeError:
-        seeds = [_whole("seed", s, -math.inf) for s in seed] if isinstance(seed, Iterable) else None
-    if seeds is None or len(seeds) != sequences:
-        raise ValueError(f"seed is {seed!r}; give one whole number, or one for each of the {sequences} sequences.")
-    return seeds
-
-
-def _check_ids(ids: torch.Tensor, vocabulary: int) -> None:
-    if ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
-        raise ValueError(f"There are token ids outside this model's vocabulary of {vocabulary}.")
-
-
-def _check_batch(lm, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The batch on the model's device, or one sentence on what is wrong with it."""
-    ids = batch["input_ids"].to(lm.device)
-    mask = batch["span_mask"].to(lm.device)
-    attention = batch.get("attention_mask")
-    attention = torch.ones_like(ids) if attention is None else attention.to(lm.device).long()
-    for name, tensor in (("span_mask", mask), ("attention_mask", attention)):
-        if tensor.shape != ids.shape or ids.dim() != 2:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)} and input_ids {tuple(ids.shape)}; both are (B, L)."
-            )
-    if mask.dtype != torch.bool:
-        raise TypeError(f"span_mask is {mask.dtype}; give a bool tensor, True where the model writes.")
-    context = lm.config.max_position_embeddings
-    if attention.sum(1).max() > context:
-        raise ValueError(f"The text is {int(attention.sum(1).max())} tokens long; this model's context is {context}.")
-    if not mask.any(1).all():
-        raise ValueError("span_mask has a row with nothing to denoise; every row needs a True.")
-    if (mask & (attention == 0)).any():
-        raise ValueError("span_mask marks filler (attention_mask 0); only real tokens can be denoised.")
-    if (mask & (attention.cumsum(1) == 1)).any():
-        raise ValueError("span_mask marks a row's first token, which nothing stands before; begin rows with BOS.")
-    _check_ids(ids.masked_fill(mask | (attention == 0), 0), lm.config.vocab_size)
-    ids = ids.masked_fill(mask, 0)  # never read; ids of another vocabulary may stand there
-    return ids, mask, None if attention.all() else attention

@@ -5,7 +5,7 @@ import inspect
 import parity
 import pytest
 
-from tess2lite import generation, model, sampling, textbook, training
+from tess2lite import generation, inputs, model, sampling, textbook, training
 
 # name → (module, what it says, what a mistaken version says). One mistake a line, in the textbook or the fast path.
 MUTATIONS = {
@@ -37,7 +37,7 @@ MUTATIONS = {
     "PAD treated as filler (batching)": (
         generation, "[torch.ones_like(row) for row in ids]", "[(row != 0).long() for row in ids]"),
     "PAD treated as filler (sampler)": (
-        sampling, "torch.ones_like(ids) if attention is None", "(ids != 0).long() if attention is None"),
+        inputs, "torch.ones_like(ids) if attention is None", "(ids != 0).long() if attention is None"),
     "filler is attended": (model, "attention_mask=attention_mask, position_ids", "position_ids"),
 }  # fmt: skip
 

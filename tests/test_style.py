@@ -18,13 +18,16 @@ ARROWS = {
     "masking": set(),
     "textbook": set(),
     "data": set(),
+    "inputs": set(),
     "trajectory": {"viz"},
     "viz": {"trajectory"},
     "model": {"textbook", "schedule", "simplex", "masking"},
     "loading": {"model"},
-    "sampling": {"schedule", "simplex", "masking", "model"},
+    "sampling": {"schedule", "simplex", "masking", "model", "inputs"},
     "training": {"schedule", "simplex", "masking", "model", "data"},
-    "generation": {"sampling", "trajectory", "data", "masking", "viz"},
+    "recipe": {"data", "loading", "training", "tinytown"},
+    "memory": {"simplex"},
+    "generation": {"sampling", "trajectory", "data", "masking", "viz", "inputs"},
 }
 
 

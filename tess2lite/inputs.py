@@ -1,0 +1,72 @@
+"""What users give, checked: one clear sentence for each mistake, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+
+import torch
+
+
+def whole(name: str, value, least: int) -> int:
+    """A whole number of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number of {least} or more.")
+    return number
+
+
+def check_numbers(top_p, temperature) -> None:
+    """Settings of the projection to tokens."""
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p!r}; give a number above 0 and at most 1, or None for argmax.")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature is {temperature!r}; give a number above 0 (top_p=None for argmax).")
+
+
+def one_each(seed, sequences: int) -> list[int]:
+    """A seed for each sequence, from one for all or one each."""
+    try:
+        return [operator.index(seed)] * sequences
+    except TypeError:
+        seeds = [whole("seed", s, -math.inf) for s in seed] if isinstance(seed, Iterable) else None
+    if seeds is None or len(seeds) != sequences:
+        raise ValueError(f"seed is {seed!r}; give one whole number, or one for each of the {sequences} sequences.")
+    return seeds
+
+
+def check_ids(ids: torch.Tensor, vocabulary: int) -> None:
+    """Token ids that the model has."""
+    if ids.is_floating_point() or ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(f"There are token ids outside this model's vocabulary of {vocabulary}.")
+
+
+def check_batch(lm, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The batch on the model's device, or one sentence on what is wrong with it."""
+    ids = batch["input_ids"].to(lm.device)
+    mask = batch["span_mask"].to(lm.device)
+    attention = batch.get("attention_mask")
+    attention = torch.ones_like(ids) if attention is None else attention.to(lm.device).long()
+    for name, tensor in (("span_mask", mask), ("attention_mask", attention)):
+        if tensor.shape != ids.shape or ids.dim() != 2:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} and input_ids {tuple(ids.shape)}; both are (B, L)."
+            )
+    if mask.dtype != torch.bool:
+        raise TypeError(f"span_mask is {mask.dtype}; give a bool tensor, True where the model writes.")
+    context = lm.config.max_position_embeddings
+    if attention.sum(1).max() > context:
+        raise ValueError(f"The text is {int(attention.sum(1).max())} tokens long; this model's context is {context}.")
+    if not mask.any(1).all():
+        raise ValueError("span_mask has a row with nothing to denoise; every row needs a True.")
+    if (mask & (attention == 0)).any():
+        raise ValueError("span_mask marks filler (attention_mask 0); only real tokens can be denoised.")
+    if (mask & (attention.cumsum(1) == 1)).any():
+        raise ValueError("span_mask marks a row's first token, which nothing stands before; begin rows with BOS.")
+    check_ids(ids.masked_fill(mask | (attention == 0), 0), lm.config.vocab_size)
+    ids = ids.masked_fill(mask, 0)  # never read; ids of another vocabulary may stand there
+    return ids, mask, None if attention.all() else attention

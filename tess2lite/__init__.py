@@ -5,8 +5,21 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it nf4 on a CPU crawls
 
 from .generation import Generation, generate, infill  # noqa: E402
+from .guidance import RewardGuidance  # noqa: E402
 from .loading import bundled, load  # noqa: E402
 from .profile import pick  # noqa: E402
+from .reward import load_reward  # noqa: E402
 from .sampling import Step, denoise  # noqa: E402
 
-__all__ = ["Generation", "Step", "bundled", "denoise", "generate", "infill", "load", "pick"]
+__all__ = [
+    "Generation",
+    "RewardGuidance",
+    "Step",
+    "bundled",
+    "denoise",
+    "generate",
+    "infill",
+    "load",
+    "load_reward",
+    "pick",
+]

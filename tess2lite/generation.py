@@ -163,13 +163,11 @@ def _batch(rows) -> dict[str, torch.Tensor]:
 def _generation(tokenizer, prompt, row, index, recorder, seed, from_start) -> Generation:
     span_mask = row[1]
     first = int(span_mask.nonzero()[0, 0])
-    trajectory = recorder.trajectory(
-        index, span_mask, lambda ids: tokenizer.decode(ids[1:] if from_start else ids[first:])
-    )
+    shown_from = 1 if from_start else first
+    trajectory = recorder.trajectory(index, span_mask, lambda ids: tokenizer.decode(ids[shown_from:]))
     ids = trajectory.tokens[-1].tolist()
     end = next((i for i in range(first, len(ids)) if ids[i] == tokenizer.eos_token_id and span_mask[i]), None)
-    kept = ids[1:end] if from_start else ids[first:end]
-    text = tokenizer.decode(kept, skip_special_tokens=True)
+    text = tokenizer.decode(ids[shown_from:end], skip_special_tokens=True)
     # Blanks with known text after them have their end given.
     ended = end is not None or not bool(span_mask[-1])
     return Generation(prompt, text, ids, ended, seed, trajectory)

@@ -47,6 +47,9 @@ def check_ids(ids: torch.Tensor, vocabulary: int) -> None:
 
 def check_batch(lm, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The batch on the model's device, or one sentence on what is wrong with it."""
+    missing = [name for name in ("input_ids", "span_mask") if name not in batch]
+    if missing:
+        raise ValueError(f"The batch has no '{missing[0]}'; give input_ids and span_mask, both (B, L).")
     ids = batch["input_ids"].to(lm.device)
     mask = batch["span_mask"].to(lm.device)
     attention = batch.get("attention_mask")

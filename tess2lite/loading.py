@@ -39,12 +39,12 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
 
     Raises ValueError with what was given and what is accepted.
     """
-    device = _device(device)
-    dtype = _dtype(dtype, device)
+    device = choose_device(device)
+    dtype = choose_dtype(dtype, device)
     if load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError("load_in_4bit=True needs bitsandbytes, which is not installed; pip install bitsandbytes.")
-    source = _source(name)
-    with _plain_errors(name), _quiet(name):
+    source = find_source(name)
+    with plain_errors(name), _quiet(name):
         adapter = _adapter_base(source)
         if adapter is None:
             lm = _load_model(source, load_in_4bit, dtype, device)
@@ -56,7 +56,7 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
     return lm.eval()
 
 
-def _device(device) -> torch.device:
+def choose_device(device) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -68,7 +68,7 @@ def _device(device) -> torch.device:
     return device
 
 
-def _dtype(dtype, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype, device: torch.device) -> torch.dtype:
     if dtype is None:
         if device.type == "cpu":
             return torch.float32
@@ -79,7 +79,7 @@ def _dtype(dtype, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _source(name) -> str:
+def find_source(name) -> str:
     """A folder or a hub name, or an error that lists what there is."""
     if str(name) in bundled():
         return str(bundled()[str(name)])
@@ -99,7 +99,7 @@ def _source(name) -> str:
 
 
 @contextmanager
-def _plain_errors(name):
+def plain_errors(name):
     """Loading fails in many libraries' words; say it in one sentence, and keep the original as its cause."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -149,15 +149,19 @@ def _adapter_base(source: str) -> str | None:
     return base
 
 
-def _load_model(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device):
-    config = AutoConfig.from_pretrained(source)
-    if config.model_type not in DENOISERS:
-        raise ValueError(f"'{source}' is a {config.model_type}; the decoders accepted are {', '.join(DENOISERS)}.")
+def check_safetensors(source: str) -> None:
     if _file(source, *WEIGHT_FILES) is None:
         raise ValueError(
             f"'{source}' holds no weights as safetensors; pickled weights (*.bin, *.pt) are not read, "
             "because they can run code: convert them with save_pretrained first."
         )
+
+
+def _load_model(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device):
+    config = AutoConfig.from_pretrained(source)
+    if config.model_type not in DENOISERS:
+        raise ValueError(f"'{source}' is a {config.model_type}; the decoders accepted are {', '.join(DENOISERS)}.")
+    check_safetensors(source)
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["lm_head", "timestep_embed"],

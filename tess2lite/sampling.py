@@ -68,9 +68,9 @@ class Run:
     def read(self, soft: torch.Tensor, t: int) -> torch.Tensor:
         """The backbone's hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
         time = torch.full((1, 1), t / self.steps, dtype=torch.float64, device=soft.device)
-        inputs = self.known.clone()
-        inputs[self.span_mask] = soft + self.lm.timestep_embed(time.to(soft.dtype))
-        hidden = self.lm.hidden_states(inputs, self.attention_mask)
+        embeddings = self.known.clone()
+        embeddings[self.span_mask] = soft + self.lm.timestep_embed(time.to(soft.dtype))
+        hidden = self.lm.hidden_states(embeddings, self.attention_mask)
         return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
 
     def choose(self, p: torch.Tensor, logits: torch.Tensor, index: int, block) -> torch.Tensor:
@@ -89,7 +89,8 @@ class Step:
     `logits` (or `masked_logits`) or `tokens`, and set `stop`; the run goes on with what it finds.
 
     index: 0 … steps−1. t: timestep, steps−1−index. alpha_bar: ᾱ of the noisy simplex that was read.
-    span_mask: (B, L) bool, where the model writes.
+    input_ids, span_mask, attention_mask: (B, L), the batch; attention_mask is None where there is no filler.
+    reward: (B,), set by guidance.
     """
 
     def __init__(self, run: Run, index: int, hidden: torch.Tensor):
@@ -97,7 +98,8 @@ class Step:
         self.index, self.t = index, run.steps - 1 - index
         # The first input is pure noise, whatever the schedule's last entry says.
         self.alpha_bar = float(run.alpha_bar[self.t + 1]) if index else 0.0
-        self.span_mask, self.stop = run.span_mask, False
+        self.input_ids, self.span_mask, self.attention_mask = run.input_ids, run.span_mask, run.attention_mask
+        self.stop, self.reward = False, None
         self._logits = self._projected = self._edited = None
 
     @property

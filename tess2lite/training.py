@@ -69,9 +69,9 @@ class _SoftPath:
     def mix(self, t, belief):
         """Half the noisy simplex at t, half the belief (N, H) or (H,), as embeddings: (N, H)."""
         noisy = torch.empty(len(self.ids), self.matrix.shape[1], dtype=self.matrix.dtype, device=self.matrix.device)
-        level = self.alpha_bar[t][self.sequence, None]  # (N, 1)
+        level = self.alpha_bar[t][self.sequence, None].to(torch.promote_types(torch.float32, noisy.dtype))  # (N, 1)
         for rows in self.blocks:
-            simplex = noisy_simplex_(self.noise(rows), self.ids[rows], level[rows].to(self.matrix.dtype))
+            simplex = noisy_simplex_(self.noise(rows), self.ids[rows], level[rows])
             noisy[rows] = soft_embedding(simplex.softmax(1), self.matrix).to(noisy.dtype)
         return (noisy + belief) / 2
 

@@ -69,6 +69,24 @@ def test_a_base_without_pad_gets_one_as_its_last_id(ar_folder):
     assert t2.load(ar_folder.parent / "again").config.vocab_size == vocabulary + 1
 
 
+def test_tied_embeddings_stay_tied(tmp_path, mistral_like_tokenizer):
+    config = LlamaConfig(
+        vocab_size=len(mistral_like_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    mistral_like_tokenizer.save_pretrained(tmp_path)
+    lm = t2.load(tmp_path)
+    assert lm.lm_head.weight is lm.get_input_embeddings().weight and len(lm.lm_head.weight) == config.vocab_size + 1
+
+
+def test_a_sliding_window_is_opened(checkpoint):
+    """Mistral-7B-v0.1 has one; a denoiser must see the whole text."""
+    config = json.loads((checkpoint / "config.json").read_text()) | {"sliding_window": 4, "is_causal": True}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert torch.equal(forward(t2.load(checkpoint)), forward(t2.load(GOLDEN / "checkpoint")))
+
+
 def test_eos_as_pad_is_no_pad(ar_folder):
     tokenizer = AutoTokenizer.from_pretrained(ar_folder)
     tokenizer.pad_token = tokenizer.eos_token

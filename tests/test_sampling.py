@@ -145,6 +145,7 @@ MISTAKES = [
     ({"seed": [1, 2]}, "one for each of the 1 sequences"),
     ({"seed": "x"}, "seed is 'x'"),
     ({"hooks": [3]}, "hooks holds something"),
+    ({"batch": {"input_ids": batch()["input_ids"]}}, "has no 'span_mask'"),
     ({"batch": without(span_mask=torch.ones(1, 5).bool())}, r"span_mask has shape \(1, 5\)"),
     ({"batch": without(span_mask=torch.zeros(1, 12).bool())}, "nothing to denoise"),
     ({"batch": without(span_mask=torch.ones(1, 12).bool())}, "row's first token"),

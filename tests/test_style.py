@@ -27,6 +27,8 @@ ARROWS = {
     "training": {"schedule", "simplex", "masking", "model", "data"},
     "recipe": {"data", "loading", "training", "tinytown"},
     "memory": {"simplex"},
+    "reward": {"loading"},
+    "guidance": {"reward"},
     "generation": {"sampling", "trajectory", "data", "masking", "viz", "inputs"},
 }
 

@@ -6,6 +6,7 @@ PYTHON ?= python3
 PROFILE ?= smoke
 TORCH_INDEX ?=
 VENV := .venv
+export OMP_WAIT_POLICY ?= PASSIVE
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)

@@ -71,8 +71,7 @@ def pack(texts: Iterable[str], tokenizer, length: int) -> Iterator[list[int]]:
             yield row[:length]
             row = row[length:]
             if 0 < len(row) < len(ids) <= length:
-                row = list(ids)
-                break
+                row = list(ids)  # which is a row of its own when it is just as long
 
 
 class Rows(torch.utils.data.Dataset):
@@ -109,7 +108,7 @@ class Packed:
         return itertools.islice(pack(self.texts(), self.tokenizer, self.length), self.skip, None)
 
 
-def stream(rows: Iterable[list[int]], seed: int, buffer: int = 10_000):
+def endless(rows: Iterable[list[int]], seed: int, buffer: int = 10_000):
     """The same from a source too large to hold: shuffled within a buffer of rows, seeded, repeated without end.
 
     Returns a `datasets.IterableDataset` of `input_ids` and `example`.
@@ -161,6 +160,10 @@ def chat_prompt(messages: list[dict[str, str]]) -> str:
     for message in messages:
         if message.get("role") not in ("user", "assistant"):
             raise ValueError(f"A message has the role {message.get('role')!r}; roles are 'user' and 'assistant'.")
+        if not isinstance(message.get("content"), str):
+            raise ValueError("A message has no 'content'; give its text.")
+    if not messages or messages[-1]["role"] != "user":
+        raise ValueError("The last message is not the user's; the assistant answers a user.")
     turns = [f"<|{message['role']}|>\n{message['content'].strip()}\n" for message in messages]
     return "".join(turns) + "<|assistant|>\n"
 

@@ -166,7 +166,8 @@ def _generation(tokenizer, prompt, row, index, recorder, seed, from_start) -> Ge
     shown_from = 1 if from_start else first
     trajectory = recorder.trajectory(index, span_mask, lambda ids: tokenizer.decode(ids[shown_from:]))
     ids = trajectory.tokens[-1].tolist()
-    end = next((i for i in range(first, len(ids)) if ids[i] == tokenizer.eos_token_id and span_mask[i]), None)
+    last_known = int((~span_mask).nonzero()[-1, 0])  # an end before known text is none
+    end = next((i for i in range(last_known + 1, len(ids)) if ids[i] == tokenizer.eos_token_id), None)
     text = tokenizer.decode(ids[shown_from:end], skip_special_tokens=True)
     # Blanks with known text after them have their end given.
     ended = end is not None or not bool(span_mask[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,17 +53,25 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
             lm = load(adapter, load_in_4bit, dtype, device)
             _load_adapter(lm, source)
     check_bidirectional(lm)
-    lm.name_or_path = str(name)  # what an adapter trained on this model will name as its base
+    # What an adapter trained on this model will name as its base; a folder by its full path, to be found from anywhere.
+    lm.name_or_path = str(name) if str(name) in bundled() or not Path(name).is_dir() else str(Path(name).resolve())
     return lm.eval()
 
 
 def choose_device(device) -> torch.device:
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return (
+            torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+    given = device
     try:
         device = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}; give 'cpu', 'cuda' or 'cuda:0'.") from None
+    except (RuntimeError, TypeError):
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {given!r}; give 'cpu', 'cuda' or 'cuda:0'.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is '{device}', but PyTorch sees no GPU here; leave device out or give 'cpu'.")
     return device
@@ -73,7 +82,7 @@ def choose_dtype(dtype, device: torch.device) -> torch.dtype:
         if device.type == "cpu":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    dtype = DTYPES.get(dtype, dtype)
+    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if dtype not in DTYPES.values():
         raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
     return dtype
@@ -81,6 +90,8 @@ def choose_dtype(dtype, device: torch.device) -> torch.dtype:
 
 def find_source(name) -> str:
     """A folder or a hub name, or an error that lists what there is."""
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise ValueError(f"The name is {name!r}; give a string or a path.")
     if str(name) in bundled():
         return str(bundled()[str(name)])
     path = Path(name)
@@ -119,12 +130,14 @@ def plain_errors(name):
 @contextmanager
 def _quiet(name):
     """No progress bar for the bundled models, which load in no time."""
-    if str(name) in bundled():
+    hide = str(name) in bundled() and logging.is_progress_bar_enabled()
+    if hide:
         logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        if hide:
+            logging.enable_progress_bar()
 
 
 def _file(source: str, *names: str) -> str | None:
@@ -142,10 +155,16 @@ def _adapter_base(source: str) -> str | None:
     """The base model of a PEFT adapter; None when the source is a whole model."""
     if _file(source, "config.json") is not None:
         return None
-    config = json.loads(Path(_file(source, "adapter_config.json")).read_text())
-    base = config.get("base_model_name_or_path")
+    path = _file(source, "adapter_config.json")
+    if path is None:
+        raise ValueError(
+            f"'{source}' is no folder here and not to be had from the hub; check the name and the network."
+        )
+    base = json.loads(Path(path).read_text()).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"'{source}' is an adapter that does not name its base model.")
+    if Path(base).is_dir() and (Path(base) / "adapter_config.json").exists():
+        raise ValueError(f"'{source}' is an adapter on another adapter, '{base}'; merge that one into its base first.")
     return base
 
 
@@ -158,7 +177,7 @@ def check_safetensors(source: str) -> None:
 
 
 def _load_model(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device):
-    config = AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if config.model_type not in DENOISERS:
         raise ValueError(f"'{source}' is a {config.model_type}; the decoders accepted are {', '.join(DENOISERS)}.")
     check_safetensors(source)
@@ -171,7 +190,7 @@ def _load_model(source: str, load_in_4bit: bool, dtype: torch.dtype, device: tor
         quantization_config=quantization if load_in_4bit else None,
         ignore_mismatched_sizes=True, output_loading_info=True,
     )  # fmt: skip
-    _check_complete(source, lm, info)
+    _check_complete(source, config, info)
     lm.tokenizer = _tokenizer(source, lm)
     _prepare(lm)
     return lm
@@ -186,8 +205,12 @@ def _prepare(lm) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _check_complete(source: str, lm, info: dict) -> None:
-    missing = sorted(set(info["missing_keys"]) - {"timestep_embed.weight"})
+def _check_complete(source: str, config, info: dict) -> None:
+    was_denoiser = any("ForDiffusionLM" in name for name in config.architectures or [])
+    missing = sorted(set(info["missing_keys"]) - (set() if was_denoiser else {"timestep_embed.weight"}))
+    surplus = sorted(key for key in info["unexpected_keys"] if ".layers." in key and "rotary" not in key)
+    if surplus:
+        raise ValueError(f"'{source}' has tensors that its config.json does not know, '{surplus[0]}' first.")
     if missing:
         raise ValueError(
             f"'{source}' lacks {len(missing)} tensors that its config.json asks for, '{missing[0]}' first."
@@ -203,7 +226,7 @@ def _tokenizer(source: str, lm):
     """The source's tokenizer, with a PAD of its own; None when the source has none."""
     if _file(source, *TOKENIZER_FILES) is None:
         return None
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
         raise ValueError(f"'{source}' has a tokenizer without a BOS or an EOS token; a denoiser needs both.")
     if len(tokenizer) > lm.config.vocab_size:
@@ -233,7 +256,7 @@ def _load_adapter(lm, source: str) -> None:
         raise ValueError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")
     lm.load_adapter(source)
     if _file(source, *TOKENIZER_FILES) is not None:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         if len(tokenizer) > lm.config.vocab_size:
             raise ValueError(
                 f"'{source}' has a tokenizer of {len(tokenizer)} tokens for a base of {lm.config.vocab_size}."

@@ -6,7 +6,6 @@ import resource
 import sys
 
 import torch
-from torch import nn
 
 from .simplex import CHUNK
 
@@ -59,8 +58,3 @@ def measured_peak(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / GB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GB if sys.platform == "darwin" else peak * 1024 / GB
-
-
-def size(lm: nn.Module) -> float:
-    """GB of a loaded model's weights, as they lie."""
-    return sum(p.numel() * p.element_size() for p in lm.parameters()) / GB

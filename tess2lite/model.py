@@ -44,6 +44,10 @@ class SimplexDenoiser:
             return layer.weight
         return layer(torch.arange(self.config.vocab_size, device=self.device))
 
+    def embed_time(self, t: torch.Tensor) -> torch.Tensor:
+        """t/T, (…) → its embedding (…, H), in the backbone's precision whatever it is trained in."""
+        return self.timestep_embed(t[..., None].to(self.timestep_embed.weight.dtype)).to(self.model.norm.weight.dtype)
+
     def hidden_states(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Last hidden states of the backbone, every position seeing every other.
 
@@ -52,13 +56,17 @@ class SimplexDenoiser:
         """
         position_ids = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
         output = self.model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            inputs_embeds=inputs_embeds.to(self.model.norm.weight.dtype),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=False,
         )
         return output.last_hidden_state
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(R, H) → logits (R, V), in float32 at least."""
-        logits = self.get_output_embeddings()(hidden)
+        layer = self.get_output_embeddings()
+        logits = layer(hidden.to(layer.weight.dtype))
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
     def logits_from_simplex(self, simplex, t, input_ids, span_mask, previous_logits=None, attention_mask=None):
@@ -109,6 +117,8 @@ def check_bidirectional(lm) -> None:
     filler = torch.tensor([[0, 1, 1, 1, 1, 1]], device=matrix.device)
     for attention_mask in (None, filler):
         before, after = (lm.hidden_states(matrix[i], attention_mask)[0, 1:-1] for i in (ids, other))
+        if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
+            raise ValueError("The model's weights give no finite numbers; the checkpoint is broken.")
         if not (before != after).any(-1).all():
             raise RuntimeError(
                 "The model's attention is still causal: a later token does not reach earlier positions. "

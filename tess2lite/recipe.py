@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import typing
 from collections.abc import Iterable
@@ -19,11 +20,12 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
-from .data import Packed, Rows, read_hub, read_jsonl, read_text, stream
+from .data import Packed, Rows, endless, read_hub, read_jsonl, read_text
 from .loading import load
 from .training import DiffusionCollator, DiffusionTrainer
 
 NAMED = Path(__file__).parent / "recipes"
+TINYTOWN_TEXTS = 30_000  # however long the run: a longer one must see the same rows first
 ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EMBEDDINGS = ["embed_tokens", "lm_head"]
 
@@ -58,7 +60,7 @@ class Recipe:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, wanted = getattr(self, field.name), hints[field.name]
-            if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            if wanted is float and _reads_as_float(value):  # YAML takes 1e-4 for a word
                 setattr(self, field.name, float(value))
             elif not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
                 name = getattr(wanted, "__name__", str(wanted))
@@ -76,6 +78,13 @@ class Recipe:
             raise ValueError("load_in_4bit needs LoRA: 4-bit weights cannot be tuned; set lora_rank, say 64.")
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
+
+
+def _reads_as_float(value) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def read_recipe(source: str | Path, **changes) -> Recipe:
@@ -105,7 +114,7 @@ def texts(recipe: Recipe) -> Iterable[str]:
     if recipe.data == "tinytown":
         from .tinytown.stories import corpus
 
-        return corpus("train", min(150_000, 2_000 + recipe.steps * recipe.batch))
+        return corpus("train", TINYTOWN_TEXTS)
     suffix = Path(recipe.data).suffix
     if suffix == ".txt":
         return [read_text(recipe.data)]
@@ -117,7 +126,7 @@ def datasets(recipe: Recipe, tokenizer):
     rows = Packed(partial(texts, recipe), tokenizer, recipe.length)
     if recipe.data != "tinytown" and Path(recipe.data).suffix not in (".txt", ".jsonl"):
         held_out = list(itertools.islice(rows, recipe.held_out))
-        return stream(dataclasses.replace(rows, skip=len(held_out)), recipe.seed), _fixed(held_out)
+        return endless(dataclasses.replace(rows, skip=len(held_out)), recipe.seed), _fixed(held_out)
     rows = list(rows)
     kept = min(recipe.held_out, len(rows) // 5)
     if not kept:
@@ -135,15 +144,23 @@ def _fixed(rows: list[list[int]]) -> list[dict]:
 
 def adapt(lm, recipe: Recipe):
     """The model as the recipe trains it: itself, or with LoRA. The timestep embedding is trained in any case."""
+    if getattr(lm, "peft_config", None):
+        raise ValueError(
+            f"'{recipe.model}' is an adapter; merge it into its base first, then train on the merged model."
+        )
     if not recipe.lora_rank:
-        return lm.float() if lm.dtype.itemsize < 4 and lm.device.type == "cpu" else lm
+        return lm.float()  # at a rate of 1e-5 half precision would round every update away
     config = LoraConfig(
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_rank,
         target_modules=ATTENTION_AND_MLP + EMBEDDINGS * (recipe.embeddings == "lora"),
         modules_to_save=["timestep_embed"] + EMBEDDINGS * (recipe.embeddings == "trained"),
     )
-    return get_peft_model(lm, config)
+    adapted = get_peft_model(lm, config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
 
 
 def prepare(recipe: Recipe) -> DiffusionTrainer:
@@ -181,6 +198,7 @@ def _writable(output: str) -> Path:
 
 def _arguments(recipe: Recipe, output: Path, lm) -> TrainingArguments:
     processes = int(os.environ.get("WORLD_SIZE", 1))
+    on_gpu = lm.device.type == "cuda"
     accumulated, rest = divmod(recipe.batch, recipe.rows_at_once * processes)
     if rest:
         raise ValueError(
@@ -197,8 +215,8 @@ def _arguments(recipe: Recipe, output: Path, lm) -> TrainingArguments:
         gradient_accumulation_steps=accumulated,
         gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},  # inputs are embeddings: nothing else to re-enter by
-        bf16=lm.device.type == "cuda" and lm.dtype == torch.bfloat16,
-        fp16=lm.device.type == "cuda" and lm.dtype == torch.float16,
+        bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
+        fp16=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
         use_cpu=lm.device.type == "cpu",
         optim="paged_adamw_8bit" if recipe.load_in_4bit and lm.device.type == "cuda" else "adamw_torch",
         logging_steps=max(1, min(25, recipe.steps // 20)),

@@ -19,8 +19,8 @@ def load_reward(name, dtype=None, device=None):
     with loading.plain_errors(name):
         loading.check_safetensors(source)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            source, dtype=loading.choose_dtype(dtype, device), device_map={"": device}, use_safetensors=True,
-            output_loading_info=True,
+            source, trust_remote_code=False, use_safetensors=True, dtype=loading.choose_dtype(dtype, device),
+            device_map={"": device}, output_loading_info=True,
         )  # fmt: skip
         if model.config.num_labels != 1 or info["missing_keys"]:
             raise ValueError(f"'{name}' is no reward model; give a sequence classifier with one label.")

@@ -67,9 +67,11 @@ class Run:
     @torch.no_grad()
     def read(self, soft: torch.Tensor, t: int) -> torch.Tensor:
         """The backbone's hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
-        time = torch.full((1, 1), t / self.steps, dtype=torch.float64, device=soft.device)
+        time = torch.tensor([t / self.steps], dtype=torch.float64, device=soft.device)
         embeddings = self.known.clone()
-        embeddings[self.span_mask] = soft + self.lm.timestep_embed(time.to(soft.dtype))
+        embeddings[self.span_mask] = soft + self.lm.embed_time(
+            torch.tensor([t / self.steps], dtype=torch.float64, device=soft.device)
+        )
         hidden = self.lm.hidden_states(embeddings, self.attention_mask)
         return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
 
@@ -80,13 +82,15 @@ class Run:
         seed, number, _ = block
         generator = stream(seed, index, f"draw {number}", p.device)
         u = torch.rand((TRIES + 1, len(p)), generator=generator, device=p.device)
-        p = p if self.temperature == 1 else (logits / self.temperature).softmax(1)
+        if self.temperature != 1:
+            p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
         return nucleus(p, self.top_p, u)
 
 
 class Step:
     """One denoising step. A hook, or the body of a `for step in denoise(…)`, may read all of it, replace
-    `logits` (or `masked_logits`) or `tokens`, and set `stop`; the run goes on with what it finds.
+    `logits` (or `masked_logits`) or `tokens` by assignment (`step.tokens = …`; a tensor that was read is a copy, and
+    changing it in place changes nothing), and set `stop`; the run goes on with what it finds.
 
     index: 0 … steps−1. t: timestep, steps−1−index. alpha_bar: ᾱ of the noisy simplex that was read.
     input_ids, span_mask, attention_mask: (B, L), the batch; attention_mask is None where there is no filler.
@@ -106,7 +110,7 @@ class Step:
     def tokens(self) -> torch.Tensor:
         """(B, L) ids: known ones, and what the prediction was projected to. Can be replaced."""
         if self._edited is not None:
-            return self._edited
+            return self._edited.clone()
         tokens = self._run.input_ids.clone()
         tokens[self.span_mask] = self._project()["tokens"]
         return tokens
@@ -144,7 +148,7 @@ class Step:
         """(N, V), logits of the masked positions in the order of `span_mask.nonzero()`. Can be replaced."""
         if self._logits is None:
             self._logits = self._run.lm.head(self._hidden[self.span_mask])
-        return self._logits
+        return self._logits.clone()
 
     @masked_logits.setter
     def masked_logits(self, logits: torch.Tensor) -> None:
@@ -195,10 +199,13 @@ class Step:
         logits = run.lm.head(hidden) if self._logits is None else self._logits[rows]  # (R, V)
         p = logits.softmax(1)
         top, best = p.max(1)
+        if not torch.isfinite(top).all():
+            raise FloatingPointError(f"Step {self.index} predicts no finite numbers; check weights and hooks.")
         out["confidence"][rows], out["argmax"][rows] = top, best
-        # H = log Z − Σ p·z, and log Z = z_max − log p_max
+        # H = log Z − Σ p·z, and log Z = z_max − log p_max; a banned token (−∞) adds 0 to the sum
         log_z = logits.gather(1, best[:, None])[:, 0] - top.log()
-        out["entropy"][rows] = (log_z - torch.linalg.vecdot(p, logits)).clamp(min=0).to(out["entropy"].dtype)
+        finite = logits if self._logits is None else logits.nan_to_num(neginf=0.0)
+        out["entropy"][rows] = (log_z - torch.linalg.vecdot(p, finite)).clamp(min=0).to(out["entropy"].dtype)
         out["tokens"][rows] = run.choose(p, logits, self.index, block) if tokens is None else tokens
         del logits  # V wide: its memory is the noise's now
         if self.t > 0:
@@ -245,9 +252,7 @@ def denoise(
     """
     steps = inputs.whole("steps", steps, 1)
     inputs.check_numbers(top_p, temperature)
-    hooks = list(hooks)
-    if not all(callable(hook) for hook in hooks):
-        raise TypeError("hooks holds something that cannot be called; give functions that take a step.")
+    hooks = inputs.callables(hooks)
     checked = inputs.check_batch(lm, batch)
     return _loop(Run(lm, checked, steps, top_p, temperature, inputs.one_each(seed, len(checked[0])), noise), hooks)
 

@@ -42,7 +42,7 @@ def input_embeddings(lm, probabilities, t, input_ids, span_mask) -> torch.Tensor
     """
     matrix = lm.embedding_matrix()  # E, (V, H)
     soft = probabilities.to(matrix.dtype) @ matrix.detach()
-    soft = soft + lm.timestep_embed(t[..., None].to(matrix.dtype))
+    soft = soft + lm.embed_time(t)
     return torch.where(span_mask[..., None], soft, F.embedding(input_ids, matrix))
 
 

@@ -6,6 +6,7 @@ With several processes: `accelerate launch -m tess2lite.train recipe.yaml`.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def train(recipe: Recipe) -> DiffusionTrainer:
         print(f"Interrupted at step {trainer.state.global_step}; run it again to go on from the last checkpoint.")
         raise
     except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
         raise ValueError(
             f"Saving to '{recipe.output}' failed ({problem.strerror or problem}); make room and run it again: "
             f"it goes on from {last_checkpoint(recipe.output) or 'the start'}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +76,7 @@ class _SoftPath:
 
     def forward(self, mixed, t, matrix):
         """Hidden states that the masked positions are read from, (N, H)."""
-        time = self.lm.timestep_embed((t / TRAINING_TIMESTEPS).to(matrix.dtype)[:, None])  # (B, H)
+        time = self.lm.embed_time(t / TRAINING_TIMESTEPS)  # (B, H)
         embeddings = F.embedding(self.input_ids, matrix)  # (B, L, H)
         soft = (mixed + time[self.sequence]).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)
@@ -142,13 +141,10 @@ WHOLE = "whole"  # marks a checkpoint that was saved to its end
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that is whole; ones that a kill cut short are removed."""
-    whole = {}
-    for path in Path(folder).glob("checkpoint-*"):
-        if (path / WHOLE).exists():
-            whole[int(path.name.split("-")[1])] = str(path)
-        else:
-            shutil.rmtree(path)
+    """The newest checkpoint that is whole; ones that a kill cut short are passed over."""
+    whole = {
+        int(path.parent.name.split("-")[1]): str(path.parent) for path in Path(folder).glob(f"checkpoint-*/{WHOLE}")
+    }
     return whole[max(whole)] if whole else None
 
 
@@ -158,7 +154,7 @@ GRID = tuple(range(250, TRAINING_TIMESTEPS, 500))  # evaluation timesteps
 class DiffusionTrainer(Trainer):
     """transformers' Trainer on the diffusion loss: T 5000, self-conditioning half of the time.
 
-    Give it `Rows` or `data.stream` and a `DiffusionCollator`. All randomness is a function of (seed, example), the
+    Give it `Rows` or `data.endless` and a `DiffusionCollator`. All randomness is a function of (seed, example), the
     self-conditioning coin of (seed, step): a run resumes exactly, on one process or several.
     """
 
@@ -194,9 +190,11 @@ class DiffusionTrainer(Trainer):
         return model(run=run)  # through the wrappers: DDP must see a forward pass
 
     def _save_checkpoint(self, *args):
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / WHOLE).unlink(missing_ok=True)  # until it is whole again
         super()._save_checkpoint(*args)
         if self.args.should_save:  # last of all: a checkpoint without it was cut short
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+            (folder / WHOLE).touch()
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:

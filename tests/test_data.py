@@ -55,7 +55,7 @@ def test_a_stream_is_shuffled_the_same_way_every_time(golden_tokenizer):
     assert list(rows) == whole[2:] == list(rows)  # it can be read again
 
     def read(seed):
-        return list(data.stream(rows, seed, buffer=5).take(len(whole) - 2))
+        return list(data.endless(rows, seed, buffer=5).take(len(whole) - 2))
 
     assert read(0) == read(0) != read(1)
     assert [row["example"] for row in read(0)] == list(range(len(whole) - 2))

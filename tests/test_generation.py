@@ -113,6 +113,16 @@ def test_infilling_keeps_what_is_known(tiny):
         t2.infill(lm, "The " + "_" * 70)
 
 
+def test_an_end_inside_a_filled_text_cuts_nothing_off(tiny):
+    lm = tiny()
+
+    def end(step):
+        step.tokens = torch.where(step.span_mask, lm.tokenizer.eos_token_id, step.input_ids)
+
+    out = t2.infill(lm, "The __ sat on the mat.", steps=2, hooks=[end], progress=False)
+    assert out.text == "The sat on the mat." and out.ended
+
+
 @pytest.mark.parametrize("text", ["The cat ___ on the mat.", "___ cat", "The ___, the dog", "a\n\n__\n\nb"])
 def test_blanks_split_text_as_if_it_were_whole(golden_tokenizer, mistral_like_tokenizer, text):
     """The known parts decode to what was typed, for tokenizers that mark a text's start with a space too."""
@@ -135,3 +145,7 @@ def test_blanks_split_text_as_if_it_were_whole(golden_tokenizer, mistral_like_to
 def test_chat_without_roles_it_knows():
     with pytest.raises(ValueError, match="role 'tool'"):
         data.chat_prompt([{"role": "tool", "content": "x"}])
+    with pytest.raises(ValueError, match="has no 'content'"):
+        data.chat_prompt([{"role": "user"}])
+    with pytest.raises(ValueError, match="not the user's"):
+        data.chat_prompt([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])

@@ -196,7 +196,8 @@ def refuses(sentence, *arguments, **settings):
 def test_unknown_names(tmp_path):
     refuses("There is no model 'tinytown-bose'", "tinytown-bose")
     refuses("There is no model", str(tmp_path / "nowhere"))
-    refuses("could not be loaded", "nobody/nothing")
+    refuses("is no folder here and not to be had from the hub", "nobody/nothing")
+    refuses("The name is None", None)
     tmp_path.joinpath("empty").mkdir()
     refuses("holds no config.json", tmp_path / "empty")
 
@@ -208,6 +209,36 @@ def test_missing_and_misshapen_tensors(checkpoint):
     refuses("lacks 1 tensors that its config.json asks for, 'lm_head.weight'", checkpoint)
     save_file(tensors | {"lm_head.weight": head[:-1]}, checkpoint / "model.safetensors", {"format": "pt"})
     refuses("'lm_head.weight' of shape (95, 32)", checkpoint)
+
+
+def test_a_denoiser_that_lost_its_timestep_embedding(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors.pop("timestep_embed.weight")
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    refuses("'timestep_embed.weight' first", checkpoint)
+
+
+def test_layers_that_the_config_does_not_know(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text()) | {"num_hidden_layers": 1}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    refuses("has tensors that its config.json does not know, 'model.layers.1.", checkpoint)
+
+
+def test_weights_that_are_no_numbers(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], float("nan"))
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    refuses("no finite numbers", checkpoint)
+
+
+def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch):
+    """Not even where somebody would answer yes."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="could not be loaded"):
+        t2.load(tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_truncated_and_pickled_weights(checkpoint):
@@ -241,7 +272,9 @@ def test_a_foreign_tokenizer(checkpoint):
 def test_devices_and_dtypes_that_are_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refuses("PyTorch sees no GPU here", GOLDEN / "checkpoint", device="cuda")
-    refuses("device is 'gpu'", GOLDEN / "checkpoint", device="gpu")
+    for device in ("gpu", "mps", "meta", []):
+        refuses(f"device is {device!r}", GOLDEN / "checkpoint", device=device)
+    refuses("dtype is ['x']", GOLDEN / "checkpoint", dtype=["x"])
     refuses("dtype is 'int8'", GOLDEN / "checkpoint", dtype="int8")
 
 

@@ -143,7 +143,18 @@ MISTAKES = [
     ({"temperature": 0}, "temperature is 0"),
     ({"temperature": float("nan")}, "temperature is nan"),
     ({"seed": [1, 2]}, "one for each of the 1 sequences"),
-    ({"seed": "x"}, "seed is 'x'"),
+    ({"seed": "x"}, "seed is 'x'; give one whole number"),
+    ({"seed": [1.5]}, r"seed is \[1.5\]; give one whole number"),
+    ({"top_p": "0.9"}, "top_p is '0.9'"),
+    ({"top_p": True}, "top_p is True"),
+    ({"temperature": None}, "temperature is None"),
+    ({"batch": without(input_ids=batch()["input_ids"].float())}, "Token ids are torch.float32"),
+    ({"batch": without(input_ids=[1, 2, 3])}, "input_ids is no"),
+    ({"batch": {"input_ids": torch.zeros(0, 12).long(), "span_mask": torch.zeros(0, 12).bool()}}, "input_ids is no"),
+    (
+        {"batch": without(attention_mask=torch.arange(12)[None] != 6, span_mask=torch.arange(12)[None] > 6)},
+        "filler inside a text",
+    ),
     ({"hooks": [3]}, "hooks holds something"),
     ({"batch": {"input_ids": batch()["input_ids"]}}, "has no 'span_mask'"),
     ({"batch": without(span_mask=torch.ones(1, 5).bool())}, r"span_mask has shape \(1, 5\)"),
@@ -161,3 +172,28 @@ def test_mistakes_get_a_sentence_before_the_first_step(tiny, mistake, sentence):
     arguments = {"batch": batch()} | mistake
     with pytest.raises((ValueError, TypeError), match=sentence):
         t2.denoise(tiny(), **arguments)
+
+
+def test_a_banned_token_is_never_written_and_entropy_stays_a_number(tiny):
+    def ban(step):
+        step.masked_logits = step.masked_logits.index_fill(1, torch.arange(100), -torch.inf)
+
+    for step in t2.denoise(tiny(), batch(), steps=4, top_p=1.0, hooks=[ban]):
+        p = step.masked_logits.softmax(1)
+        assert torch.allclose(step.entropy[step.span_mask], torch.special.entr(p).sum(1), atol=1e-4)
+        assert (step.tokens[step.span_mask] >= 100).all()
+
+
+def test_numbers_that_break_down_are_said_to(tiny):
+    lm = tiny()
+    assert torch.equal(last(lm, temperature=1e-30), last(lm, top_p=None))
+    lm.lm_head.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="Step 0 predicts no finite numbers"):
+        last(lm)
+
+
+def test_int32_ids_and_a_single_hook_will_do(tiny):
+    lm, seen = tiny(), []
+    given = batch()
+    given["input_ids"] = given["input_ids"].int()
+    assert torch.equal(last(lm, given, hooks=seen.append), last(lm)) and len(seen) == 6

@@ -19,8 +19,8 @@ ARROWS = {
     "textbook": set(),
     "data": set(),
     "inputs": set(),
-    "trajectory": {"viz"},
-    "viz": {"trajectory"},
+    "trajectory": {"viz"},  # to show itself, and only when it is asked to
+    "viz": set(),
     "model": {"textbook", "schedule", "simplex", "masking"},
     "loading": {"model"},
     "sampling": {"schedule", "simplex", "masking", "model", "inputs"},

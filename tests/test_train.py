@@ -65,7 +65,7 @@ def same(one, other):
 
 
 def launch(path, *more, launcher=("-m", "tess2lite.train"), **settings):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [sys.executable, *launcher, str(path), *more], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings,
@@ -111,10 +111,10 @@ def test_a_killed_run_goes_on_to_the_bit(own, tmp_path):
     assert whole.wait() == 0, whole.stdout.read()
     run = launch(path)
     for line in run.stdout:
-        if "'loss'" in line and last_checkpoint_seen(own()["output"]) >= 10:
+        if "'loss'" in line and last_checkpoint(own()["output"]):
             os.kill(run.pid, signal.SIGKILL)
             break
-    run.wait()
+    assert run.wait() == -signal.SIGKILL
     output = Path(own()["output"])
     unfinished = output / "checkpoint-99"  # as a kill in mid-save leaves it: newest of all, without its mark
     shutil.copytree(last_checkpoint(output), unfinished)
@@ -124,10 +124,6 @@ def test_a_killed_run_goes_on_to_the_bit(own, tmp_path):
     assert done.wait() == 0, done.stdout.read()
     assert same(weights(output), weights(tmp_path / "whole"))
     assert losses(output) == losses(tmp_path / "whole")
-
-
-def last_checkpoint_seen(folder):
-    return max((int(p.parent.name.split("-")[1]) for p in Path(folder).glob("checkpoint-*/whole")), default=0)
 
 
 def test_two_processes_are_one(own, tmp_path):
@@ -213,6 +209,33 @@ def test_a_full_disk_loses_nothing(own, monkeypatch):
             train.train(recipe.Recipe(**own(steps=15)))
     train.train(recipe.Recipe(**own(steps=15)))
     assert last_checkpoint(own()["output"]).endswith("checkpoint-15")
+
+
+def test_nothing_of_others_is_deleted_and_other_errors_keep_their_name(own, monkeypatch):
+    foreign = Path(own()["output"]) / "checkpoint-500"
+    foreign.mkdir(parents=True)
+    (foreign / "model.safetensors").write_bytes(b"somebody's")
+
+    def broken(*_, **__):
+        raise ConnectionResetError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.DiffusionTrainer, "train", broken)
+        with pytest.raises(ConnectionResetError):
+            train.train(recipe.Recipe(**own(steps=5)))
+    assert (foreign / "model.safetensors").read_bytes() == b"somebody's"
+
+
+def test_what_yaml_takes_for_a_word_is_a_number(own, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(own()).replace("learning_rate: 0.003", "learning_rate: 1e-4"))
+    assert recipe.read_recipe(path).learning_rate == 1e-4
+
+
+def test_an_adapter_is_not_trained_on(own, tmp_path):
+    train.train(recipe.Recipe(**own(steps=2, lora_rank=2, save_every=1)))
+    with pytest.raises(ValueError, match="is an adapter; merge it"):
+        train.train(recipe.Recipe(**own(model=own()["output"], output=str(tmp_path / "more"))))
 
 
 def test_files_that_are_no_recipe(tmp_path):

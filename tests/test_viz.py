@@ -21,7 +21,7 @@ def test_map_shows_confidence_of_written_positions_and_flips():
     record.confidence[1, 2] = 0.25
     axis = trajectory_map(record).axes[0]
     assert np.allclose(axis.images[0].get_array(), record.confidence[:, 1:].T)
-    assert axis.lines[0].get_xydata().tolist() == [[2, 0]]
+    assert axis.lines[0].get_xydata().tolist() == [[3, 0]]  # step 3 of 3
 
 
 @pytest.fixture

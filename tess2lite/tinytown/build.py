@@ -23,6 +23,7 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedTokenizerFast,
     Trainer,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.trainer_utils import get_last_checkpoint
@@ -30,7 +31,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..data import Rows, pack
 from ..generation import generate
 from ..loading import load
-from ..training import DiffusionCollator, DiffusionTrainer
+from ..training import DiffusionCollator, DiffusionTrainer, last_checkpoint
 from .language import split_sentences, words
 from .stories import corpus, stories
 from .world import verify
@@ -50,7 +51,7 @@ class Phase:
 
 PHASES = {
     "tinytown-ar": [Phase(2_500, 32, 2e-3), Phase(5_000, 16, 2e-3)],
-    "tinytown-base": [Phase(4_500, 24, 1e-3)],
+    "tinytown-base": [Phase(4_500, 24, 1e-3), Phase(1_300, 24, 7e-4)],
 }
 
 # Words that stories lack and tasks need, so that the tokenizer has tokens for them too.
@@ -124,7 +125,12 @@ def train(out: Path, name: str, make, trainer_class, collator, tokenizer, rows: 
             data_collator=collator,
             processing_class=tokenizer,
         )
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.is_dir() else None)
+        newest = _newest(work, trainer)
+        if newest and newest.endswith(f"-{phase.steps}"):  # this phase is done: only its weights are needed
+            trainer._load_from_checkpoint(newest)
+            trainer.state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
+        else:
+            trainer.train(resume_from_checkpoint=newest)
         losses.append(round(_last_loss(trainer), 3))
     whole = out / f"{name}-training" / "whole"
     model.save_pretrained(whole)
@@ -144,11 +150,18 @@ def train(out: Path, name: str, make, trainer_class, collator, tokenizer, rows: 
     whole.rename(out / name)  # a folder of that name is always whole
 
 
+def _newest(work: Path, trainer: Trainer) -> str | None:
+    """The checkpoint to go on from. transformers' own Trainer marks none as whole: only ours can tell."""
+    if isinstance(trainer, DiffusionTrainer):
+        return last_checkpoint(work)
+    return get_last_checkpoint(work) if work.is_dir() else None
+
+
 def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder), max_steps=phase.steps, learning_rate=phase.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=100, per_device_train_batch_size=phase.batch, weight_decay=0.01, bf16=True, adam_beta2=0.98,
-        logging_steps=50, save_steps=250, save_total_limit=1, report_to=[], seed=SEED + number,
+        logging_steps=50, save_steps=250, save_total_limit=2, report_to=[], seed=SEED + number,
         use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
     )  # fmt: skip
 

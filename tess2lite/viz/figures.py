@@ -39,10 +39,18 @@ def trajectory_map(trajectory) -> Figure:
     confidence = trajectory.confidence[:, trajectory.span_mask].T.numpy()  # (M, S)
     tokens = trajectory.tokens[:, trajectory.span_mask].T.numpy()
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    image = axis.imshow(confidence, aspect="auto", cmap=MAP, vmin=0, vmax=1, interpolation="nearest")
+    image = axis.imshow(
+        confidence,
+        aspect="auto",
+        cmap=MAP,
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+        extent=(0.5, confidence.shape[1] + 0.5, confidence.shape[0] - 0.5, -0.5),
+    )  # steps count from 1
     position, step = np.nonzero(tokens[:, 1:] != tokens[:, :-1])
-    axis.plot(step + 1, position, ".", color="white", markersize=2, alpha=0.8)
-    axis.set(xlabel="diffusion step", ylabel="position in the text", title="confidence; dots: the token changed")
+    axis.plot(step + 2, position, ".", color="white", markersize=2, alpha=0.8)
+    axis.set(xlabel="diffusion step", ylabel="written position", title="confidence; dots: the token changed")
     figure.colorbar(image, ax=axis, label="probability of the most likely token")
     plt.close(figure)
     return figure

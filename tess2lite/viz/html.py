@@ -56,7 +56,7 @@ def scrubber(trajectory, note: str = "") -> str:
     last, identity = frames[-1], f"t2-{secrets.token_hex(6)}"
     script = _SCRIPT.replace("ID", json.dumps(identity), 1)
     # "<" as an escape: no text can close the script element.
-    script = script.replace("FRAMES", json.dumps(frames).replace("<", "\\u003c").replace("\u2028", "\\u2028"), 1)
+    script = script.replace("FRAMES", json.dumps(frames).replace("<", "\\u003c"), 1)
     listing = "".join(f"<p><b>{html.escape(f['label'])}</b><br>{html.escape(f['text'])}</p>" for f in frames)
     suppress = 'data-lm-suppress-shortcuts="true"'  # JupyterLab would take the arrow keys
     return (

@@ -69,9 +69,7 @@ class Run:
         """The backbone's hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
         time = torch.tensor([t / self.steps], dtype=torch.float64, device=soft.device)
         embeddings = self.known.clone()
-        embeddings[self.span_mask] = soft + self.lm.embed_time(
-            torch.tensor([t / self.steps], dtype=torch.float64, device=soft.device)
-        )
+        embeddings[self.span_mask] = soft + self.lm.embed_time(time)
         hidden = self.lm.hidden_states(embeddings, self.attention_mask)
         return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from tqdm.auto import tqdm
@@ -27,7 +27,7 @@ class Generation:
 
     prompt: str
     text: str
-    token_ids: list[int]
+    token_ids: list[int] = field(repr=False)
     ended: bool
     seed: int
     trajectory: Trajectory

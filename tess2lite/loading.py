@@ -46,7 +46,7 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
         raise ValueError("load_in_4bit=True needs bitsandbytes, which is not installed; pip install bitsandbytes.")
     source = find_source(name)
     with plain_errors(name), _quiet(name):
-        adapter = _adapter_base(source)
+        adapter = adapter_base(source)
         if adapter is None:
             lm = _load_model(source, load_in_4bit, dtype, device)
         else:
@@ -151,7 +151,7 @@ def _file(source: str, *names: str) -> str | None:
     return None
 
 
-def _adapter_base(source: str) -> str | None:
+def adapter_base(source: str) -> str | None:
     """The base model of a PEFT adapter; None when the source is a whole model."""
     if _file(source, "config.json") is not None:
         return None

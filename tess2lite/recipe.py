@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,8 +163,11 @@ def adapt(lm, recipe: Recipe):
     return adapted
 
 
-def prepare(recipe: Recipe) -> DiffusionTrainer:
-    """Everything loaded and checked; `.train()` is what is left to do."""
+def prepare(recipe: Recipe, edit: Callable | None = None) -> DiffusionTrainer:
+    """Everything loaded and checked; `.train()` is what is left to do.
+
+    edit: lm → lm, an experiment on the model before it is adapted.
+    """
     output = _writable(recipe.output)
     lm = load(recipe.model, recipe.load_in_4bit, recipe.dtype)
     if lm.tokenizer is None:
@@ -173,6 +176,7 @@ def prepare(recipe: Recipe) -> DiffusionTrainer:
         raise ValueError(
             f"length is {recipe.length}; the context of '{recipe.model}' is {lm.config.max_position_embeddings}."
         )
+    lm = edit(lm) if edit else lm
     train_rows, held_out = datasets(recipe, lm.tokenizer)
     return DiffusionTrainer(
         model=adapt(lm, recipe),

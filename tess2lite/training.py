@@ -149,6 +149,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 GRID = tuple(range(250, TRAINING_TIMESTEPS, 500))  # evaluation timesteps
+GRID_SEED = 0  # of evaluation masks and noise, whatever seed a run was trained with
 
 
 class DiffusionTrainer(Trainer):
@@ -169,7 +170,7 @@ class DiffusionTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         coin = torch.rand((), generator=stream(self.args.seed, self.state.global_step, "coin", torch.device("cpu")))
-        loss = self._batch_loss(model, inputs, bool(coin < self.self_conditioning))
+        loss = self._batch_loss(model, inputs, bool(coin < self.self_conditioning), self.args.seed)
         count = inputs["span_mask"].sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / count
         if not torch.isfinite(loss):
@@ -180,11 +181,11 @@ class DiffusionTrainer(Trainer):
         # DDP averages over processes what is already divided by the count over all of them.
         return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
 
-    def _batch_loss(self, model, inputs, conditioned: bool) -> torch.Tensor:
+    def _batch_loss(self, model, inputs, conditioned: bool, seed: int) -> torch.Tensor:
         ids, mask = inputs["input_ids"], inputs["span_mask"]
 
         def run(lm):
-            noise, blocks = seeded_noise(self.args.seed, inputs["example"].tolist(), mask, lm.config.vocab_size)
+            noise, blocks = seeded_noise(seed, inputs["example"].tolist(), mask, lm.config.vocab_size)
             return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, conditioned)
 
         return model(run=run)  # through the wrappers: DDP must see a forward pass
@@ -198,7 +199,10 @@ class DiffusionTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Self-conditioned loss at each t of a fixed grid, with masks and noise that are always the same."""
+        """Self-conditioned loss at each t of a fixed grid, with masks and noise that are always the same.
+
+        Masks are UL2's, whatever the run was trained on, or the rows' own where they bring some.
+        """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         self.model.eval()
         losses = {t: self._loss_at(rows, t) for t in GRID}
@@ -210,12 +214,13 @@ class DiffusionTrainer(Trainer):
         return metrics
 
     def _loss_at(self, rows, t: int) -> float:
+        collate = DiffusionCollator("given" if "span_mask" in rows[0] else "ul2", GRID_SEED)
         total = count = 0
         for start in range(0, len(rows), self.args.per_device_eval_batch_size):
             some = range(start, min(start + self.args.per_device_eval_batch_size, len(rows)))
-            inputs = self._prepare_inputs(self.data_collator([rows[j] for j in some]))
+            inputs = self._prepare_inputs(collate([rows[j] for j in some]))
             inputs["t"] = torch.full_like(inputs["t"], t)
             with self.compute_loss_context_manager():
-                total += float(self._batch_loss(self.model, inputs, conditioned=True))
+                total += float(self._batch_loss(self.model, inputs, conditioned=True, seed=GRID_SEED))
             count += int(inputs["span_mask"].sum())
         return total / count

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 
-@dataclass
+@dataclass(repr=False)
 class Trajectory:
     """One sequence's way from noise to text.
 
@@ -25,6 +25,9 @@ class Trajectory:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def __repr__(self) -> str:
+        return f"Trajectory({len(self)} steps, {int(self.span_mask.sum())} positions written)"
 
     def _repr_html_(self) -> str:
         from .viz.html import scrubber

@@ -26,6 +26,7 @@ ARROWS = {
     "sampling": {"schedule", "simplex", "masking", "model", "inputs"},
     "training": {"schedule", "simplex", "masking", "model", "data"},
     "recipe": {"data", "loading", "training", "tinytown"},
+    "evaluation": {"recipe", "training"},
     "memory": {"simplex"},
     "reward": {"loading"},
     "guidance": {"reward"},

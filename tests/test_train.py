@@ -17,6 +17,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import tess2lite as t2
 from tess2lite import memory, recipe, train
+from tess2lite.merge import merge
 from tess2lite.training import last_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -230,6 +231,23 @@ def test_what_yaml_takes_for_a_word_is_a_number(own, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(own()).replace("learning_rate: 0.003", "learning_rate: 1e-4"))
     assert recipe.read_recipe(path).learning_rate == 1e-4
+
+
+def test_an_adapter_is_merged_into_its_base(own, tmp_path):
+    trained = train.train(recipe.Recipe(**own(lora_rank=4, steps=4))).model.eval()
+    merge(tmp_path / "run", tmp_path / "whole")
+    whole = t2.load(tmp_path / "whole")
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        one, two = (m.hidden_states(m.embedding_matrix()[ids], None) for m in (whole, trained.base_model.model))
+        untouched = t2.load(tmp_path / "ar")
+        before = untouched.hidden_states(untouched.embedding_matrix()[ids], None)
+    assert torch.allclose(one, two, atol=1e-4) and not torch.allclose(one, before, atol=1e-3)
+    assert len(whole.tokenizer) == whole.config.vocab_size and not hasattr(whole, "peft_config")
+    with pytest.raises(ValueError, match="exists already"):
+        merge(tmp_path / "run", tmp_path / "whole")
+    with pytest.raises(ValueError, match="not an adapter"):
+        merge(tmp_path / "whole", tmp_path / "again")
 
 
 def test_an_adapter_is_not_trained_on(own, tmp_path):

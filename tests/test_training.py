@@ -69,9 +69,9 @@ def test_evaluation_by_hand(tiny, tmp_path):
     """One timestep of the grid against the textbook, with the same masks and noise."""
     lm = tiny()
     one = trainer(lm, tmp_path, 1)
-    batch = DiffusionCollator("ul2", 42)([one.eval_dataset[j] for j in range(12)])
+    batch = DiffusionCollator("ul2", 0)([one.eval_dataset[j] for j in range(12)])
     ids, mask = batch["input_ids"], batch["span_mask"]
-    noise, blocks = seeded_noise(42, list(range(12)), mask, lm.config.vocab_size)
+    noise, blocks = seeded_noise(0, list(range(12)), mask, lm.config.vocab_size)
     full = torch.zeros(*ids.shape, lm.config.vocab_size)
     full[mask] = torch.cat([noise(block) for block in blocks])
     t = torch.full((12,), 2750)

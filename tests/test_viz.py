@@ -1,11 +1,13 @@
 """Figures show the trajectory's own numbers; every control of the panel changes the run."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_html import HOSTILE, trajectory
 
-from tess2lite.viz.figures import film_strip, trajectory_map
-from tess2lite.viz.widgets import prompt_panel
+from tess2lite.viz.figures import film_strip, loss_curves, trajectory_map
+from tess2lite.viz.widgets import LiveCurve, prompt_panel
 
 
 def test_film_strip_shows_first_and_last_step():
@@ -51,3 +53,22 @@ def test_a_mistake_in_the_panel_is_a_sentence(capsys):
 
     prompt_panel(run, "").children[1].children[2].click()
     assert "prompt is empty; give at least one word to start from.\n" in capsys.readouterr().out
+
+
+def test_loss_curves_show_every_seed_and_their_mean():
+    axis = loss_curves({"one": [([1, 2], [4.0, 2.0]), ([1, 2], [2.0, 1.0])], "alone": [([1], [3.0])]}).axes[0]
+    drawn = [line.get_ydata().tolist() for line in axis.lines]
+    assert drawn == [[3.0, 1.5], [4.0, 2.0], [2.0, 1.0], [3.0]]
+
+
+def test_the_live_curve_follows_the_trainer(monkeypatch):
+    shown = []
+    handle = SimpleNamespace(update=shown.append)
+    monkeypatch.setattr("tess2lite.viz.widgets.display", lambda *args, **more: handle)
+    callbacks = []
+    live = LiveCurve(SimpleNamespace(add_callback=callbacks.append))
+    state = SimpleNamespace(log_history=[{"step": 5, "loss": 2.0}, {"step": 5, "eval_loss": 9.0}])
+    callbacks[0].on_log(None, state, None, logs={})
+    state.log_history.append({"step": 10, "loss": 1.0})
+    live.on_log(None, state, None)
+    assert [figure.axes[0].lines[0].get_xydata().tolist() for figure in shown] == [[[5, 2]], [[5, 2], [10, 1]]]

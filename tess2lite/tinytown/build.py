@@ -33,6 +33,7 @@ from ..generation import generate
 from ..loading import load
 from ..training import DiffusionCollator, DiffusionTrainer, last_checkpoint
 from .language import split_sentences, words
+from .muon import MuonAdamW
 from .stories import corpus, stories
 from .world import verify
 
@@ -50,8 +51,8 @@ class Phase:
 
 
 PHASES = {
-    "tinytown-ar": [Phase(2_500, 32, 2e-3), Phase(5_000, 16, 2e-3)],
-    "tinytown-base": [Phase(4_500, 24, 1e-3), Phase(1_300, 24, 7e-4)],
+    "tinytown-ar": [Phase(2_500, 32, 6e-3)],
+    "tinytown-base": [Phase(3_600, 24, 2.5e-3)],
 }
 
 # Words that stories lack and tasks need, so that the tokenizer has tokens for them too.
@@ -94,7 +95,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    bpe.train_from_iterator([*texts, *[TASK_TEXT, every_word] * 2000], trainer)
+    bpe.train_from_iterator([*texts, *[TASK_TEXT, every_word] * 20], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="[PAD]"
     )
@@ -124,6 +125,7 @@ def train(out: Path, name: str, make, trainer_class, collator, tokenizer, rows: 
             train_dataset=Rows(rows, phase.steps * phase.batch, SEED + number),
             data_collator=collator,
             processing_class=tokenizer,
+            optimizers=(MuonAdamW(model, phase.learning_rate), None),
         )
         newest = _newest(work, trainer)
         if newest and newest.endswith(f"-{phase.steps}"):  # this phase is done: only its weights are needed
@@ -160,7 +162,7 @@ def _newest(work: Path, trainer: Trainer) -> str | None:
 def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder), max_steps=phase.steps, learning_rate=phase.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=100, per_device_train_batch_size=phase.batch, weight_decay=0.01, bf16=True, adam_beta2=0.98,
+        warmup_steps=50, per_device_train_batch_size=phase.batch, bf16=torch.cuda.is_available(),
         logging_steps=50, save_steps=250, save_total_limit=2, report_to=[], seed=SEED + number,
         use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
     )  # fmt: skip

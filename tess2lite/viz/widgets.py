@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 from IPython.display import display
+from transformers import TrainerCallback
+
+from .figures import loss_curves
 
 
 def prompt_panel(run: Callable, prompt: str, steps: int = 50, seed: int = 0) -> widgets.VBox:
@@ -34,3 +37,16 @@ def prompt_panel(run: Callable, prompt: str, steps: int = 50, seed: int = 0) -> 
     button.on_click(write)
     controls = widgets.HBox([step_slider, seed_box, button])
     return widgets.VBox([box, controls, shown], layout=widgets.Layout(max_width="60em"))
+
+
+class LiveCurve(TrainerCallback):
+    """Draws a Trainer's loss under the cell while it trains: `LiveCurve(trainer)`, then `trainer.train()`."""
+
+    def __init__(self, trainer):
+        self.handle = display("The loss appears here.", display_id=True)
+        trainer.add_callback(self)
+
+    def on_log(self, args, state, control, **_):
+        logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+        if logged:
+            self.handle.update(loss_curves({"training": [tuple(zip(*logged, strict=True))]}))

@@ -1,0 +1,33 @@
+"""`python -m tess2lite.merge ADAPTER OUTPUT`: an adapter and its base as one whole model, which `load` takes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from peft import PeftModel
+
+from .loading import adapter_base, find_source, load, plain_errors
+
+
+def merge(adapter, output) -> None:
+    """Adds a PEFT adapter into the full-precision weights of its base and saves the whole in a new folder."""
+    source = find_source(adapter)
+    base = adapter_base(source)
+    if base is None:
+        raise ValueError(f"'{adapter}' is a whole model, not an adapter; there is nothing to merge.")
+    if Path(output).exists():
+        raise ValueError(f"'{output}' exists already; give a folder that does not.")
+    lm = load(base)
+    with plain_errors(adapter):
+        merged = PeftModel.from_pretrained(lm, source).merge_and_unload()
+    merged.save_pretrained(output)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("Give an adapter and a new folder: python -m tess2lite.merge runs/my-adapter runs/my-model.")
+    try:
+        merge(*sys.argv[1:])
+    except ValueError as problem:
+        sys.exit(str(problem))

@@ -1,0 +1,63 @@
+"""Every exercise: the stub fails its check, the solution passes, and what is folded away is that solution."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tess2lite import checks
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+CHECK = re.compile(r"^checks\.(\w+)\((\w+)\)$", re.MULTILINE)
+
+
+def exercises(path):
+    """name of the check → (source of the function, its name)."""
+    cells = json.loads(path.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    found = [(CHECK.search(source), source) for source in sources if CHECK.search(source)]
+    return {match[1]: (source[: match.start()].strip(), match[2]) for match, source in found}
+
+
+CHAPTERS = [path for path in sorted(NOTEBOOKS.glob("*.ipynb")) if exercises(path)]
+CASES = [(path, name) for path in CHAPTERS for name in exercises(path)]
+
+
+def verdict(source, function, check):
+    space = {"torch": torch, "F": F}
+    exec(source, space)
+    return getattr(checks, check)(space[function])
+
+
+@pytest.mark.parametrize("path, check", CASES, ids=lambda case: getattr(case, "stem", case))
+def test_stub_fails_and_solution_passes(path, check):
+    stub, solution = exercises(path)[check], exercises(NOTEBOOKS / "solutions" / path.name)[check]
+    assert not verdict(*stub, check).passed
+    assert verdict(*solution, check).passed, verdict(*solution, check)
+    chapter = "".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+    assert solution[0] in chapter
+
+
+def test_every_check_belongs_to_an_exercise():
+    public = {name for name in vars(checks) if getattr(getattr(checks, name), "__module__", "") == checks.__name__}
+    assert {name for _, name in CASES} == {name for name in public if not name.startswith("_")} - {"Verdict"}
+
+
+WRONG = {
+    "label_shift": lambda output, ids, mask: F.cross_entropy(output[mask], ids[mask]),
+    "probe": lambda lm: True,
+    "self_conditioning": lambda simplex, previous, E: ((simplex + previous) / 2).softmax(-1) @ E,
+}
+
+
+@pytest.mark.parametrize("check", WRONG)
+def test_the_likely_mistake_is_not_taken_for_right(check):
+    assert not getattr(checks, check)(WRONG[check]).passed
+
+
+def test_a_function_that_raises_gets_a_sentence():
+    result = checks.probe(lambda lm: 1 / 0)
+    assert not result.passed and "ZeroDivisionError" in repr(result)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from safetensors import SafetensorError
 
 from .memory import estimate, measured_peak, table
 from .recipe import Recipe, prepare, read_recipe
@@ -32,16 +33,23 @@ def train(recipe: Recipe) -> DiffusionTrainer:
     except KeyboardInterrupt:
         print(f"Interrupted at step {trainer.state.global_step}; run it again to go on from the last checkpoint.")
         raise
-    except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        if not _cannot_write(problem):
             raise
         raise ValueError(
-            f"Saving to '{recipe.output}' failed ({problem.strerror or problem}); make room and run it again: "
+            f"Saving to '{recipe.output}' failed ({problem}); make room and run it again: "
             f"it goes on from {last_checkpoint(recipe.output) or 'the start'}."
         ) from problem
     if trainer.is_world_process_zero():
         print(f"memory, measured: {measured_peak(trainer.model.device):.2f} GB at the peak")
     return trainer
+
+
+def _cannot_write(problem: Exception) -> bool:
+    """A full or read-only disk, in the words of Python, safetensors and torch.save."""
+    if isinstance(problem, OSError):
+        return problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    return "I/O error" in str(problem) or "PytorchStreamWriter" in str(problem)
 
 
 def _same_recipe(recipe: Recipe) -> None:

@@ -161,6 +161,11 @@ class DiffusionTrainer(Trainer):
 
     def __init__(self, *args, self_conditioning: float = 0.5, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:  # transformers would split batches over threads, which a forward by function cannot
+            raise ValueError(
+                f"One process sees {self.args.n_gpu} GPUs; start it with `accelerate launch`, one process a GPU, "
+                "or let it see one: CUDA_VISIBLE_DEVICES=0."
+            )
         self.self_conditioning = self_conditioning
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the whole batch's masked positions
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import MistralConfig, MistralForCausalLM
 
@@ -198,15 +199,23 @@ def test_a_folder_belongs_to_one_recipe(own):
     assert same(before, weights(own()["output"]))
 
 
-def test_a_full_disk_loses_nothing(own, monkeypatch):
+FULL = [  # what a full disk really raises: from Python, safetensors, torch.save
+    OSError(28, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+]
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_full_disk_loses_nothing(own, monkeypatch, error):
     train.train(recipe.Recipe(**own(steps=5)))
 
     def full(*_, **__):
-        raise OSError(28, "No space left on device")
+        raise error
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        with pytest.raises(ValueError, match="No space left on device.*goes on from .*checkpoint-5"):
+        with pytest.raises(ValueError, match="failed.*goes on from .*checkpoint-5"):
             train.train(recipe.Recipe(**own(steps=15)))
     train.train(recipe.Recipe(**own(steps=15)))
     assert last_checkpoint(own()["output"]).endswith("checkpoint-15")

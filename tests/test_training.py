@@ -134,3 +134,9 @@ def test_noise_belongs_to_seed_and_example():
     assert torch.equal(rows(0, [1, 2])[:2], rows(0, [1, 3])[:2])
     assert not torch.equal(rows(0, [1, 2]), rows(1, [1, 2]))
     assert not torch.equal(rows(0, [1, 2])[:2], rows(0, [3, 2])[:2])
+
+
+def test_several_gpus_need_a_process_each(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(ValueError, match="2 GPUs; start it with `accelerate launch`"):
+        trainer(tiny(), tmp_path, 1)

@@ -52,7 +52,7 @@ class Phase:
 
 PHASES = {
     "tinytown-ar": [Phase(2_500, 32, 6e-3)],
-    "tinytown-base": [Phase(3_600, 24, 2.5e-3)],
+    "tinytown-base": [Phase(4_000, 24, 5e-3)],
 }
 
 # Words that stories lack and tasks need, so that the tokenizer has tokens for them too.

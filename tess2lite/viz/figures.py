@@ -18,7 +18,7 @@ def film_strip(trajectory, frames: int = 6, width: int = 92) -> Figure:
     texts = [textwrap.fill(_drawable(trajectory.texts[step]), width) or " " for step in steps]
     heights = [text.count("\n") + 2.2 for text in texts]
     figure, axes = plt.subplots(
-        len(steps), 1, figsize=(0.115 * width, 0.19 * sum(heights)), height_ratios=heights, squeeze=False
+        len(steps), 1, figsize=(0.086 * width, 0.19 * sum(heights)), height_ratios=heights, squeeze=False
     )
     for axis, step, text in zip(axes[:, 0], steps, texts, strict=True):
         confidence = float(trajectory.confidence[step][trajectory.span_mask].mean())

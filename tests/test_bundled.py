@@ -23,7 +23,9 @@ def test_bundled_models_are_small_and_have_a_card(name):
     folder = t2.bundled()[name]
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 10e6
     card = json.loads((folder / "card.json").read_text())
-    assert {"model", "data_seed", "tokens", "phases", "device", "stories_valid"} <= set(card)
+    facts = {"model", "data_seed", "tokens", "phases", "device", "sampled", "stories_valid", "stories_valid_aim"}
+    assert facts <= set(card)
+    assert card["sentence_skeletons"] >= 300 and card["skeletons_only_in_test"] >= 0.3 * card["sentence_skeletons"]
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
 
 

@@ -32,13 +32,14 @@ from ..data import Rows, pack
 from ..generation import generate
 from ..loading import load
 from ..training import DiffusionCollator, DiffusionTrainer, last_checkpoint
-from .language import split_sentences, words
+from .language import skeletons, split_sentences, words
 from .muon import MuonAdamW
 from .stories import corpus, stories
 from .world import verify
 
 SEED, LENGTH, VOCABULARY, DOCUMENTS = 0, 128, 1024, 150_000
 SCORED = 200  # test stories
+AIMS = {"tinytown-ar": 0.95, "tinytown-base": 0.85}  # share of valid stories
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def build(out: Path) -> None:
     train(out, "tinytown-ar", lambda: new_model(tokenizer), Trainer, _next_token, tokenizer, rows)
     denoised = DiffusionCollator("ul2", SEED)
     train(out, "tinytown-base", lambda: load(out / "tinytown-ar"), DiffusionTrainer, denoised, tokenizer, rows)
-    score(out / "tinytown-ar", continue_left_to_right)
-    score(out / "tinytown-base", continue_by_denoising)
+    score(out / "tinytown-ar", continue_left_to_right, "left to right, temperature 1")
+    score(out / "tinytown-base", continue_by_denoising, "100 diffusion steps, top-p 0.99, temperature 1")
 
 
 def prepare(out: Path) -> tuple[PreTrainedTokenizerFast, list[list[int]]]:
@@ -211,15 +212,20 @@ def continue_by_denoising(folder: Path, prompts: list[str]) -> list[str]:
     return texts
 
 
-def score(folder: Path, complete) -> None:
+def score(folder: Path, complete, sampled: str) -> None:
     """Completes the first two sentences of test stories and counts how many become valid stories."""
     if "stories_valid" in json.loads((folder / "card.json").read_text()):
         return
     prompts = [" ".join(split_sentences(text)[:2]) for text in stories("test", SCORED, SEED)]
     problems = [verify(prompt + text) for prompt, text in zip(prompts, complete(folder, prompts), strict=True)]
+    sentences = [held_out for lines in skeletons().values() for _, held_out in lines]
     write_card(
         folder,
+        sentence_skeletons=len(sentences),
+        skeletons_only_in_test=sum(sentences),
+        sampled=sampled,
         stories_scored=SCORED,
+        stories_valid_aim=AIMS[folder.name],
         stories_valid=sum(problem is None for problem in problems) / SCORED,
         what_was_wrong=[problem for problem in problems if problem][:5],
     )

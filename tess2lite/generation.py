@@ -36,9 +36,9 @@ class Generation:
         return self.text
 
     def _repr_html_(self) -> str:
-        from .viz.html import scrubber
+        from .viz.html import explorer
 
-        return scrubber(self.trajectory, note="" if self.ended else "The text filled its room without an end (no EOS).")
+        return explorer(self.trajectory, note="" if self.ended else "The text filled its room without an end (no EOS).")
 
 
 def generate(
@@ -143,8 +143,9 @@ def _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress, fr
     with tqdm(run, total=steps, desc="denoising", unit="step", disable=not progress, leave=False) as bar:
         for step in bar:
             bar.set_postfix(entropy=f"{step.entropy[step.span_mask].mean():.2f} nats", refresh=False)
+    settings = {"model": lm.name_or_path, "steps": steps, "top_p": top_p, "temperature": temperature}
     return [
-        _generation(lm.tokenizer, prompt, row, index, recorder, seeds[index], from_start)
+        _generation(lm.tokenizer, row, index, recorder, settings | {"prompt": prompt, "seed": seeds[index]}, from_start)
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
     ]
 
@@ -160,15 +161,15 @@ def _batch(rows) -> dict[str, torch.Tensor]:
     return {"input_ids": stack(ids), "span_mask": stack(masks), "attention_mask": stack(real)}
 
 
-def _generation(tokenizer, prompt, row, index, recorder, seed, from_start) -> Generation:
+def _generation(tokenizer, row, index, recorder, settings, from_start) -> Generation:
     span_mask = row[1]
     first = int(span_mask.nonzero()[0, 0])
     shown_from = 1 if from_start else first
-    trajectory = recorder.trajectory(index, span_mask, lambda ids: tokenizer.decode(ids[shown_from:]))
+    trajectory = recorder.trajectory(index, span_mask, tokenizer.decode, shown_from, settings)
     ids = trajectory.tokens[-1].tolist()
     last_known = int((~span_mask).nonzero()[-1, 0])  # an end before known text is none
     end = next((i for i in range(last_known + 1, len(ids)) if ids[i] == tokenizer.eos_token_id), None)
     text = tokenizer.decode(ids[shown_from:end], skip_special_tokens=True)
     # Blanks with known text after them have their end given.
     ended = end is not None or not bool(span_mask[-1])
-    return Generation(prompt, text, ids, ended, seed, trajectory)
+    return Generation(settings["prompt"], text, ids, ended, settings["seed"], trajectory)

@@ -102,6 +102,7 @@ class Step:
         self.alpha_bar = float(run.alpha_bar[self.t + 1]) if index else 0.0
         self.input_ids, self.span_mask, self.attention_mask = run.input_ids, run.span_mask, run.attention_mask
         self.stop, self.reward = False, None
+        self._k = 1
         self._logits = self._projected = self._edited = None
 
     @property
@@ -158,12 +159,27 @@ class Step:
     @property
     def argmax(self) -> torch.Tensor:
         """(B, L) ids the model holds most likely; known ids elsewhere."""
-        return self._spread("argmax", self._run.input_ids)
+        return self._spread("top_ids", self._run.input_ids[..., None])[..., 0]
 
     @property
     def confidence(self) -> torch.Tensor:
         """(B, L) probability of the most likely token; 1 at known positions."""
-        return self._spread("confidence", torch.ones(self.span_mask.shape, device=self.span_mask.device))
+        return self._spread("top_p", self._sure())[..., 0]
+
+    def top(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k likeliest tokens of the prediction and their probabilities, both (B, L, k), falling.
+
+        At known positions the known token has probability 1.
+        """
+        if self._k != k:  # asked before anything else is read, it costs no second pass
+            self._k, self._projected = min(inputs.whole("k", k, 1), len(self._run.embedding)), None
+        known = self._run.input_ids[..., None].expand(-1, -1, self._k)
+        return self._spread("top_ids", known), self._spread("top_p", self._sure())
+
+    def _sure(self) -> torch.Tensor:
+        p = torch.zeros(*self.span_mask.shape, self._k, device=self.span_mask.device)
+        p[..., 0] = 1
+        return p
 
     @property
     def entropy(self) -> torch.Tensor:
@@ -182,8 +198,8 @@ class Step:
             rows, device = len(self._run.places), self.span_mask.device
             self._projected = {
                 "tokens": torch.empty(rows, dtype=torch.long, device=device),
-                "argmax": torch.empty(rows, dtype=torch.long, device=device),
-                "confidence": torch.empty(rows, device=device),
+                "top_ids": torch.empty(rows, self._k, dtype=torch.long, device=device),
+                "top_p": torch.empty(rows, self._k, device=device),
                 "entropy": torch.empty(rows, device=device),
                 "soft": self._run.embedding.new_empty(rows, self._run.embedding.shape[1]),
             }
@@ -196,12 +212,12 @@ class Step:
         run, rows, out = self._run, block[2], self._projected
         logits = run.lm.head(hidden) if self._logits is None else self._logits[rows]  # (R, V)
         p = logits.softmax(1)
-        top, best = p.max(1)
+        top, best = p.max(1, keepdim=True) if self._k == 1 else p.topk(self._k)  # (R, k)
         if not torch.isfinite(top).all():
             raise FloatingPointError(f"Step {self.index} predicts no finite numbers; check weights and hooks.")
-        out["confidence"][rows], out["argmax"][rows] = top, best
+        out["top_p"][rows], out["top_ids"][rows] = top, best
         # H = log Z − Σ p·z, and log Z = z_max − log p_max; a banned token (−∞) adds 0 to the sum
-        log_z = logits.gather(1, best[:, None])[:, 0] - top.log()
+        log_z = logits.gather(1, best[:, :1])[:, 0] - top[:, 0].log()
         finite = logits if self._logits is None else logits.nan_to_num(neginf=0.0)
         out["entropy"][rows] = (log_z - torch.linalg.vecdot(p, finite)).clamp(min=0).to(out["entropy"].dtype)
         out["tokens"][rows] = run.choose(p, logits, self.index, block) if tokens is None else tokens

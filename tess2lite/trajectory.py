@@ -1,27 +1,39 @@
-"""What a run recorded: tensors and strings, nothing of models."""
+"""What a run recorded: tensors and strings, nothing of models. Every picture and measure reads from it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT = "tess2lite trajectory 1"
 
 
 @dataclass(repr=False)
 class Trajectory:
-    """One sequence's way from noise to text.
+    """One sequence's way from noise to text, S steps of L positions.
 
-    tokens: (S, L) ids after each step. confidence, entropy: (S, L), of the model's prediction, entropy in nats.
-    alpha_bar: (S,) of the noisy simplex each step read. span_mask: (L,) bool, where the model wrote.
-    texts: S strings, everything written at each step, ends and padding included.
+    tokens: (S, L) ids after each step's projection. top_ids, top_p: (S, L, k), the likeliest tokens of each
+    prediction and their probabilities, falling. entropy: (S, L) of the prediction, in nats. alpha_bar: (S,) of the
+    noisy simplex each step read. span_mask: (L,) bool, where the model wrote. reward: (S,) of each prediction when
+    guided, else None. texts: S strings, everything written, ends and padding included. pieces: id → text of every
+    id that occurs. settings: what a replay needs (prompt, seed, steps, …).
     """
 
     tokens: torch.Tensor
-    confidence: torch.Tensor
+    top_ids: torch.Tensor
+    top_p: torch.Tensor
     entropy: torch.Tensor
     alpha_bar: torch.Tensor
     span_mask: torch.Tensor
     texts: list[str]
+    pieces: dict[int, str]
+    reward: torch.Tensor | None = None
+    settings: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -30,39 +42,120 @@ class Trajectory:
         return f"Trajectory({len(self)} steps, {int(self.span_mask.sum())} positions written)"
 
     def _repr_html_(self) -> str:
-        from .viz.html import scrubber
+        from .viz.html import explorer
 
-        return scrubber(self)
+        return explorer(self)
+
+    @property
+    def confidence(self) -> torch.Tensor:
+        """(S, L) probability of the most likely token."""
+        return self.top_p[..., 0]
+
+    @property
+    def argmax(self) -> torch.Tensor:
+        """(S, L) ids the model held most likely."""
+        return self.top_ids[..., 0]
+
+    def flips(self) -> torch.Tensor:
+        """(L,) how often the most likely token changed."""
+        return (self.argmax[1:] != self.argmax[:-1]).sum(0)
+
+    def commit_step(self) -> torch.Tensor:
+        """(L,) index of the first step from which on the most likely token never changes."""
+        steps = torch.arange(1, len(self))[:, None]  # (S−1, 1)
+        return torch.where(self.argmax[1:] != self.argmax[:-1], steps, 0).amax(0) if len(self) > 1 else 0 * self.flips()
+
+    def commit_order(self) -> torch.Tensor:
+        """Written positions from the first committed to the last; ties from left to right."""
+        written = self.span_mask.nonzero()[:, 0]
+        return written[self.commit_step()[written].argsort(stable=True)]
+
+    def words(self) -> list[tuple[int, int]]:
+        """(first, past last) positions of the final text's words: a piece joins the word before it when both meet
+        in letters."""
+        pieces = [self.pieces[i] for i in self.tokens[-1].tolist()]
+        starts = [0] + [
+            i for i in range(1, len(pieces)) if not (pieces[i][:1].isalnum() and pieces[i - 1][-1:].isalnum())
+        ]
+        return list(zip(starts, [*starts[1:], len(pieces)], strict=True))
+
+    def difference(self, other: Trajectory) -> torch.Tensor:
+        """(S, L) bool, where two runs of equal shape show other tokens."""
+        if self.tokens.shape != other.tokens.shape:
+            raise ValueError(
+                f"The trajectories have shapes {tuple(self.tokens.shape)} and {tuple(other.tokens.shape)} (steps, "
+                "positions); compare runs of equal steps on equally long texts."
+            )
+        return self.tokens != other.tokens
+
+    def save(self, path) -> None:
+        """One safetensors file, strings in its header."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        strings = {name: tensors.pop(name) for name in ("texts", "pieces", "settings")}
+        kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+        save_file(kept, path, {"format": FORMAT, "strings": json.dumps(strings)})
+
+    @classmethod
+    def load(cls, path) -> Trajectory:
+        """What `save` wrote. Raises ValueError for any other file."""
+        if not Path(path).is_file():
+            raise ValueError(f"There is no trajectory file '{path}'; give one written by Trajectory.save.")
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("format") != FORMAT:
+                    raise ValueError
+                strings = json.loads(file.metadata()["strings"])
+                names = file.keys()
+                tensors = {name: file.get_tensor(name) for name in names}
+            strings["pieces"] = {int(i): piece for i, piece in strings["pieces"].items()}
+            return cls(**tensors, **strings)
+        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as problem:
+            raise ValueError(f"'{path}' is no whole trajectory; give a file written by Trajectory.save.") from problem
 
 
 @dataclass
 class Recorder:
-    """A hook that keeps every step of a run. Put it after hooks that edit the step."""
+    """A hook that keeps every step of a run. Put it after hooks that edit the step.
 
-    tokens: list = field(default_factory=list)
-    confidence: list = field(default_factory=list)
-    entropy: list = field(default_factory=list)
-    alpha_bar: list = field(default_factory=list)
+    k: how many of the likeliest tokens to keep for each position.
+    """
+
+    k: int = 5
+    steps: list[dict] = field(default_factory=list)
 
     def __call__(self, step) -> None:
-        self.tokens.append(step.tokens.cpu())
-        self.confidence.append(step.confidence.float().cpu())
-        self.entropy.append(step.entropy.float().cpu())
-        self.alpha_bar.append(step.alpha_bar)
+        ids, p = step.top(self.k)
+        kept = {"top_ids": ids, "top_p": p, "tokens": step.tokens, "entropy": step.entropy, "reward": step.reward}
+        self.steps.append({name: value.cpu() for name, value in kept.items() if value is not None})
+        self.steps[-1]["alpha_bar"] = step.alpha_bar
 
-    def trajectory(self, row: int, span_mask: torch.Tensor, decode) -> Trajectory:
-        """One sequence's trajectory. span_mask: (L,), cut to its real length; decode: ids → string."""
+    def trajectory(self, row: int, span_mask: torch.Tensor, decode, shown_from: int, settings: dict) -> Trajectory:
+        """One sequence's trajectory. span_mask: (L,), cut to its real length; decode: ids → string; shown_from:
+        position that texts begin at."""
+        if not self.steps:
+            raise ValueError("Nothing was recorded: the run was stopped before its first step.")
         length = len(span_mask)
 
-        def column(recorded):
-            return torch.stack([step[row, :length] for step in recorded])  # (S, L)
+        def column(name):
+            return torch.stack([step[name][row, :length] for step in self.steps])
 
-        tokens = column(self.tokens)
+        tokens, top_ids = column("tokens").int(), column("top_ids").int()
+        guided = all("reward" in step for step in self.steps)
         return Trajectory(
             tokens=tokens,
-            confidence=column(self.confidence),
-            entropy=column(self.entropy),
-            alpha_bar=torch.tensor(self.alpha_bar),
+            top_ids=top_ids,
+            top_p=column("top_p").float(),
+            entropy=column("entropy").float(),
+            alpha_bar=torch.tensor([step["alpha_bar"] for step in self.steps]),
             span_mask=span_mask.cpu(),
-            texts=[decode(ids) for ids in tokens.tolist()],
+            reward=torch.stack([step["reward"][row] for step in self.steps]).float() if guided else None,
+            texts=[decode(ids[shown_from:]) for ids in tokens.tolist()],
+            pieces=_pieces(torch.cat([tokens.flatten(), top_ids.flatten()]).unique().tolist(), decode),
+            settings=settings,
         )
+
+
+def _pieces(ids: list[int], decode) -> dict[int, str]:
+    """Each id's own text, with the space that it carries: some tokenizers drop it at a text's start."""
+    anchor = decode(ids[:1])
+    return {i: decode([ids[0], i])[len(anchor) :] for i in ids}

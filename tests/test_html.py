@@ -1,5 +1,6 @@
 """The viewer shows what a model wrote and never runs it."""
 
+import base64
 import json
 import re
 from html.parser import HTMLParser
@@ -7,7 +8,7 @@ from html.parser import HTMLParser
 import torch
 
 from tess2lite.trajectory import Trajectory
-from tess2lite.viz.html import scrubber
+from tess2lite.viz.html import explorer
 
 HOSTILE = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</textarea></script>", "\"quotes' & more", "שלום 🙂"
@@ -24,14 +25,18 @@ class Reader(HTMLParser):
         self.attributes += attrs
 
     def handle_data(self, data):
-        self.text += data if self.tags[-1] != "script" else ""
+        self.text += data if self.tags[-1] not in ("script", "style") else ""
 
 
 def trajectory(texts):
+    """S steps of 4 positions, the last three written; position 2 changes its mind at every step."""
     steps = len(texts)
+    tokens = torch.zeros(steps, 4, dtype=torch.int)
+    tokens[:, 2] = torch.arange(steps) % 2
     return Trajectory(
-        tokens=torch.zeros(steps, 4, dtype=torch.long), confidence=torch.full((steps, 4), 0.5),
-        entropy=torch.ones(steps, 4), alpha_bar=torch.linspace(0, 1, steps),
+        tokens=tokens, top_ids=torch.stack([tokens, 1 - tokens], -1),
+        top_p=torch.tensor([0.5, 0.25]).expand(steps, 4, 2),
+        entropy=torch.ones(steps, 4), alpha_bar=torch.linspace(0, 1, steps), pieces={0: HOSTILE[0], 1: " b"},
         span_mask=torch.tensor([False, True, True, True]), texts=texts,
     )  # fmt: skip
 
@@ -42,32 +47,40 @@ def read(html):
     return reader
 
 
+def data(html):
+    return json.loads(re.search(r"getElementById\(\"t2-\w+\"\), (\{.*\})\)</script>", html)[1])
+
+
+def unpacked(text, dtype):
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype).tolist()
+
+
 def test_every_step_is_there_with_and_without_scripts():
-    html = scrubber(trajectory(["one", "two", "three"]))
-    frames = json.loads(re.search(r"frames = (\[.*?\]), range", html).group(1))
-    assert [frame["text"] for frame in frames] == ["one", "two", "three"]
-    assert "step 2 of 3 · ᾱ read 0.500 · mean entropy 1.00 nats" in frames[1]["label"]
+    html = explorer(trajectory(["one", "two", "three"]))
+    shown = data(html)
+    assert shown["steps"] == 3 and shown["written"] == [1, 2, 3]
+    assert unpacked(shown["tokens"], torch.uint16) == [0, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert unpacked(shown["p"], torch.uint8) == [128, 64] * 9 and unpacked(shown["counts"], torch.uint8) == [2] * 9
+    assert "step 2 of 3 · ᾱ read 0.500 · mean entropy 1.00 nats" in shown["labels"][1]
     text = read(html).text
     assert text.index("three") < text.index("one")  # the final text first
 
 
 def test_hostile_text_is_text():
-    reader = read(scrubber(trajectory(HOSTILE), note=HOSTILE[0]))
+    reader = read(explorer(trajectory(HOSTILE), note=HOSTILE[0]))
     assert reader.tags.count("script") == 1 and "img" not in reader.tags
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
     for text in HOSTILE:
         assert text in reader.text
 
 
-def test_nothing_is_fetched_and_two_viewers_do_not_meet():
-    one, two = scrubber(trajectory(["a"])), scrubber(trajectory(["a"]))
-    assert "http" not in one and "src=" not in one
-    identity = re.compile(r'id="(t2-\w+)"')
-    assert identity.search(one).group(1) != identity.search(two).group(1)
-
-
-def test_the_focusable_parts_keep_their_keys():
-    """JupyterLab takes arrow keys from outputs unless each focusable element says otherwise."""
-    html = scrubber(trajectory(["a", "b"]))
-    for element in re.findall(r"<(?:input|button)[^>]*>", html):
-        assert 'data-lm-suppress-shortcuts="true"' in element
+def test_a_long_run_stays_small():
+    """200 steps of 512 tokens, as undecided as can be."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(2000, (200, 512, 5), generator=generator).int()
+    long = Trajectory(
+        tokens=ids[..., 0], top_ids=ids, top_p=torch.full((200, 512, 5), 0.2), entropy=torch.ones(200, 512),
+        alpha_bar=torch.linspace(0, 1, 200), span_mask=torch.ones(512, dtype=torch.bool), texts=["word " * 512] * 200,
+        pieces={i: f" word{i}" for i in range(2000)},
+    )  # fmt: skip
+    assert len(explorer(long)) < 3e6

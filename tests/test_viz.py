@@ -19,8 +19,10 @@ def test_film_strip_shows_first_and_last_step():
 
 def test_map_shows_confidence_of_written_positions_and_flips():
     record = trajectory(["a", "b", "c"])
+    record.tokens[:, 2] = 0
     record.tokens[2:, 1] = 9
-    record.confidence[1, 2] = 0.25
+    record.top_p = record.top_p.clone()
+    record.top_p[1, 2, 0] = 0.25
     axis = trajectory_map(record).axes[0]
     assert np.allclose(axis.images[0].get_array(), record.confidence[:, 1:].T)
     assert axis.lines[0].get_xydata().tolist() == [[3, 0]]  # step 3 of 3

@@ -2,72 +2,106 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import secrets
+from pathlib import Path
 
-# Inline, no fetch, text only through textContent: whatever a model wrote is shown, never run.
-_SCRIPT = """
-(() => {
-  const root = document.getElementById(ID), frames = FRAMES, range = root.querySelector("input");
-  const text = root.querySelector("[data-text]"), label = root.querySelector("output");
-  const button = root.querySelector("button");
-  let timer = null;
-  const show = () => {
-    const frame = frames[range.value];
-    text.textContent = frame.text;
-    label.textContent = frame.label;
-  };
-  const stop = () => { clearInterval(timer); timer = null; button.textContent = "Play"; };
-  const tick = () => { if (+range.value >= +range.max) return stop(); range.value = +range.value + 1; show(); };
-  button.onclick = () => {
-    if (timer) return stop();
-    if (+range.value >= +range.max) range.value = 0;
-    show();
-    timer = setInterval(tick, 120);
-    button.textContent = "Pause";
-  };
-  range.oninput = () => { stop(); show(); };
-  root.querySelector("[data-controls]").hidden = false;
-  show();
-})();
-"""
+import torch
 
-_STYLE = (
-    "border:1px solid var(--jp-border-color1,#ccc);border-radius:4px;padding:10px;max-width:52em;"
-    "color:var(--jp-content-font-color1,inherit);background:var(--jp-layout-color0,transparent)"
+HERE = Path(__file__).parent
+LISTED = 40  # steps that the list for readers without scripts holds
+SUPPRESS = 'data-lm-suppress-shortcuts="true"'  # JupyterLab would take the arrow keys
+
+
+def explorer(trajectory, note: str = "") -> str:
+    """The text at every step behind a slider with play, a tokens × steps map, each token's alternatives and history.
+
+    Without scripts: the last text, and a list of earlier ones. note: a sentence to put under it. Returns an HTML
+    string; whatever a model wrote is shown as text (textContent), never run.
+    """
+    identity, last = f"t2-{secrets.token_hex(6)}", len(trajectory) - 1
+    css = (HERE / "explorer.css").read_text().replace("#ID", f"#{identity}")
+    script = (HERE / "explorer.js").read_text().strip()
+    call = f"({script})(document.getElementById({json.dumps(identity)}), {_data(trajectory)})"
+    labels = _labels(trajectory)
+    return (
+        f'<div id="{identity}" role="group" aria-label="A text written by denoising"><style>{css}</style>'
+        f'<div data-bar data-live hidden><button type="button" {SUPPRESS}>Play</button>'
+        f'<input type="range" min="0" max="{last}" value="{last}" aria-label="diffusion step" {SUPPRESS}></div>'
+        f"<output>{html.escape(labels[-1])}</output>"
+        f'<div data-text dir="auto" role="listbox" aria-label="tokens">{html.escape(trajectory.texts[-1])}</div>'
+        f"{_PANELS}<p data-note>{html.escape(note)}</p>{_listing(trajectory, labels)}"
+        f"<script>{call}</script></div>"
+    )
+
+
+_PANELS = (
+    '<div data-below data-live hidden><figure><div data-map><canvas role="img" aria-label="Map of confidence: a '
+    'column for each step, a row for each written token, light is sure"></canvas>'
+    "<div data-cursor></div><div data-row></div></div>"
+    "<figcaption>rows: tokens, columns: steps, light: sure. Click to go there.</figcaption>"
+    '<svg viewBox="0 0 300 80" preserveAspectRatio="none" role="img" aria-label="Curves over the steps"></svg>'
+    "<figcaption>over the steps, each to its own scale: — signal left ᾱ, - - mean entropy, ··· reward</figcaption>"
+    "</figure><div><div data-which></div>"
+    "<table><caption hidden>likeliest tokens</caption><tbody data-top></tbody></table>"
+    "<div data-flips></div><ul data-history></ul></div></div>"
+    "<p data-hint data-live hidden>Shade and underline say how unsure the model is: dashed below 80 %, dotted below "
+    "40 %. Point at a token, or walk with the arrow keys.</p>"
 )
 
 
-def _label(trajectory, step: int) -> str:
-    entropy = trajectory.entropy[step][trajectory.span_mask].mean()
-    return (
-        f"step {step + 1} of {len(trajectory)} · ᾱ read {trajectory.alpha_bar[step]:.3f} · "
-        f"mean entropy {entropy:.2f} nats"
-    )
+def _labels(trajectory) -> list[str]:
+    entropies = trajectory.entropy[:, trajectory.span_mask].mean(1).tolist()
+    rewards = [""] * len(trajectory) if trajectory.reward is None else [f" · reward {r:.2f}" for r in trajectory.reward]
+    return [
+        f"step {i + 1} of {len(trajectory)} · ᾱ read {alpha_bar:.3f} · mean entropy {entropy:.2f} nats{reward}"
+        for i, (alpha_bar, entropy, reward) in enumerate(
+            zip(trajectory.alpha_bar.tolist(), entropies, rewards, strict=True)
+        )
+    ]
 
 
-def scrubber(trajectory, note: str = "") -> str:
-    """The text at every step behind a slider with play; without scripts the last text and a list of frames.
+def _listing(trajectory, labels: list[str]) -> str:
+    chosen = sorted({round(i) for i in torch.linspace(0, len(labels) - 1, min(LISTED, len(labels))).tolist()})
+    frames = "".join(f"<p><b>{html.escape(labels[i])}</b><br>{html.escape(trajectory.texts[i])}</p>" for i in chosen)
+    what = f"All {len(labels)} steps" if len(chosen) == len(labels) else f"{len(chosen)} of {len(labels)} steps"
+    return f"<details><summary>{what} as a list</summary>{frames}</details>"
 
-    note: a sentence to put under it. Returns an HTML string.
+
+def _data(trajectory) -> str:
+    """What the script draws, as a JavaScript literal: ids become places in a list of pieces, probabilities bytes.
+
+    Of each prediction the tokens that would round to nothing are left out, but for the first.
     """
-    frames = [{"text": text, "label": _label(trajectory, i)} for i, text in enumerate(trajectory.texts)]
-    last, identity = frames[-1], f"t2-{secrets.token_hex(6)}"
-    script = _SCRIPT.replace("ID", json.dumps(identity), 1)
+    written = trajectory.span_mask.nonzero()[:, 0]  # (M,)
+    ids = sorted(trajectory.pieces)
+    place = torch.zeros(max(ids) + 1, dtype=torch.long)
+    place[torch.tensor(ids)] = torch.arange(len(ids))
+    p = (trajectory.top_p[:, written] * 255).round().to(torch.uint8)  # (S, M, k)
+    kept = p > 0
+    kept[..., 0] = True
+    width = torch.uint16 if len(ids) < 2**16 else torch.uint32
+    entropy = trajectory.entropy[:, written].mean(1)
+    curves = [(trajectory.alpha_bar, ""), (entropy, "6 4")]
+    curves += [(trajectory.reward, "1 4")] if trajectory.reward is not None else []
+    data = {
+        "steps": len(trajectory),
+        "written": written.tolist(),
+        "known": place[trajectory.tokens[-1].long()].tolist(),
+        "pieces": [trajectory.pieces[i] for i in ids],
+        "bytes": width.itemsize,
+        "tokens": _packed(place[trajectory.tokens[:, written].long()], width),
+        "counts": _packed(kept.sum(-1), torch.uint8),
+        "top": _packed(place[trajectory.top_ids[:, written].long()][kept], width),
+        "p": _packed(p[kept], torch.uint8),
+        "labels": _labels(trajectory),
+        "curves": [{"values": [round(v, 4) for v in curve.tolist()], "dash": dash} for curve, dash in curves],
+    }
     # "<" as an escape: no text can close the script element.
-    script = script.replace("FRAMES", json.dumps(frames).replace("<", "\\u003c"), 1)
-    listing = "".join(f"<p><b>{html.escape(f['label'])}</b><br>{html.escape(f['text'])}</p>" for f in frames)
-    suppress = 'data-lm-suppress-shortcuts="true"'  # JupyterLab would take the arrow keys
-    return (
-        f'<div id="{identity}" style="{_STYLE}">'
-        f'<div data-controls hidden><button type="button" {suppress}>Play</button> '
-        f'<input type="range" min="0" max="{len(frames) - 1}" value="{len(frames) - 1}" aria-label="diffusion step" '
-        f'style="width:60%;vertical-align:middle" {suppress}></div>'
-        f"<output>{html.escape(last['label'])}</output>"
-        f'<p data-text dir="auto" style="white-space:pre-wrap;min-height:6em;font-size:1.1em">'
-        f"{html.escape(last['text'])}</p>"
-        f"<p>{html.escape(note)}</p>"
-        f"<details><summary>All {len(frames)} steps as a list</summary>{listing}</details>"
-        f"<script>{script}</script></div>"
-    )
+    return json.dumps(data).replace("<", "\\u003c")
+
+
+def _packed(tensor: torch.Tensor, dtype) -> str:
+    return base64.b64encode(tensor.to(dtype).numpy().tobytes()).decode()

@@ -1,0 +1,108 @@
+"""A recorded run says what the run did; counted by hand, and against the full logits."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tess2lite as t2
+from tess2lite.trajectory import Recorder, Trajectory
+
+STEPS = 6
+
+
+def by_hand(argmax, **more):
+    """A trajectory of S steps × L positions whose likeliest tokens are given."""
+    ids = torch.tensor(argmax, dtype=torch.int)
+    return Trajectory(**{
+        "tokens": ids, "top_ids": ids[..., None], "top_p": torch.ones(*ids.shape, 1), "entropy": torch.ones(ids.shape),
+        "alpha_bar": torch.linspace(0, 1, len(ids)), "span_mask": torch.ones(ids.shape[1], dtype=torch.bool),
+        "texts": ["x"] * len(ids), "pieces": {i: f" {i}" for i in range(10)},
+    } | more)  # fmt: skip
+
+
+def test_flips_commitment_and_its_order_by_hand():
+    run = by_hand([[1, 2, 3, 4], [1, 5, 3, 6], [1, 5, 2, 4], [1, 5, 3, 4]])
+    assert run.flips().tolist() == [0, 1, 2, 2]
+    assert run.commit_step().tolist() == [0, 1, 3, 2]
+    assert run.commit_order().tolist() == [0, 1, 3, 2]
+    one = by_hand([[1, 2]])
+    assert one.flips().tolist() == one.commit_step().tolist() == [0, 0]
+
+
+def test_words_join_pieces_that_meet_in_letters():
+    pieces = {0: "<s>", 1: " An", 2: "na", 3: ".", 4: " a", 5: "\n", 6: "B"}
+    run = by_hand([[0, 1, 2, 3, 4, 5, 6]], pieces=pieces)
+    assert run.words() == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6), (6, 7)]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """A real run, and its full logits."""
+    lm = t2.load("tinytown-base")
+    logits = []
+    out = t2.generate(
+        lm, "Tom had a drum.", steps=STEPS, length=10, hooks=[lambda step: logits.append(step.logits)], progress=False
+    )
+    return lm, out, torch.stack(logits)[:, 0]
+
+
+def test_what_is_recorded_is_the_models_own_prediction(recorded):
+    lm, out, logits = recorded
+    run, mask = out.trajectory, out.trajectory.span_mask
+    p = logits[:, mask].softmax(-1)  # (S, M, V)
+    top, ids = p.topk(5)
+    assert torch.allclose(run.top_p[:, mask], top, atol=1e-6) and torch.equal(run.top_ids[:, mask], ids.int())
+    assert torch.allclose(run.entropy[:, mask], -(p * p.log()).sum(-1), atol=1e-4)
+    assert torch.equal(run.argmax[:, ~mask], run.tokens[:, ~mask]) and (run.confidence[:, ~mask] == 1).all()
+    assert set(run.top_ids.unique().tolist()) <= set(run.pieces)
+    assert "".join(run.pieces[i] for i in run.tokens[-1].tolist()[1:]) == lm.tokenizer.decode(run.tokens[-1][1:])
+
+
+def test_k_is_the_users(recorded):
+    lm = recorded[0]
+    recorder = Recorder(k=3)
+    ids, mask = torch.tensor([[1, 5, 6, 0, 0]]), torch.tensor([[False, False, False, True, True]])
+    for _ in t2.denoise(lm, {"input_ids": ids, "span_mask": mask}, steps=2, hooks=[recorder]):
+        pass
+    run = recorder.trajectory(0, mask[0], lm.tokenizer.decode, 1, {})
+    assert run.top_ids.shape == (2, 5, 3) and (run.top_p[:, mask[0]].diff(dim=-1) <= 0).all()
+
+
+def test_saved_and_loaded_the_same(recorded, tmp_path):
+    run = recorded[1].trajectory
+    run.reward = torch.arange(STEPS).float()
+    run.save(tmp_path / "run.safetensors")
+    again = Trajectory.load(tmp_path / "run.safetensors")
+    for name in ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask", "reward"):
+        assert torch.equal(getattr(again, name), getattr(run, name)), name
+    assert (again.texts, again.pieces, again.settings) == (run.texts, run.pieces, run.settings)
+
+
+def test_a_replay_from_its_settings_is_the_same_to_the_bit(recorded):
+    lm, out, _ = recorded
+    settings = {name: out.trajectory.settings[name] for name in ("prompt", "steps", "top_p", "temperature", "seed")}
+    again = t2.generate(t2.load(out.trajectory.settings["model"]), **settings, length=10, progress=False).trajectory
+    assert torch.equal(again.top_p, out.trajectory.top_p) and not again.difference(out.trajectory).any()
+
+
+def test_files_that_are_no_trajectory(recorded, tmp_path):
+    recorded[1].trajectory.save(tmp_path / "whole")
+    (tmp_path / "truncated").write_bytes((tmp_path / "whole").read_bytes()[:-100])
+    save_file({"weight": torch.ones(2)}, tmp_path / "foreign")
+    (tmp_path / "text").write_text("no tensors here")
+    for name, sentence in (
+        ("truncated", "no whole trajectory"), ("foreign", "no whole trajectory"), ("text", "no whole trajectory"),
+        ("missing", "There is no trajectory file"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=sentence):
+            Trajectory.load(tmp_path / name)
+
+
+def test_runs_of_other_shapes_are_not_compared():
+    with pytest.raises(ValueError, match=r"\(1, 2\) and \(2, 2\)"):
+        by_hand([[1, 2]]).difference(by_hand([[1, 2], [1, 2]]))
+
+
+def test_a_run_without_a_step_has_no_trajectory():
+    with pytest.raises(ValueError, match="Nothing was recorded"):
+        Recorder().trajectory(0, torch.ones(3, dtype=torch.bool), str, 0, {})

@@ -10,14 +10,15 @@ from collections.abc import Iterable
 import torch
 
 
-def whole(name: str, value, least: int) -> int:
-    """A whole number of at least `least`."""
+def whole(name: str, value, least: int, most: float = math.inf) -> int:
+    """A whole number from `least` to `most`."""
     try:
         number = operator.index(value)
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise ValueError(f"{name} is {value!r}; give a whole number of {least} or more.")
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        accepted = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name} is {value!r}; give a whole number {accepted}.")
     return number
 
 

@@ -30,11 +30,15 @@ class Run:
         self.embedding = lm.embedding_matrix().detach()  # E, (V, H)
         self.known = self.embedding[self.input_ids]  # (B, L, H)
         self.places = self.span_mask.nonzero()  # (N, 2): sequence, position
-        self.blocks = list(self._cut(seeds, rows_per_chunk(len(self.embedding), lm.device)))
+        self.reseed(seeds)
         self._noise_of_step = (None, None)
 
-    def _cut(self, seeds, size) -> Iterator[tuple[int, int, slice]]:
-        start = 0
+    def reseed(self, seeds: list[int]) -> None:
+        """From now on noise and draws of other seeds, one a sequence."""
+        self.blocks = list(self._cut(seeds))
+
+    def _cut(self, seeds) -> Iterator[tuple[int, int, slice]]:
+        start, size = 0, rows_per_chunk(len(self.embedding), self.lm.device)
         for seed, rows in zip(seeds, self.span_mask.sum(1).tolist(), strict=True):
             for number, offset in enumerate(range(0, rows, size)):
                 yield seed, number, slice(start + offset, start + min(offset + size, rows))
@@ -56,12 +60,16 @@ class Run:
         return noise.to(torch.promote_types(torch.float32, self.embedding.dtype))
 
     @torch.no_grad()
-    def first_input(self) -> torch.Tensor:
-        """Soft embeddings of pure noise, self-conditioned on the uniform belief: (N, H)."""
+    def first_input(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Soft embeddings for step `index`, self-conditioned on the uniform belief: (N, H).
+
+        Pure noise for step 0; for a later one the noisy simplex of `tokens` (N,) that it would read.
+        """
         soft = self.embedding.new_empty(len(self.places), self.embedding.shape[1])
+        level = self.alpha_bar[self.steps - index] if index else torch.zeros((), device=soft.device)
         for block in self.blocks:
-            noise = noisy_simplex_(self.fresh_noise(-1, block), None, torch.zeros((), device=soft.device))
-            soft[block[2]] = soft_embedding(noise.softmax(1), self.embedding)
+            noisy = noisy_simplex_(self.fresh_noise(index - 1, block), tokens[block[2]] if index else None, level)
+            soft[block[2]] = soft_embedding(noisy.softmax(1), self.embedding)
         return (soft + self.embedding.mean(0)) / 2
 
     @torch.no_grad()
@@ -155,6 +163,11 @@ class Step:
         if logits.shape != shape:
             raise ValueError(f"masked_logits has shape {tuple(logits.shape)}; this step needs {shape}.")
         self._logits, self._projected = logits.detach(), None
+
+    def reseed(self, seed) -> None:
+        """Noise and draws of another seed from this step on: one for every sequence, or one each."""
+        self._run.reseed(inputs.one_each(seed, len(self.input_ids)))
+        self._projected = None
 
     @property
     def argmax(self) -> torch.Tensor:
@@ -251,6 +264,7 @@ def denoise(
     seed: int | Iterable[int] = 0,
     hooks: Iterable[Hook] = (),
     noise: Callable | None = None,
+    start: int = 0,
 ) -> Iterator[Step]:
     """Denoise all masked positions together, in `steps` steps; yields each `Step` as it is made.
 
@@ -259,21 +273,27 @@ def denoise(
     span mask is not read.
     top_p: nucleus of the projection to tokens, in (0, 1]; None for argmax. temperature: divides the logits of
     that draw. seed: one for every sequence, or one each; the same seed gives the same text in any batch.
-    hooks: callables on each step, in order. noise: (step, (B, L, V)) → standard normal, −1 for the start;
-    replaces the seeded noise in tests.
+    start: first step; above 0 the run begins with the tokens that input_ids holds inside the span mask, noised as
+    that step would read them. hooks: callables on each step, in order. noise: (step, (B, L, V)) → standard normal,
+    −1 for the start; replaces the seeded noise in tests.
 
     The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
     """
     steps = inputs.whole("steps", steps, 1)
     inputs.check_numbers(top_p, temperature)
     hooks = inputs.callables(hooks)
+    start = inputs.whole("start", start, 0, steps - 1)
     checked = inputs.check_batch(lm, batch)
-    return _loop(Run(lm, checked, steps, top_p, temperature, inputs.one_each(seed, len(checked[0])), noise), hooks)
+    run = Run(lm, checked, steps, top_p, temperature, inputs.one_each(seed, len(checked[0])), noise)
+    tokens = batch["input_ids"].to(lm.device)[run.span_mask]  # (N,)
+    if start:
+        inputs.check_ids(tokens, lm.config.vocab_size)
+    return _loop(run, hooks, start, tokens)
 
 
-def _loop(run: Run, hooks: list[Hook]) -> Iterator[Step]:
-    soft = run.first_input()
-    for index in range(run.steps):
+def _loop(run: Run, hooks: list[Hook], start: int, tokens: torch.Tensor) -> Iterator[Step]:
+    soft = run.first_input(start, tokens)
+    for index in range(start, run.steps):
         step = Step(run, index, run.read(soft, run.steps - 1 - index))
         for hook in hooks:
             hook(step)

@@ -30,6 +30,7 @@ ARROWS = {
     "memory": {"simplex"},
     "reward": {"loading"},
     "guidance": {"reward"},
+    "hooks": {"inputs"},
     "generation": {"sampling", "trajectory", "data", "masking", "viz", "inputs"},
 }
 

@@ -1,0 +1,60 @@
+"""Interventions in a run, as hooks: pin tokens, take another turn, stop early."""
+
+from __future__ import annotations
+
+import torch
+
+from . import inputs
+
+
+class Pin:
+    """Holds positions at given tokens in every step, so that the rest is written around them.
+
+    tokens: position → id, written positions of every sequence of the batch. start: first step (index) that is edited.
+    """
+
+    def __init__(self, tokens: dict[int, int], start: int = 0):
+        self.tokens, self.start = dict(tokens), inputs.whole("start", start, 0)
+
+    def __call__(self, step) -> None:
+        if step.index < self.start:
+            return
+        outside = [i for i in self.tokens if not 0 <= i < step.span_mask.shape[1] or not step.span_mask[:, i].all()]
+        if outside:
+            raise ValueError(f"Position {outside[0]} is not written by this run; pin one inside the span mask.")
+        tokens = step.tokens
+        for position, token in self.tokens.items():
+            tokens[:, position] = token
+        step.tokens = tokens
+
+
+class Branch:
+    """Another future of the same past: the run's own seeds up to `step` (index), `seed` from there on."""
+
+    def __init__(self, step: int, seed: int):
+        self.step, self.seed = inputs.whole("step", step, 0), seed
+
+    def __call__(self, step) -> None:
+        if self.step >= step.index + step.t + 1:
+            raise ValueError(f"step is {self.step}; this run has steps 0 to {step.index + step.t}.")
+        if step.index == self.step:
+            step.reseed(self.seed)
+
+
+class Halt:
+    """Stops the run when no likeliest token has changed for `patience` steps and the prediction is sure.
+
+    entropy: mean over the written positions that counts as sure, in nats. All sequences of a batch stop together.
+    """
+
+    def __init__(self, patience: int = 5, entropy: float = 0.3):
+        self.patience, self.entropy = inputs.whole("patience", patience, 1), entropy
+        self.last, self.unchanged = None, 0
+
+    def __call__(self, step) -> None:
+        if step.index == 0:  # a hook may serve one run after another
+            self.last = None
+        argmax = step.argmax
+        same = self.last is not None and torch.equal(argmax, self.last)
+        self.last, self.unchanged = argmax, self.unchanged + 1 if same else 0
+        step.stop |= self.unchanged >= self.patience and bool(step.entropy[step.span_mask].mean() <= self.entropy)

@@ -15,7 +15,7 @@ MAP = "cividis"  # monotone in luminance, the same to colour-blind eyes
 def film_strip(trajectory, frames: int = 6, width: int = 92) -> Figure:
     """The text at a few steps from first to last, each beside the mean confidence of its prediction."""
     steps = np.unique(np.linspace(0, len(trajectory) - 1, frames).round().astype(int))
-    texts = [textwrap.fill(_drawable(trajectory.texts[step]), width) or " " for step in steps]
+    texts = [textwrap.fill(drawable(trajectory.texts[step]), width) or " " for step in steps]
     heights = [text.count("\n") + 2.2 for text in texts]
     figure, axes = plt.subplots(
         len(steps), 1, figsize=(0.086 * width, 0.19 * sum(heights)), height_ratios=heights, squeeze=False
@@ -71,7 +71,7 @@ def loss_curves(curves: dict[str, list[tuple[list[int], list[float]]]]) -> Figur
     return figure
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """Text as matplotlib can draw it: one line, no dollar mathematics, no signs its font lacks."""
     flat = " ".join(text.replace("$", r"\$").split())
     return "".join(char if char.isprintable() and ord(char) < 0x2000 else "·" for char in flat)

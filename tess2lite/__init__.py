@@ -1,8 +1,11 @@
 """tess2lite: learn, watch and experiment with simplex diffusion language models."""
 
+import logging
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it nf4 on a CPU crawls
+# It advises a package for a kernel that rounds differently and passes no gradients (see loading.py).
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 from .generation import Generation, generate, infill  # noqa: E402
 from .guidance import RewardGuidance  # noqa: E402

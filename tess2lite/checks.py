@@ -54,7 +54,7 @@ def label_shift(function) -> Verdict:
         found = function(output, ids, mask)
         if found is None:
             return "your function returns nothing."
-        if not torch.isclose(found, wanted, atol=1e-5):
+        if abs(float(found) - float(wanted)) > 1e-4:
             return f"on random numbers the loss is {wanted:.4f}; yours is {float(found):.4f}."
         return None
 
@@ -67,9 +67,12 @@ def probe(function) -> Verdict:
     def problem():
         causal, both = _small_model(), _small_model()
         causal.config.is_causal = True
-        if function(both) is not True:
+        found = function(both), function(causal)
+        if None in found:
+            return "your function returns nothing."
+        if not bool(found[0]):
             return "a model that sees both ways must give True."
-        if function(causal) is not False:
+        if bool(found[1]):
             return "a causal model must give False."
         return None
 
@@ -86,8 +89,10 @@ def self_conditioning(function) -> Verdict:
         found = function(simplex, previous, matrix)
         if found is None:
             return "your function returns nothing."
-        if found.shape != wanted.shape or not torch.allclose(found, wanted, atol=1e-5):
-            return "probabilities are averaged, not logits, and only then embedded."
+        if found.shape != wanted.shape:
+            return f"the shape is {tuple(found.shape)}; it should be {tuple(wanted.shape)}."
+        if not torch.allclose(found, wanted, atol=1e-4):
+            return f"some number is off by {(found - wanted).abs().max():.3f}. Are probabilities averaged, not logits?"
         return None
 
     return _verdict(problem)

@@ -138,11 +138,12 @@ def read_jsonl(path, column: str = "text") -> Iterator[str]:
 
 
 def read_hub(name: str, column: str = "text") -> Iterator[str]:
-    """The texts of a hub dataset's train split, streamed."""
+    """The texts of a hub dataset's train split, streamed. name: "owner/set", or "owner/set:configuration"."""
     from datasets import load_dataset
 
+    name, _, configuration = name.partition(":")
     try:
-        records = load_dataset(name, split="train", streaming=True)
+        records = load_dataset(name, configuration or None, split="train", streaming=True)
     except Exception as problem:  # many libraries' words for: not there, no network, not a dataset
         first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise ValueError(f"There is no file and no reachable hub dataset '{name}': {first}") from problem

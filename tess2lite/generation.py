@@ -139,7 +139,7 @@ def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 def _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress, from_start=False) -> list[Generation]:
     seeds = inputs.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
     recorder = Recorder()
-    run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder])
+    run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*inputs.callables(hooks), recorder])
     with tqdm(run, total=steps, desc="denoising", unit="step", disable=not progress, leave=False) as bar:
         for step in bar:
             bar.set_postfix(entropy=f"{step.entropy[step.span_mask].mean():.2f} nats", refresh=False)

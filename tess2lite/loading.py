@@ -51,7 +51,9 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
             lm = _load_model(source, load_in_4bit, dtype, device)
         else:
             lm = load(adapter, load_in_4bit, dtype, device)
-            _load_adapter(lm, source)
+            check_adapter(source)
+            lm.load_adapter(source)
+            lm.tokenizer = adapter_tokenizer(source, lm)
     check_bidirectional(lm)
     # What an adapter trained on this model will name as its base; a folder by its full path, to be found from anywhere.
     lm.name_or_path = str(name) if str(name) in bundled() or not Path(name).is_dir() else str(Path(name).resolve())
@@ -251,14 +253,16 @@ def _add_pad(tokenizer, lm, token: str = "[PAD]") -> None:
     lm.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _load_adapter(lm, source: str) -> None:
+def check_adapter(source: str) -> None:
     if _file(source, "adapter_model.safetensors") is None:
         raise ValueError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")
-    lm.load_adapter(source)
-    if _file(source, *TOKENIZER_FILES) is not None:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        if len(tokenizer) > lm.config.vocab_size:
-            raise ValueError(
-                f"'{source}' has a tokenizer of {len(tokenizer)} tokens for a base of {lm.config.vocab_size}."
-            )
-        lm.tokenizer = tokenizer
+
+
+def adapter_tokenizer(source: str, lm):
+    """The adapter's own tokenizer, or else its base's."""
+    if _file(source, *TOKENIZER_FILES) is None:
+        return lm.tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if len(tokenizer) > lm.config.vocab_size:
+        raise ValueError(f"'{source}' has a tokenizer of {len(tokenizer)} tokens for a base of {lm.config.vocab_size}.")
+    return tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from .simplex import CHUNK
 
 NF4_BYTES = 0.516  # 4 bits and the double-quantised scale of every 64 weights
+PROGRAM = 0.6e9  # Python, PyTorch and transformers themselves, as measured; on a GPU not in the GPU's memory
 GB = 1e9
 
 
@@ -23,7 +23,8 @@ def estimate(config, recipe, device: str, bytes_per_weight: int) -> dict[str, fl
     queries, keys = head * config.num_attention_heads, head * config.num_key_value_heads
     shapes = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
     shapes += [(hidden, config.intermediate_size)] * 3
-    linear, embeddings = layers * sum(a * b for a, b in shapes), 2 * vocabulary * hidden
+    linear = layers * sum(a * b for a, b in shapes)
+    embeddings = (1 if config.tie_word_embeddings else 2) * vocabulary * hidden
     weights = linear * (NF4_BYTES if recipe.load_in_4bit else bytes_per_weight) + embeddings * bytes_per_weight
     trained = linear + embeddings
     if recipe.lora_rank:
@@ -34,6 +35,8 @@ def estimate(config, recipe, device: str, bytes_per_weight: int) -> dict[str, fl
     rows = recipe.rows_at_once * recipe.length
     layer = rows * bytes_per_weight * (8 * hidden + 2 * keys + 4 * config.intermediate_size)
     stored = layers * rows * hidden * bytes_per_weight + layer if recipe.gradient_checkpointing else layers * layer
+    if recipe.lora_rank and recipe.embeddings == "lora":  # E with its LoRA, made anew for each step, with gradient
+        stored += 2 * vocabulary * hidden * bytes_per_weight
     small_optimizer = recipe.load_in_4bit and device != "cpu"  # paged 8-bit Adam
     parts = {
         "weights": weights,
@@ -43,6 +46,8 @@ def estimate(config, recipe, device: str, bytes_per_weight: int) -> dict[str, fl
         "activations": stored,
         "simplex chunk": 4 * 4 * min(CHUNK[device], rows * vocabulary),
     }
+    if device == "cpu":
+        parts["program"] = PROGRAM
     return {name: size / GB for name, size in parts.items()}
 
 
@@ -56,5 +61,7 @@ def measured_peak(device: torch.device) -> float:
     """GB at the highest point so far: of the GPU's memory, or of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GB
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / GB if sys.platform == "darwin" else peak * 1024 / GB

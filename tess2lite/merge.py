@@ -5,23 +5,31 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from peft import PeftModel
 
-from .loading import adapter_base, find_source, load, plain_errors
+from .loading import adapter_base, adapter_tokenizer, check_adapter, find_source, load, plain_errors
 
 
 def merge(adapter, output) -> None:
-    """Adds a PEFT adapter into the full-precision weights of its base and saves the whole in a new folder."""
+    """Adds a PEFT adapter into the float32 weights of its base and saves the whole in a new folder."""
     source = find_source(adapter)
     base = adapter_base(source)
     if base is None:
         raise ValueError(f"'{adapter}' is a whole model, not an adapter; there is nothing to merge.")
     if Path(output).exists():
         raise ValueError(f"'{output}' exists already; give a folder that does not.")
-    lm = load(base)
+    lm = load(base, dtype="float32", device="cpu")
+    if lm.config.tie_word_embeddings:  # E and the head have each learned something of their own
+        lm.config.tie_word_embeddings = False
+        lm.lm_head.weight = torch.nn.Parameter(lm.lm_head.weight.detach().clone())
     with plain_errors(adapter):
+        check_adapter(source)
+        lm.tokenizer = adapter_tokenizer(source, lm)
         merged = PeftModel.from_pretrained(lm, source).merge_and_unload()
-    merged.save_pretrained(output)
+    part = Path(f"{output}.part")
+    merged.save_pretrained(part)
+    part.rename(output)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,10 @@ class Recipe:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(accepted)}.")
         if self.load_in_4bit and not self.lora_rank:
             raise ValueError("load_in_4bit needs LoRA: 4-bit weights cannot be tuned; set lora_rank, say 64.")
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup is {self.warmup} of {self.steps} steps; give fewer, or more steps.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; give a number above 0.")
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
 
@@ -109,13 +113,15 @@ def read_recipe(source: str | Path, **changes) -> Recipe:
     return Recipe(**fields)
 
 
-def texts(recipe: Recipe) -> Iterable[str]:
-    """The recipe's texts, in order."""
+def texts(recipe: Recipe, split: str = "train") -> Iterable[str]:
+    """The recipe's texts, in order. split: of Tinytown; files and hub sets have only the one."""
     if recipe.data == "tinytown":
         from .tinytown.stories import corpus
 
-        return corpus("train", TINYTOWN_TEXTS)
+        return corpus(split, TINYTOWN_TEXTS if split == "train" else TINYTOWN_TEXTS // 50)
     suffix = Path(recipe.data).suffix
+    if suffix not in (".txt", ".jsonl") and Path(recipe.data).exists():
+        raise ValueError(f"'{recipe.data}' is neither .txt nor .jsonl; rename or convert it.")
     if suffix == ".txt":
         return [read_text(recipe.data)]
     return read_jsonl(recipe.data, recipe.column) if suffix == ".jsonl" else read_hub(recipe.data, recipe.column)
@@ -123,18 +129,28 @@ def texts(recipe: Recipe) -> Iterable[str]:
 
 def datasets(recipe: Recipe, tokenizer):
     """(rows to train on, rows held out): files and Tinytown are held in memory, hub datasets streamed."""
-    rows = Packed(partial(texts, recipe), tokenizer, recipe.length)
+    rows = packed = Packed(partial(texts, recipe), tokenizer, recipe.length)
     if recipe.data != "tinytown" and Path(recipe.data).suffix not in (".txt", ".jsonl"):
         held_out = list(itertools.islice(rows, recipe.held_out))
+        _enough(recipe, len(held_out), recipe.held_out)
         return endless(dataclasses.replace(rows, skip=len(held_out)), recipe.seed), _fixed(held_out)
     rows = list(rows)
+    _enough(recipe, len(rows), 5)
     kept = min(recipe.held_out, len(rows) // 5)
-    if not kept:
+    held_out = rows[-kept:]
+    if recipe.data == "tinytown":  # whose bundled models have read the whole train split
+        held_out = list(dataclasses.replace(packed, texts=partial(texts, recipe, "validation")))[: recipe.held_out]
+    else:
+        rows = rows[:-kept]
+    return Rows(rows, recipe.steps * recipe.batch, recipe.seed), _fixed(held_out)
+
+
+def _enough(recipe: Recipe, rows: int, least: int) -> None:
+    if rows < least:
         raise ValueError(
-            f"'{recipe.data}' gives {len(rows)} rows of {recipe.length} tokens; at least 5 are needed: "
+            f"'{recipe.data}' gives {rows} rows of {recipe.length} tokens; at least {least} are needed: "
             "give more text or a smaller length."
         )
-    return Rows(rows[:-kept], recipe.steps * recipe.batch, recipe.seed), _fixed(rows[-kept:])
 
 
 def _fixed(rows: list[list[int]]) -> list[dict]:
@@ -168,7 +184,7 @@ def prepare(recipe: Recipe, edit: Callable | None = None) -> DiffusionTrainer:
 
     edit: lm → lm, an experiment on the model before it is adapted.
     """
-    output = _writable(recipe.output)
+    output, accumulated = _writable(recipe.output), _accumulated(recipe)
     lm = load(recipe.model, recipe.load_in_4bit, recipe.dtype)
     if lm.tokenizer is None:
         raise ValueError(f"'{recipe.model}' has no tokenizer; a recipe needs one to read text.")
@@ -180,7 +196,7 @@ def prepare(recipe: Recipe, edit: Callable | None = None) -> DiffusionTrainer:
     train_rows, held_out = datasets(recipe, lm.tokenizer)
     return DiffusionTrainer(
         model=adapt(lm, recipe),
-        args=_arguments(recipe, output, lm),
+        args=_arguments(recipe, output, accumulated, lm),
         train_dataset=train_rows,
         eval_dataset=held_out,
         data_collator=DiffusionCollator(recipe.masking, recipe.seed),
@@ -200,14 +216,21 @@ def _writable(output: str) -> Path:
     return path
 
 
-def _arguments(recipe: Recipe, output: Path, lm) -> TrainingArguments:
+def _accumulated(recipe: Recipe) -> int:
+    """Forward passes of each process in one step."""
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    on_gpu = lm.device.type == "cuda"
     accumulated, rest = divmod(recipe.batch, recipe.rows_at_once * processes)
     if rest:
         raise ValueError(
             f"batch is {recipe.batch}, which {processes} processes of {recipe.rows_at_once} rows at once do not divide."
         )
+    return accumulated
+
+
+def _arguments(recipe: Recipe, output: Path, accumulated: int, lm) -> TrainingArguments:
+    on_gpu = lm.device.type == "cuda"
+    # Inputs are embeddings: there is nothing else to re-enter a checkpointed layer by.
+    checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(output),
         max_steps=recipe.steps,
@@ -217,8 +240,6 @@ def _arguments(recipe: Recipe, output: Path, lm) -> TrainingArguments:
         per_device_train_batch_size=recipe.rows_at_once,
         per_device_eval_batch_size=recipe.rows_at_once,
         gradient_accumulation_steps=accumulated,
-        gradient_checkpointing=recipe.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},  # inputs are embeddings: nothing else to re-enter by
         bf16=on_gpu and torch.cuda.is_bf16_supported(including_emulation=False),
         fp16=on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False),
         use_cpu=lm.device.type == "cpu",
@@ -232,4 +253,5 @@ def _arguments(recipe: Recipe, output: Path, lm) -> TrainingArguments:
         accelerator_config={"dispatch_batches": False},
         report_to=[],
         seed=recipe.seed,
+        **(checkpointing if recipe.gradient_checkpointing else {}),
     )

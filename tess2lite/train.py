@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 from safetensors import SafetensorError
 
@@ -20,10 +22,10 @@ from .training import DiffusionTrainer, last_checkpoint
 
 def train(recipe: Recipe) -> DiffusionTrainer:
     """Runs a recipe to its end, from its last whole checkpoint where there is one, and saves the model in `output`."""
-    _same_recipe(recipe)
+    _same_run(recipe)
     trainer = prepare(recipe)
     if trainer.is_world_process_zero():
-        (Path(recipe.output) / "recipe.yaml").write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False))
+        _write(Path(recipe.output) / RECIPE, yaml.safe_dump(_identity(recipe), sort_keys=False))
         lm = trainer.model
         print("memory, estimated:")
         print(table(estimate(lm.config, recipe, lm.device.type, lm.dtype.itemsize)))
@@ -33,6 +35,11 @@ def train(recipe: Recipe) -> DiffusionTrainer:
     except KeyboardInterrupt:
         print(f"Interrupted at step {trainer.state.global_step}; run it again to go on from the last checkpoint.")
         raise
+    except torch.OutOfMemoryError as problem:
+        raise ValueError(
+            "The GPU's memory is full. Give rows_at_once=1, gradient_checkpointing=true, load_in_4bit=true with "
+            "lora_rank, or a smaller length."
+        ) from problem
     except (OSError, RuntimeError, SafetensorError) as problem:
         if not _cannot_write(problem):
             raise
@@ -52,18 +59,40 @@ def _cannot_write(problem: Exception) -> bool:
     return "I/O error" in str(problem) or "PytorchStreamWriter" in str(problem)
 
 
-def _same_recipe(recipe: Recipe) -> None:
-    """A folder belongs to one recipe; only its length may change."""
-    path = Path(recipe.output) / "recipe.yaml"
-    if not path.exists():
+RECIPE = "recipe.yaml"  # in every output: whose run it holds
+
+
+def _identity(recipe: Recipe) -> dict:
+    """A recipe and, where its data is a file, that file's digest."""
+    path = Path(recipe.data)
+    digest = {"data_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+    return dataclasses.asdict(recipe) | digest
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: a full disk leaves the old file."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _same_run(recipe: Recipe) -> None:
+    """A folder belongs to one recipe and its data; only its length may grow."""
+    path, checkpoint = Path(recipe.output) / RECIPE, last_checkpoint(recipe.output)
+    if checkpoint is None:
         return
-    before, now = yaml.safe_load(path.read_text()), dataclasses.asdict(recipe)
+    done = int(checkpoint.rsplit("-", 1)[1])
+    if done > recipe.steps:
+        raise ValueError(f"'{recipe.output}' has reached step {done}; steps={recipe.steps} asks for less.")
+    before, now = yaml.safe_load(path.read_text()) if path.exists() else {}, _identity(recipe)
     for name in now:
         if name not in ("output", "steps", "save_every", "evaluate_every") and before.get(name) != now[name]:
             raise ValueError(
                 f"'{recipe.output}' holds a run with {name} {before.get(name)!r}, this recipe says {now[name]!r}; "
                 "choose another output, or the same recipe."
             )
+    if done == recipe.steps:
+        print(f"Step {done} was reached before; for more, give more steps.")
 
 
 def main(arguments: list[str]) -> None:
@@ -72,8 +101,16 @@ def main(arguments: list[str]) -> None:
     for change in arguments[1:]:
         if "=" not in change:
             raise ValueError(f"'{change}' changes nothing; write field=value, for example steps=500.")
-    changes = {name: yaml.safe_load(value) for name, value in (change.split("=", 1) for change in arguments[1:])}
+    changes = {name: _value(value) for name, value in (change.split("=", 1) for change in arguments[1:])}
     train(read_recipe(arguments[0], **changes))
+
+
+def _value(text: str):
+    """As in a YAML file; what is no YAML is a word."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 if __name__ == "__main__":
@@ -81,3 +118,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (ValueError, FloatingPointError) as problem:
         sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -38,14 +38,14 @@ def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabu
     return noise, [slice(*block) for block in blocks]
 
 
-def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, conditioned: bool, attention_mask=None):
+def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, conditioned: bool):
     """Summed cross-entropy over the masked positions, as `textbook.training_logits`, in chunks.
 
     input_ids, span_mask: (B, L). t: (B,) whole timesteps below T. noise, blocks: slice of masked rows → ε (R, V).
     conditioned: self-condition on a first prediction from t+1, made without gradient.
     """
     matrix = lm.embedding_matrix()  # E, (V, H); detached on the soft path, as in the official code
-    soft_path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, attention_mask, noise, blocks)
+    soft_path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, noise, blocks)
     with torch.no_grad():
         belief = matrix.detach().mean(0)
         if conditioned:
@@ -59,9 +59,9 @@ def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, conditione
 class _SoftPath:
     """Noisy rows of one batch into the model and back, nothing V wide kept."""
 
-    def __init__(self, lm, matrix, input_ids, span_mask, attention_mask, noise, blocks):
+    def __init__(self, lm, matrix, input_ids, span_mask, noise, blocks):
         self.lm, self.matrix, self.input_ids, self.span_mask = lm, matrix, input_ids, span_mask
-        self.attention_mask, self.noise, self.blocks = attention_mask, noise, blocks
+        self.noise, self.blocks = noise, blocks
         self.ids, self.sequence = input_ids[span_mask], span_mask.nonzero()[:, 0]  # (N,)
         self.alpha_bar = alpha_bar(TRAINING_TIMESTEPS).to(matrix.device)
 
@@ -80,7 +80,7 @@ class _SoftPath:
         embeddings = F.embedding(self.input_ids, matrix)  # (B, L, H)
         soft = (mixed + time[self.sequence]).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)
-        hidden = self.lm.hidden_states(embeddings, self.attention_mask)
+        hidden = self.lm.hidden_states(embeddings, None)
         return hidden[:, :-1][self.span_mask[:, 1:]]
 
     def read(self, t, belief, matrix):
@@ -159,6 +159,8 @@ class DiffusionTrainer(Trainer):
     self-conditioning coin of (seed, step): a run resumes exactly, on one process or several.
     """
 
+    grid_masking = "ul2"
+
     def __init__(self, *args, self_conditioning: float = 0.5, **kwargs):
         super().__init__(*args, **kwargs)
         if self.args.n_gpu > 1:  # transformers would split batches over threads, which a forward by function cannot
@@ -180,8 +182,8 @@ class DiffusionTrainer(Trainer):
         loss = loss / count
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"The loss is {loss.item()} at step {self.state.global_step}; the last checkpoint is whole. "
-                "Lower the learning rate and start again from it."
+                f"The loss is {loss.item()} at step {self.state.global_step}; what was saved before is whole. "
+                "Start anew in another output with a lower learning rate."
             )
         # DDP averages over processes what is already divided by the count over all of them.
         return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
@@ -204,9 +206,10 @@ class DiffusionTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Self-conditioned loss at each t of a fixed grid, with masks and noise that are always the same.
+        """Loss at each t of a fixed grid, with masks and noise that are always the same, self-conditioned unless
+        the run never was.
 
-        Masks are UL2's, whatever the run was trained on, or the rows' own where they bring some.
+        Masks are `grid_masking`'s, whatever the run was trained on, or the rows' own where they bring some.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         self.model.eval()
@@ -219,13 +222,13 @@ class DiffusionTrainer(Trainer):
         return metrics
 
     def _loss_at(self, rows, t: int) -> float:
-        collate = DiffusionCollator("given" if "span_mask" in rows[0] else "ul2", GRID_SEED)
+        collate = DiffusionCollator("given" if "span_mask" in rows[0] else self.grid_masking, GRID_SEED)
         total = count = 0
         for start in range(0, len(rows), self.args.per_device_eval_batch_size):
             some = range(start, min(start + self.args.per_device_eval_batch_size, len(rows)))
             inputs = self._prepare_inputs(collate([rows[j] for j in some]))
             inputs["t"] = torch.full_like(inputs["t"], t)
             with self.compute_loss_context_manager():
-                total += float(self._batch_loss(self.model, inputs, conditioned=True, seed=GRID_SEED))
+                total += float(self._batch_loss(self.model, inputs, self.self_conditioning > 0, GRID_SEED))
             count += int(inputs["span_mask"].sum())
         return total / count

@@ -14,11 +14,12 @@ import yaml
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import tess2lite as t2
 from tess2lite import memory, recipe, train
 from tess2lite.merge import merge
+from tess2lite.tinytown.language import split_sentences
 from tess2lite.training import last_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -146,8 +147,8 @@ def test_two_processes_are_one(own, tmp_path):
 def test_named_recipes_are_whole():
     for path in recipe.NAMED.glob("*.yaml"):
         recipe.read_recipe(path.stem)
-    mistral = recipe.read_recipe("mistral-7b-nf4", steps=7)
-    assert mistral.load_in_4bit and mistral.lora_rank and mistral.steps == 7
+    mistral = recipe.read_recipe("mistral-7b-nf4", steps=700)
+    assert mistral.load_in_4bit and mistral.lora_rank and mistral.steps == 700
 
 
 def test_the_memory_estimate_counts_what_is_loaded(own, tmp_path):
@@ -174,6 +175,8 @@ MISTAKES = [
     ({"length": 60, "data": "one line"}, "at least 5 are needed"),
     ({"data": ""}, "holds no text"),
     ({"data": "\x00\x01"}, "binary data"),
+    ({"warmup": 20}, "warmup is 20 of 20 steps"),
+    ({"learning_rate": 0.0}, "learning_rate is 0"),
     ({"output": "/proc/nowhere"}, "Nothing can be written"),
     ({"model": "tinytown-bose"}, "There is no model"),
 ]
@@ -197,6 +200,52 @@ def test_a_folder_belongs_to_one_recipe(own):
     with pytest.raises(ValueError, match="holds a run with seed 0, this recipe says 1"):
         train.train(recipe.Recipe(**own(seed=1)))
     assert same(before, weights(own()["output"]))
+
+
+def test_a_run_is_not_shortened_and_not_gone_on_with_on_other_data(own, capsys):
+    train.train(recipe.Recipe(**own(steps=6)))
+    with pytest.raises(ValueError, match="has reached step 6; steps=5 asks for less"):
+        train.train(recipe.Recipe(**own(steps=5)))
+    train.train(recipe.Recipe(**own(steps=6)))
+    assert "Step 6 was reached before" in capsys.readouterr().out
+    with Path(own()["data"]).open("a") as file:
+        file.write("One sentence more.")
+    with pytest.raises(ValueError, match="holds a run with data_sha256"):
+        train.train(recipe.Recipe(**own(steps=9)))
+
+
+def test_checkpoints_of_an_unknown_run_are_left_alone(own):
+    recipe.prepare(recipe.Recipe(**own(steps=5))).train()
+    with pytest.raises(ValueError, match="holds a run with model None"):
+        train.train(recipe.Recipe(**own(steps=9)))
+
+
+def test_a_full_gpu_and_an_interrupt_end_with_a_sentence(own, tmp_path, monkeypatch, capsys):
+    def fails(error):
+        def raises(*_, **__):
+            raise error
+
+        return raises
+
+    monkeypatch.setattr(train.DiffusionTrainer, "train", fails(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(ValueError, match="memory is full. Give rows_at_once=1"):
+        train.train(recipe.Recipe(**own()))
+    monkeypatch.setattr(train.DiffusionTrainer, "train", fails(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe.Recipe(**own()))
+    assert "Interrupted at step 0; run it again" in capsys.readouterr().out
+
+
+def test_tinytowns_held_out_rows_were_never_read(monkeypatch):
+    """By the bundled models either, which have read the whole train split."""
+    monkeypatch.setattr(recipe, "TINYTOWN_TEXTS", 500)
+    lm = t2.load("tinytown-ar")
+    made = recipe.Recipe(model="tinytown-ar", data="tinytown", output="x", length=64, steps=9, warmup=1, held_out=4)
+    train_rows, held_out = recipe.datasets(made, lm.tokenizer)
+    read = " ".join(recipe.texts(made))
+    sentences = [s for row in held_out for s in split_sentences(lm.tokenizer.decode(row["input_ids"]))[1:-1]]
+    assert len(held_out) == 4 and sum(s in read for s in sentences) < len(sentences)
+    assert all(row["input_ids"] not in train_rows.rows for row in held_out)
 
 
 FULL = [  # what a full disk really raises: from Python, safetensors, torch.save
@@ -259,8 +308,26 @@ def test_an_adapter_is_merged_into_its_base(own, tmp_path):
         merge(tmp_path / "whole", tmp_path / "again")
 
 
+def test_merging_unties_what_has_learned_apart(own, tmp_path, mistral_like_tokenizer):
+    """Small Llamas share one matrix between embeddings and head; a LoRA on each makes two of it."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(mistral_like_tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
+    mistral_like_tokenizer.save_pretrained(tmp_path / "tied")
+    train.train(recipe.Recipe(**own(model=str(tmp_path / "tied"), lora_rank=4, learning_rate=3e-2)))
+    merge(tmp_path / "run", tmp_path / "whole")
+    ids, outputs = torch.arange(4, 12)[None], []
+    for lm in (t2.load(tmp_path / "run"), t2.load(tmp_path / "whole")):
+        with torch.no_grad():
+            outputs.append(lm.head(lm.hidden_states(lm.embedding_matrix()[ids], None)))
+    assert torch.allclose(*outputs, atol=1e-4)
+
+
 def test_an_adapter_is_not_trained_on(own, tmp_path):
-    train.train(recipe.Recipe(**own(steps=2, lora_rank=2, save_every=1)))
+    train.train(recipe.Recipe(**own(steps=3, lora_rank=2, save_every=1)))
     with pytest.raises(ValueError, match="is an adapter; merge it"):
         train.train(recipe.Recipe(**own(model=own()["output"], output=str(tmp_path / "more"))))
 

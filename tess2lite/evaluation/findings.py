@@ -6,6 +6,7 @@ file that grows run by run; a run that was stopped goes on from its last checkpo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
@@ -61,33 +62,40 @@ def run(name: str, results: Path, work: Path) -> dict:
     finding = read_finding(name)
     path = results / f"{Path(name).stem}.json"
     known = json.loads(path.read_text()) if path.exists() else finding | {"runs": []}
-    if any(known[part] != finding[part] for part in ("recipe", "arms")):
+    if any(known[part] != finding[part] for part in ("recipe", "arms")) and known["runs"]:
         raise ValueError(f"'{path}' holds results of another recipe; move it away first.")
+    known = finding | {"runs": known["runs"]}
     done = {(entry["arm"], entry["seed"]) for entry in known["runs"]}
     for seed in finding["seeds"]:
         for arm, changes in finding["arms"].items():
             if (arm, seed) not in done:
                 known["runs"].append(_run(finding["recipe"], changes or {}, arm, seed, work / path.stem))
                 results.mkdir(parents=True, exist_ok=True)
-                path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+                part = path.with_suffix(".part")  # a kill in mid-write must not cost what is there
+                part.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+                part.replace(path)
     return known
 
 
 def _run(fields: dict, changes: dict, arm: str, seed: int, work: Path) -> dict:
+    # Named after all that it was made from: a changed recipe does not go on from another's checkpoint.
+    folder = work / hashlib.sha256(json.dumps([fields, changes, seed]).encode()).hexdigest()[:16]
     edit = EDITS[changes["edit"]] if "edit" in changes else None
     changes = {name: value for name, value in changes.items() if name != "edit"}
-    folder = work / f"{arm} {seed}".replace(" ", "-")
     recipe = Recipe(**fields | changes, output=str(folder), seed=seed)
     torch.manual_seed(seed)  # of random weights and of LoRA's
     trainer, begin = prepare(recipe, edit), time.monotonic()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    trainer.grid_masking = "prefix"
+    after_prefix = trainer.evaluate()["eval_loss"]
     shutil.rmtree(folder)
     return {
         "arm": arm,
         "seed": seed,
         "steps": [entry["step"] for entry in evaluations],
         "loss": [round(entry["eval_loss"], 4) for entry in evaluations],
+        "loss_after_prefix": round(after_prefix, 4),
         "loss_at": {key.rsplit("_", 1)[1]: round(v, 4) for key, v in evaluations[-1].items() if "_at_" in key},
         "trained_weights": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "minutes": round((time.monotonic() - begin) / 60, 1),
@@ -121,4 +129,4 @@ if __name__ == "__main__":
     except ValueError as problem:
         sys.exit(str(problem))
     for arm, values in final_losses(finding).items():
-        print("{:28} {:.3f} ± {:.3f}".format(arm, *interval(values)))
+        print("{:28} {:.3f} ± {:.3f}  ({} seeds)".format(arm, *interval(values), len(values)))

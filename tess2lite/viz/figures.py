@@ -50,7 +50,7 @@ def trajectory_map(trajectory) -> Figure:
         extent=(0.5, confidence.shape[1] + 0.5, confidence.shape[0] - 0.5, -0.5),
     )  # steps count from 1
     position, step = np.nonzero(tokens[:, 1:] != tokens[:, :-1])
-    axis.plot(step + 2, position, ".", color="white", markersize=2, alpha=0.8)
+    axis.plot(step + 2, position, ".", color="white", markeredgecolor="black", markeredgewidth=0.3, markersize=3)
     axis.set(xlabel="diffusion step", ylabel="written position", title="confidence; dots: the token changed")
     figure.colorbar(image, ax=axis, label="probability of the most likely token")
     plt.close(figure)

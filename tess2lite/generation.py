@@ -13,7 +13,7 @@ from . import inputs
 from .data import encode, encode_blanks
 from .masking import after
 from .sampling import Hook, denoise
-from .trajectory import Recorder, Trajectory
+from .trajectory import Recorder, Trajectory, pieces_of
 
 
 @dataclass
@@ -38,7 +38,9 @@ class Generation:
     def _repr_html_(self) -> str:
         from .viz.html import explorer
 
-        return explorer(self.trajectory, note="" if self.ended else "The text filled its room without an end (no EOS).")
+        steps, planned = len(self.trajectory), self.trajectory.settings["steps"]
+        note = "" if self.ended else "The text filled its room without an end (no EOS). "
+        return explorer(self.trajectory, note + (f"{steps} of {planned} steps were made." if steps < planned else ""))
 
 
 def generate(
@@ -85,6 +87,35 @@ def infill(
     rows = [_blanks(lm, text) for text in texts]
     written = _run(lm, texts, rows, steps, top_p, temperature, seed, hooks, progress, from_start=True)
     return written[0] if isinstance(text, str) else written
+
+
+def replay(
+    lm,
+    trajectory: Trajectory,
+    hooks: Iterable[Hook] = (),
+    seed: int | None = None,
+    start: int = 0,
+    span_mask: torch.Tensor | None = None,
+    progress: bool = True,
+) -> Generation:
+    """A recorded run once more: to the bit the same, unless something is changed.
+
+    hooks: interventions such as `Pin` or `Branch`; a guided run needs its guidance again. seed: another one. start:
+    above 0, the recorded text is noised as step `start` would read it, and denoised again from there. span_mask:
+    (L,) bool, write only here and keep the rest of the recorded text.
+    """
+    _check_model(lm)
+    settings = trajectory.settings | ({} if seed is None else {"seed": seed})
+    try:
+        prompt, chosen = settings["prompt"], [settings[name] for name in ("steps", "top_p", "temperature", "seed")]
+    except KeyError as missing:
+        raise ValueError(f"This trajectory does not say its {missing}; replay one of generate or infill.") from None
+    if pieces_of(trajectory.pieces, lm.tokenizer.decode) != trajectory.pieces:
+        raise ValueError(f"This trajectory was written with another tokenizer; load its model, '{settings['model']}'.")
+    row = trajectory.tokens[-1].long(), trajectory.span_mask if span_mask is None else span_mask
+    return _run(lm, [prompt], [row], *chosen, hooks, progress, start, settings["from_start"] or span_mask is not None)[
+        0
+    ]
 
 
 def _check_model(lm) -> None:
@@ -136,14 +167,17 @@ def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress, from_start=False) -> list[Generation]:
+def _run(
+    lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress, start=0, from_start=False
+) -> list[Generation]:
     seeds = inputs.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
     recorder = Recorder()
-    run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*inputs.callables(hooks), recorder])
-    with tqdm(run, total=steps, desc="denoising", unit="step", disable=not progress, leave=False) as bar:
+    run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*inputs.callables(hooks), recorder], start=start)
+    with tqdm(run, total=steps, initial=start, desc="denoising", unit="step", disable=not progress, leave=False) as bar:
         for step in bar:
             bar.set_postfix(entropy=f"{step.entropy[step.span_mask].mean():.2f} nats", refresh=False)
     settings = {"model": lm.name_or_path, "steps": steps, "top_p": top_p, "temperature": temperature}
+    settings["from_start"] = from_start  # whether the texts show what was known, too
     return [
         _generation(lm.tokenizer, row, index, recorder, settings | {"prompt": prompt, "seed": seeds[index]}, from_start)
         for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))

@@ -8,16 +8,18 @@ from . import inputs
 
 
 class Pin:
-    """Holds positions at given tokens in every step, so that the rest is written around them.
+    """Holds positions at given tokens, so that the rest is written around them.
 
-    tokens: position → id, written positions of every sequence of the batch. start: first step (index) that is edited.
+    tokens: position → id, written positions of every sequence of the batch. start, count: first step (index) that is
+    edited, and how many are; by default all that follow. With a count of 1 the model may change its mind again.
     """
 
-    def __init__(self, tokens: dict[int, int], start: int = 0):
+    def __init__(self, tokens: dict[int, int], start: int = 0, count: int | None = None):
         self.tokens, self.start = dict(tokens), inputs.whole("start", start, 0)
+        self.stop = float("inf") if count is None else start + inputs.whole("count", count, 1)
 
     def __call__(self, step) -> None:
-        if step.index < self.start:
+        if not self.start <= step.index < self.stop:
             return
         outside = [i for i in self.tokens if not 0 <= i < step.span_mask.shape[1] or not step.span_mask[:, i].all()]
         if outside:
@@ -42,19 +44,21 @@ class Branch:
 
 
 class Halt:
-    """Stops the run when no likeliest token has changed for `patience` steps and the prediction is sure.
+    """Stops the run when no likeliest token of the text has changed for `patience` steps and the prediction is sure.
 
-    entropy: mean over the written positions that counts as sure, in nats. All sequences of a batch stop together.
+    entropy: mean over the text that counts as sure, in nats. The text ends at EOS: what is written after it may go on
+    changing. All sequences of a batch stop together.
     """
 
     def __init__(self, patience: int = 5, entropy: float = 0.3):
         self.patience, self.entropy = inputs.whole("patience", patience, 1), entropy
-        self.last, self.unchanged = None, 0
+        self.last, self.unchanged, self.index = None, 0, -1
 
     def __call__(self, step) -> None:
-        if step.index == 0:  # a hook may serve one run after another
+        if step.index <= self.index:  # a hook may serve one run after another
             self.last = None
-        argmax = step.argmax
-        same = self.last is not None and torch.equal(argmax, self.last)
-        self.last, self.unchanged = argmax, self.unchanged + 1 if same else 0
-        step.stop |= self.unchanged >= self.patience and bool(step.entropy[step.span_mask].mean() <= self.entropy)
+        self.index = step.index
+        text = torch.where(step.text_mask, step.argmax, -1)
+        same = self.last is not None and torch.equal(text, self.last)
+        self.last, self.unchanged = text, self.unchanged + 1 if same else 0
+        step.stop |= self.unchanged >= self.patience and bool(step.entropy[step.text_mask].mean() <= self.entropy)

@@ -103,14 +103,14 @@ class Step:
     reward: (B,), set by guidance.
     """
 
-    def __init__(self, run: Run, index: int, hidden: torch.Tensor):
+    def __init__(self, run: Run, index: int, hidden: torch.Tensor, k: int):
         self._run, self._hidden = run, hidden
         self.index, self.t = index, run.steps - 1 - index
         # The first input is pure noise, whatever the schedule's last entry says.
         self.alpha_bar = float(run.alpha_bar[self.t + 1]) if index else 0.0
         self.input_ids, self.span_mask, self.attention_mask = run.input_ids, run.span_mask, run.attention_mask
         self.stop, self.reward = False, None
-        self._k = 1
+        self._k = k
         self._logits = self._projected = self._edited = None
 
     @property
@@ -172,22 +172,31 @@ class Step:
     @property
     def argmax(self) -> torch.Tensor:
         """(B, L) ids the model holds most likely; known ids elsewhere."""
-        return self._spread("top_ids", self._run.input_ids[..., None])[..., 0]
+        return self.top(1)[0][..., 0]
+
+    @property
+    def text_mask(self) -> torch.Tensor:
+        """(B, L) bool: written positions up to the first EOS the model holds most likely; what follows is no text."""
+        eos = self._run.lm.config.eos_token_id
+        ends = torch.isin(self.argmax, torch.tensor([] if eos is None else eos, device=self.span_mask.device))
+        ends = (ends & self.span_mask).long()
+        return self.span_mask & (ends.cumsum(1) - ends == 0)
 
     @property
     def confidence(self) -> torch.Tensor:
         """(B, L) probability of the most likely token; 1 at known positions."""
-        return self._spread("top_p", self._sure())[..., 0]
+        return self.top(1)[1][..., 0]
 
     def top(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The k likeliest tokens of the prediction and their probabilities, both (B, L, k), falling.
 
         At known positions the known token has probability 1.
         """
-        if self._k != k:  # asked before anything else is read, it costs no second pass
-            self._k, self._projected = min(inputs.whole("k", k, 1), len(self._run.embedding)), None
+        k = min(inputs.whole("k", k, 1), len(self._run.embedding))
+        if k > self._k:
+            self._k, self._projected = k, None
         known = self._run.input_ids[..., None].expand(-1, -1, self._k)
-        return self._spread("top_ids", known), self._spread("top_p", self._sure())
+        return self._spread("top_ids", known)[..., :k], self._spread("top_p", self._sure())[..., :k]
 
     def _sure(self) -> torch.Tensor:
         p = torch.zeros(*self.span_mask.shape, self._k, device=self.span_mask.device)
@@ -293,8 +302,9 @@ def denoise(
 
 def _loop(run: Run, hooks: list[Hook], start: int, tokens: torch.Tensor) -> Iterator[Step]:
     soft = run.first_input(start, tokens)
+    k = max(getattr(hook, "k", 1) for hook in [None, *hooks])  # found in the one pass, whichever hook reads first
     for index in range(start, run.steps):
-        step = Step(run, index, run.read(soft, run.steps - 1 - index))
+        step = Step(run, index, run.read(soft, run.steps - 1 - index), min(k, len(run.embedding)))
         for hook in hooks:
             hook(step)
         yield step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -80,13 +81,20 @@ class Trajectory:
         return list(zip(starts, [*starts[1:], len(pieces)], strict=True))
 
     def difference(self, other: Trajectory) -> torch.Tensor:
-        """(S, L) bool, where two runs of equal shape show other tokens."""
-        if self.tokens.shape != other.tokens.shape:
+        """(S, L) bool, where another run over the same positions shows other tokens.
+
+        Both end at the same step, so a run that began later is held against this one's last steps; before, nothing
+        differs.
+        """
+        if self.tokens.shape[1] != other.tokens.shape[1]:
             raise ValueError(
-                f"The trajectories have shapes {tuple(self.tokens.shape)} and {tuple(other.tokens.shape)} (steps, "
-                "positions); compare runs of equal steps on equally long texts."
+                f"The trajectories have {self.tokens.shape[1]} and {other.tokens.shape[1]} positions; compare runs on "
+                "equally long texts."
             )
-        return self.tokens != other.tokens
+        both = min(len(self), len(other))
+        differs = torch.zeros(self.tokens.shape, dtype=torch.bool)
+        differs[-both:] = self.tokens[-both:] != other.tokens[-both:]
+        return differs
 
     def save(self, path) -> None:
         """One safetensors file, strings in its header."""
@@ -150,12 +158,13 @@ class Recorder:
             span_mask=span_mask.cpu(),
             reward=torch.stack([step["reward"][row] for step in self.steps]).float() if guided else None,
             texts=[decode(ids[shown_from:]) for ids in tokens.tolist()],
-            pieces=_pieces(torch.cat([tokens.flatten(), top_ids.flatten()]).unique().tolist(), decode),
+            pieces=pieces_of(torch.cat([tokens.flatten(), top_ids.flatten()]).unique().tolist(), decode),
             settings=settings,
         )
 
 
-def _pieces(ids: list[int], decode) -> dict[int, str]:
+def pieces_of(ids: Iterable[int], decode) -> dict[int, str]:
     """Each id's own text, with the space that it carries: some tokenizers drop it at a text's start."""
+    ids = sorted(ids)
     anchor = decode(ids[:1])
     return {i: decode([ids[0], i])[len(anchor) :] for i in ids}

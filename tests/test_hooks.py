@@ -7,6 +7,7 @@ import tess2lite as t2
 from tess2lite import textbook
 from tess2lite.hooks import Branch, Halt, Pin
 from tess2lite.schedule import alpha_bar
+from tess2lite.trajectory import Recorder
 
 STEPS = 8
 
@@ -97,3 +98,32 @@ def test_a_run_from_the_middle_reads_the_tokens_noised_as_the_textbook_does(lm, 
     assert torch.allclose(steps[0].logits[mask], expected[mask], atol=1e-4)
     with pytest.raises(ValueError, match="start is 8; give a whole number from 0 to 7"):
         t2.denoise(lm, batch, STEPS, start=8)
+
+
+def test_hooks_that_read_before_the_recorder_cost_no_second_projection(lm, batch, monkeypatch):
+    calls = []
+    project = t2.Step._project_block
+    monkeypatch.setattr(t2.Step, "_project_block", lambda self, *more: calls.append(0) or project(self, *more))
+    seen = []
+    run(lm, batch, lambda step: seen.append((step.argmax, step.confidence)), Recorder(k=5))
+    assert len(calls) == STEPS
+    recorder = Recorder(k=5)
+    run(lm, batch, recorder)
+    for (argmax, confidence), kept in zip(seen, recorder.steps, strict=True):
+        assert torch.equal(argmax, kept["top_ids"][..., 0]) and torch.equal(confidence, kept["top_p"][..., 0])
+
+
+def test_what_follows_the_end_does_not_keep_a_run_going(lm, batch):
+    def restless_after_the_end(step):
+        logits = torch.zeros_like(step.masked_logits)  # (12, V)
+        logits[:, 7] = 20.0
+        logits[4] = logits[5:] = 0
+        logits[4, lm.config.eos_token_id] = 20.0
+        logits[5:, 10 + step.index] = 2.0
+        step.masked_logits = logits
+
+    texts = []
+    ended = run(lm, batch, restless_after_the_end, lambda step: texts.append(step.text_mask), Halt(patience=3))
+    assert len(ended) == 1 + 3
+    known = int((~batch["span_mask"]).sum())
+    assert texts[0].nonzero()[:, 1].tolist() == list(range(known, known + 5))  # the end belongs to the text

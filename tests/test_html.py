@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import torch
 
 from tess2lite.trajectory import Trajectory
-from tess2lite.viz.html import explorer
+from tess2lite.viz.html import comparison, explorer
 
 HOSTILE = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</textarea></script>", "\"quotes' & more", "שלום 🙂"
@@ -84,3 +84,15 @@ def test_a_long_run_stays_small():
         pieces={i: f" word{i}" for i in range(2000)},
     )  # fmt: skip
     assert len(explorer(long)) < 3e6
+
+
+def test_runs_side_by_side_mark_what_differs():
+    one, other = trajectory(["a", "b", "c"]), trajectory(["a", "b"])
+    other.tokens[1, 3] = 1  # the last step; its step 1 is shown beside the first run's step 2
+    html = comparison({"<b>one": one, "two": other})
+    assert "&lt;b&gt;one" in html
+    first, second = (json.loads(d) for d in re.findall(r"getElementById\(\"t2-\w+\"\), (\{.*?\})\)</script>", html))
+    assert sum(unpacked(first["differs"], torch.uint8)) == 0
+    # position 2 is (step mod 2): 1, 0 in the first run's last steps, 0, 1 here
+    assert unpacked(second["differs"], torch.uint8) == [0, 1, 0, 0, 1, 1]
+    assert unpacked(data(explorer(one, beside=other))["differs"], torch.uint8) == [0, 0, 0, 0, 1, 0, 0, 1, 1]

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import tess2lite as t2
+from tess2lite.generation import replay
 from tess2lite.trajectory import Recorder, Trajectory
 
 STEPS = 6
@@ -78,11 +79,25 @@ def test_saved_and_loaded_the_same(recorded, tmp_path):
     assert (again.texts, again.pieces, again.settings) == (run.texts, run.pieces, run.settings)
 
 
-def test_a_replay_from_its_settings_is_the_same_to_the_bit(recorded):
+def test_a_replay_is_the_same_to_the_bit(recorded, tmp_path):
     lm, out, _ = recorded
-    settings = {name: out.trajectory.settings[name] for name in ("prompt", "steps", "top_p", "temperature", "seed")}
-    again = t2.generate(t2.load(out.trajectory.settings["model"]), **settings, length=10, progress=False).trajectory
-    assert torch.equal(again.top_p, out.trajectory.top_p) and not again.difference(out.trajectory).any()
+    out.trajectory.save(tmp_path / "run")
+    again = replay(t2.load("tinytown-base"), Trajectory.load(tmp_path / "run"), progress=False)
+    assert torch.equal(again.trajectory.top_p, out.trajectory.top_p) and again.text == out.text
+    assert not again.trajectory.difference(out.trajectory).any()
+    blanks = t2.infill(lm, "Tom had a ___.", steps=3, progress=False)
+    assert replay(lm, blanks.trajectory, progress=False).text == blanks.text
+    assert replay(lm, out.trajectory, seed=1, progress=False).trajectory.difference(out.trajectory).any()
+
+
+def test_a_replay_needs_its_own_tokenizer_and_settings(recorded):
+    run = recorded[1].trajectory
+    other = t2.load("tinytown-base")
+    other.tokenizer.decode = lambda ids: "x" * len(ids)
+    with pytest.raises(ValueError, match="another tokenizer; load its model, 'tinytown-base'"):
+        replay(other, run)
+    with pytest.raises(ValueError, match="does not say its 'prompt'"):
+        replay(recorded[0], by_hand([[1, 2]]))
 
 
 def test_files_that_are_no_trajectory(recorded, tmp_path):
@@ -98,9 +113,12 @@ def test_files_that_are_no_trajectory(recorded, tmp_path):
             Trajectory.load(tmp_path / name)
 
 
-def test_runs_of_other_shapes_are_not_compared():
-    with pytest.raises(ValueError, match=r"\(1, 2\) and \(2, 2\)"):
-        by_hand([[1, 2]]).difference(by_hand([[1, 2], [1, 2]]))
+def test_difference_by_hand():
+    one, other = by_hand([[1, 2], [3, 4], [5, 6]]), by_hand([[3, 9], [5, 6]])
+    assert one.difference(other).tolist() == [[False, False], [False, True], [False, False]]
+    assert other.difference(one).tolist() == [[False, True], [False, False]]
+    with pytest.raises(ValueError, match="have 2 and 3 positions"):
+        one.difference(by_hand([[1, 2, 3]]))
 
 
 def test_a_run_without_a_step_has_no_trajectory():

@@ -1,13 +1,24 @@
-"""Figures show the trajectory's own numbers; every control of the panel changes the run."""
+"""Figures show the trajectory's own numbers."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from test_html import HOSTILE, trajectory
 
-from tess2lite.viz.figures import film_strip, loss_curves, trajectory_map
-from tess2lite.viz.widgets import LiveCurve, prompt_panel
+from tess2lite.schedule import alpha_bar
+from tess2lite.viz.figures import (
+    bands,
+    commit_order,
+    film_strip,
+    loss_curves,
+    recovery,
+    schedules,
+    token_bars,
+    trajectory_map,
+)
+from tess2lite.viz.widgets import LiveCurve
 
 
 def test_film_strip_shows_first_and_last_step():
@@ -28,33 +39,36 @@ def test_map_shows_confidence_of_written_positions_and_flips():
     assert axis.lines[0].get_xydata().tolist() == [[3, 0]]  # step 3 of 3
 
 
-@pytest.fixture
-def panel():
-    calls = []
-    box = prompt_panel(lambda prompt, **settings: calls.append((prompt, settings)) or "shown", "a", steps=5, seed=1)
-    textarea, controls, output = box.children
-    steps, seed, button = controls.children
-    return {"prompt": textarea, "steps": steps, "seed": seed, "button": button, "output": output, "calls": calls}
+def test_commit_order_and_bands_draw_the_trajectorys_measures():
+    record = trajectory(["a", "b", "c", "d"])  # position 2 flips at every step
+    record.entropy = torch.tensor([[9.0], [3.0], [2.0], [1.0]]) * torch.tensor([1.0, 1.0, 2.0, 3.0])
+    points = commit_order(record).axes[0].collections[0]
+    assert points.get_offsets().tolist() == [[1, 1], [2, 4], [3, 1]] and points.get_array().tolist() == [0, 3, 0]
+    entropy, confidence = bands(record).axes[:2]
+    assert entropy.lines[0].get_xydata().tolist() == [[1, 18], [2, 6], [3, 4], [4, 2]]
+    assert np.allclose(confidence.lines[0].get_ydata(), 0.5)
 
 
-def test_every_control_of_the_panel_reaches_the_run(panel):
-    panel["button"].click()
-    for name, value in (("prompt", "b"), ("steps", 9), ("seed", 4)):
-        panel[name].value = value
-        panel["button"].click()
-    assert panel["calls"] == [
-        ("a", {"steps": 5, "seed": 1}), ("b", {"steps": 5, "seed": 1}),
-        ("b", {"steps": 9, "seed": 1}), ("b", {"steps": 9, "seed": 4}),
-    ]  # fmt: skip
-    assert not panel["button"].disabled
+def test_schedules_and_recovery_start_clean_and_end_in_noise():
+    for line in schedules().axes[0].lines:
+        assert line.get_ydata()[0] > 0.98 and line.get_ydata()[-1] < 0.02
+    small, middle, large = (line.get_ydata() for line in recovery().axes[0].lines)
+    assert small[0] == pytest.approx(1) and np.isclose(small[-1], 1 / 100, atol=0.02) and (small >= large).all()
+    # half of the signal, V = 1,024, counted
+    noisy = torch.randn(20_000, 1_024, generator=torch.Generator().manual_seed(0))
+    noisy[:, 0] += 2 * (0.5 / 0.5) ** 0.5
+    axis = recovery((1_024,)).axes[0].lines[0]
+    left = alpha_bar(5000)[(torch.tensor(axis.get_xdata()) * 5000).long()].numpy()
+    at = np.interp(0.5, left[::-1], axis.get_ydata()[::-1])
+    assert at == pytest.approx((noisy.argmax(1) == 0).float().mean().item(), abs=0.02)
 
 
-def test_a_mistake_in_the_panel_is_a_sentence(capsys):
-    def run(prompt, **settings):
-        raise ValueError("prompt is empty; give at least one word to start from.")
-
-    prompt_panel(run, "").children[1].children[2].click()
-    assert "prompt is empty; give at least one word to start from.\n" in capsys.readouterr().out
+def test_token_bars_show_the_likeliest_and_mark_the_true_one():
+    figure = token_bars({"one": torch.tensor([0.1, 0.7, 0.2]), "two": torch.tensor([0.5, 0.2, 0.3])}, 2, str, count=2)
+    bars = [[(bar.get_width(), bar.get_hatch()) for bar in axis.patches] for axis in figure.axes]
+    assert np.allclose([[width for width, _ in row] for row in bars], [[0.7, 0.2], [0.5, 0.3]])
+    assert [[hatch for _, hatch in row] for row in bars] == [["", "//"], ["", "//"]]
+    assert "20.0% on the token" in figure.axes[0].get_title()
 
 
 def test_loss_curves_show_every_seed_and_their_mean():

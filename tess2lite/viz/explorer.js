@@ -5,6 +5,7 @@
   const wide = text => new (data.bytes === 2 ? Uint16Array : Uint32Array)(bytes(text).buffer);
   const { steps, written, pieces } = data, M = written.length;
   const tokens = wide(data.tokens), counts = bytes(data.counts), topIds = wide(data.top), topP = bytes(data.p);
+  const differs = bytes(data.differs);
   const starts = new Uint32Array(counts.length);
   for (let i = 1; i < counts.length; i++) starts[i] = starts[i - 1] + counts[i - 1];
   const best = (step, m) => topIds[starts[step * M + m]];
@@ -88,7 +89,8 @@
       if (step && id !== tokens[(step - 1) * M + m]) changed++;
       span.textContent = pieces[id] || "∅";
       span.style.background = `color-mix(in srgb, var(--t2-doubt) ${Math.round(60 * (1 - p))}%, transparent)`;
-      span.className = (p < 0.4 ? "guess" : p < 0.8 ? "doubt" : "") + (m === picked ? " picked" : "");
+      span.className = (p < 0.4 ? "guess" : p < 0.8 ? "doubt" : "") + (m === picked ? " picked" : "") +
+        (differs[step * M + m] ? " differs" : "");
       span.setAttribute("aria-selected", m === picked);
     }
     label.textContent = `${data.labels[step]}${step ? ` · ${changed} tokens changed` : ""}`;
@@ -97,6 +99,7 @@
     marker.setAttribute("x1", x(step));
     marker.setAttribute("x2", x(step));
     range.setAttribute("aria-valuetext", label.textContent);
+    range.dispatchEvent(new Event("t2step"));
     detail(step);
   };
   const detail = step => {
@@ -145,6 +148,8 @@
     }, calm ? 1000 : Math.max(40, Math.min(150, 8000 / steps)));
   };
   range.oninput = () => { stop(); show(); };
+  range.addEventListener("t2show", show);  // another run, shown beside this one, has moved
+  root.querySelector("[data-differs]").hidden = !differs.some(Boolean);
   root.querySelectorAll("[data-live]").forEach(part => { part.hidden = false; });
   pick(0);
   show();

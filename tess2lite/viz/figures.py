@@ -9,6 +9,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..schedule import SCHEDULES, alpha_bar
+from ..textbook import recovery_probability
+
 MAP = "cividis"  # monotone in luminance, the same to colour-blind eyes
 
 
@@ -53,6 +56,74 @@ def trajectory_map(trajectory) -> Figure:
     axis.plot(step + 2, position, ".", color="white", markeredgecolor="black", markeredgewidth=0.3, markersize=3)
     axis.set(xlabel="diffusion step", ylabel="written position", title="confidence; dots: the token changed")
     figure.colorbar(image, ax=axis, label="probability of the most likely token")
+    plt.close(figure)
+    return figure
+
+
+def commit_order(trajectory) -> Figure:
+    """When each written position settled: the step from which its most likely token never changed, by position."""
+    written = trajectory.span_mask.nonzero()[:, 0]
+    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    axis.scatter(written, trajectory.commit_step()[written] + 1, c=trajectory.flips()[written], cmap=MAP, s=14)
+    figure.colorbar(axis.collections[0], ax=axis, label="changes of mind")
+    axis.set(xlabel="position", ylabel="settled at step", ylim=(0, len(trajectory) + 1))
+    plt.close(figure)
+    return figure
+
+
+def bands(trajectory) -> Figure:
+    """Entropy and confidence over the steps: median of the written positions, their middle half and middle 90 %."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    of = {"entropy (nats)": trajectory.entropy, "probability of the most likely token": trajectory.confidence}
+    steps = np.arange(1, len(trajectory) + 1)
+    for axis, (label, values) in zip(axes, of.items(), strict=True):
+        low, lower, middle, upper, high = np.quantile(
+            values[:, trajectory.span_mask].numpy(), [0.05, 0.25, 0.5, 0.75, 0.95], axis=1
+        )
+        axis.fill_between(steps, low, high, alpha=0.15, color="C0", label="middle 90 %")
+        axis.fill_between(steps, lower, upper, alpha=0.35, color="C0", label="middle half")
+        axis.plot(steps, middle, color="C0", label="median")
+        axis.set(xlabel="diffusion step", ylabel=label)
+    axes[0].legend(fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def schedules(timesteps: int = 5000) -> Figure:
+    """ᾱ against time, for every schedule there is."""
+    figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+    for name, dash in zip(SCHEDULES, itertools.cycle(["-", "--", ":"])):
+        axis.plot(np.arange(timesteps) / timesteps, alpha_bar(timesteps, name), dash, label=name.replace("_", " "))
+    axis.set(xlabel="time $t/T$", ylabel="signal left, $\\bar\\alpha_t$")
+    axis.legend()
+    plt.close(figure)
+    return figure
+
+
+def recovery(vocabularies=(100, 1_024, 32_000), timesteps: int = 5000) -> Figure:
+    """Probability that the largest entry of a noisy simplex is its token, against time, by the exact integral."""
+    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    curve, times = alpha_bar(timesteps), np.linspace(0, 0.98, 50)
+    for size, dash in zip(vocabularies, itertools.cycle(["-", "--", ":"])):
+        p = [recovery_probability(float(curve[int(time * timesteps)]), size) for time in times]
+        axis.plot(times, p, dash, label=f"V = {size:,}")
+    axis.set(xlabel="time $t/T$", ylabel="P(argmax is the token)")
+    axis.legend()
+    plt.close(figure)
+    return figure
+
+
+def token_bars(probabilities: dict, token: int, decode, count: int = 8) -> Figure:
+    """The likeliest tokens of each distribution. probabilities: name → (V,); token: the true one, hatched."""
+    figure, axes = plt.subplots(1, len(probabilities), figsize=(4.5 * len(probabilities), 2.8), layout="constrained")
+    for axis, (name, p) in zip(np.atleast_1d(axes), probabilities.items(), strict=True):
+        values, ids = (part.tolist() for part in p.topk(min(count, len(p))))
+        bars = axis.barh(range(len(ids)), values, color=["#c44" if i == token else "#789" for i in ids])
+        for i, bar in zip(ids, bars, strict=True):
+            bar.set_hatch("//" if i == token else "")
+        axis.set_yticks(range(len(ids)), [drawable(repr(decode([i]))) for i in ids])
+        axis.invert_yaxis()
+        axis.set(title=f"{name}: {float(p[token]):.1%} on the token", xlabel="probability", xlim=(0, 1))
     plt.close(figure)
     return figure
 

@@ -15,16 +15,17 @@ LISTED = 40  # steps that the list for readers without scripts holds
 SUPPRESS = 'data-lm-suppress-shortcuts="true"'  # JupyterLab would take the arrow keys
 
 
-def explorer(trajectory, note: str = "") -> str:
+def explorer(trajectory, note: str = "", beside=None) -> str:
     """The text at every step behind a slider with play, a tokens × steps map, each token's alternatives and history.
 
-    Without scripts: the last text, and a list of earlier ones. note: a sentence to put under it. Returns an HTML
-    string; whatever a model wrote is shown as text (textContent), never run.
+    Without scripts: the last text, and a list of earlier ones. note: a sentence to put under it. beside: a trajectory;
+    tokens that differ from its are marked. Returns an HTML string; whatever a model wrote is shown as text
+    (textContent), never run.
     """
     identity, last = f"t2-{secrets.token_hex(6)}", len(trajectory) - 1
     css = (HERE / "explorer.css").read_text().replace("#ID", f"#{identity}")
     script = (HERE / "explorer.js").read_text().strip()
-    call = f"({script})(document.getElementById({json.dumps(identity)}), {_data(trajectory)})"
+    call = f"({script})(document.getElementById({json.dumps(identity)}), {_data(trajectory, beside)})"
     labels = _labels(trajectory)
     return (
         f'<div id="{identity}" role="group" aria-label="A text written by denoising"><style>{css}</style>'
@@ -35,6 +36,29 @@ def explorer(trajectory, note: str = "") -> str:
         f"{_PANELS}<p data-note>{html.escape(note)}</p>{_listing(trajectory, labels)}"
         f"<script>{call}</script></div>"
     )
+
+
+def comparison(trajectories: dict) -> str:
+    """Runs side by side, name → trajectory: one slider moves all, and what differs from the first is marked."""
+    identity, first = f"t2-{secrets.token_hex(6)}", next(iter(trajectories.values()))
+    columns = "".join(
+        f'<div style="flex:1;min-width:24em"><b>{html.escape(name)}</b>{explorer(run, beside=first)}</div>'
+        for name, run in trajectories.items()
+    )
+    call = f"({_TOGETHER})(document.getElementById({json.dumps(identity)}))"
+    return f'<div id="{identity}" style="display:flex;flex-wrap:wrap;gap:8px">{columns}<script>{call}</script></div>'
+
+
+# Runs end together: a slider that moved takes the others to the same number of steps before their end.
+_TOGETHER = """root => {
+  const all = [...root.querySelectorAll("input[type=range]")];
+  all.forEach(one => one.addEventListener("t2step", () => all.forEach(other => {
+    const value = Math.max(0, other.max - one.max + +one.value);
+    if (other === one || +other.value === value) return;
+    other.value = value;
+    other.dispatchEvent(new Event("t2show"));
+  })));
+}"""
 
 
 _PANELS = (
@@ -48,7 +72,8 @@ _PANELS = (
     "<table><caption hidden>likeliest tokens</caption><tbody data-top></tbody></table>"
     "<div data-flips></div><ul data-history></ul></div></div>"
     "<p data-hint data-live hidden>Shade and underline say how unsure the model is: dashed below 80 %, dotted below "
-    "40 %. Point at a token, or walk with the arrow keys.</p>"
+    "40 %. <span data-differs hidden> A bar above: another token than in the first run. </span>Point "
+    "at a token, or walk with the arrow keys.</p>"
 )
 
 
@@ -70,7 +95,7 @@ def _listing(trajectory, labels: list[str]) -> str:
     return f"<details><summary>{what} as a list</summary>{frames}</details>"
 
 
-def _data(trajectory) -> str:
+def _data(trajectory, beside) -> str:
     """What the script draws, as a JavaScript literal: ids become places in a list of pieces, probabilities bytes.
 
     Of each prediction the tokens that would round to nothing are left out, but for the first.
@@ -97,6 +122,7 @@ def _data(trajectory) -> str:
         "top": _packed(place[trajectory.top_ids[:, written].long()][kept], width),
         "p": _packed(p[kept], torch.uint8),
         "labels": _labels(trajectory),
+        "differs": _packed(trajectory.difference(beside)[:, written], torch.uint8) if beside else "",
         "curves": [{"values": [round(v, 4) for v in curve.tolist()], "dash": dash} for curve, dash in curves],
     }
     # "<" as an escape: no text can close the script element.

@@ -1,0 +1,243 @@
+"""Panels of controls that need the kernel, in ipywidgets: the noise lab, a run, interventions in a run.
+
+Each returns a box whose `controls` names its widgets; after a run its `result` is the Generation. A mistake is shown
+as its sentence, without a traceback.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import threading
+
+import ipywidgets as widgets
+import torch
+from IPython.display import HTML
+
+from .. import generation, inputs, textbook
+from ..data import encode
+from ..hooks import Branch, Pin
+from ..schedule import SCHEDULES, alpha_bar
+from .figures import token_bars
+from .html import comparison
+
+T = 5000  # of training, which the model's time is a share of
+WIDE = widgets.Layout(width="100%")
+
+
+def noise_lab(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets.VBox:
+    """A sentence under noise: one position's noisy simplex as bars, beside what the model believes there."""
+    controls = {
+        "sentence": widgets.Text(sentence, description="sentence", layout=WIDE, continuous_update=False),
+        "position": widgets.Dropdown(description="position"),
+        "time": widgets.FloatSlider(0.35, min=0, max=0.99, step=0.01, description="time t/T"),
+        "k": widgets.FloatSlider(5, min=0.5, max=10, step=0.5, description="k"),
+        "schedule": widgets.Dropdown(options=[*SCHEDULES], description="schedule"),
+        "seed": widgets.IntText(0, description="seed"),
+    }
+    image, text = widgets.Image(format="png", layout=widgets.Layout(max_width="100%")), widgets.HTML()
+
+    def show(_=None):
+        values = {name: control.value for name, control in controls.items()}
+        try:
+            image.value, text.value = _noised(lm, **values)
+        except (ValueError, TypeError) as problem:
+            text.value = _sentence(problem)
+
+    def name_positions(_=None):
+        ids = _encoded(lm, controls["sentence"].value)
+        _choices(controls["position"], [(f"{i}: {lm.tokenizer.decode(ids[i])!r}", i) for i in range(1, len(ids))])
+        show()
+
+    name_positions()
+    controls["sentence"].observe(name_positions, "value")
+    for name, control in controls.items():
+        if name != "sentence":
+            control.observe(show, "value")
+    return _panel(controls, image, text)
+
+
+def _encoded(lm, sentence: str) -> list[int]:
+    return [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, sentence)]
+
+
+def _noised(lm, sentence, position, time, k, schedule, seed) -> tuple[bytes, str]:
+    """Bars as PNG, and as HTML what is read position by position and what the model makes of it."""
+    ids = torch.tensor([_encoded(lm, sentence)])  # (B, L)
+    if position is None:
+        raise ValueError("The sentence is empty; give at least one word.")
+    context = lm.config.max_position_embeddings
+    if ids.shape[1] > context:
+        raise ValueError(f"The sentence is {ids.shape[1]} tokens long; this model has a context of {context}.")
+    writable = torch.arange(ids.shape[1])[None] > 0
+    simplex = textbook.token_simplex(ids, lm.config.vocab_size, k)  # (B, L, V)
+    noise = torch.randn(simplex.shape, generator=torch.Generator().manual_seed(seed))
+    level = alpha_bar(T, schedule)[int(time * T)]
+    noisy = textbook.add_noise(simplex, noise, level.float(), k).to(lm.device)
+    with torch.no_grad():
+        belief = lm.logits_from_simplex(noisy, torch.full(ids.shape, time), ids.to(lm.device), writable.to(lm.device))
+    lines = {"noisy simplex": noisy, "the model": belief}
+    figure = token_bars(
+        {name: logits[0, position].softmax(-1).cpu() for name, logits in lines.items()},
+        int(ids[0, position]), lm.tokenizer.decode,
+    )  # fmt: skip
+    png = io.BytesIO()
+    figure.savefig(png, dpi=90)
+    read = [(name, lm.tokenizer.decode(logits.argmax(-1)[writable])) for name, logits in lines.items()]
+    text = "".join(f"<tr><td>{name}&emsp;</td><td>{html.escape(line)}</td></tr>" for name, line in read)
+    return png.getvalue(), f"signal left ᾱ = {level:.3f}; likeliest tokens:<table>{text}</table>"
+
+
+def run_panel(lm, prompt: str, steps: int = 50) -> widgets.VBox:
+    """A prompt and all settings of `generate`; the steps stream while it runs, and its explorer follows."""
+    room = min(lm.config.max_position_embeddings - 1, 256)
+    controls = {
+        "prompt": widgets.Textarea(prompt, description="prompt", layout=WIDE, rows=2),
+        "steps": widgets.IntSlider(steps, 1, 200, description="steps"),
+        "length": widgets.IntSlider(0, 0, room, description="length", tooltip="0: all the room there is"),
+        "top_p": widgets.FloatSlider(0.99, min=0.01, max=1, step=0.01, description="top-p"),
+        "temperature": widgets.FloatSlider(1, min=0.1, max=2, step=0.05, description="temperature"),
+        "seed": widgets.IntText(0, description="seed"),
+    }
+
+    def work(watch):
+        chosen = {name: control.value for name, control in controls.items()}
+        chosen["length"] = chosen["length"] or None
+        out = generation.generate(lm, **chosen, hooks=[watch], progress=False)
+        return out, out._repr_html_()
+
+    return _running(lm, controls, "Run", work)
+
+
+ACTIONS = {
+    "pin": "pin the token from this step on",
+    "replace": "replace the token at this step alone",
+    "noise": "noise the final text and begin again at this step",
+    "branch": "branch: another seed from this step on",
+    "rewrite": "blank the chosen words and write them anew",
+}
+
+
+def intervention_panel(lm, written) -> widgets.VBox:
+    """Another future for a `Generation`: stop at a step, change something, and see both runs side by side."""
+    run = written.trajectory
+    words = ["".join(run.pieces[i] for i in run.tokens[-1, first:end].tolist()).strip() for first, end in run.words()]
+    choices = [
+        (word, place) for word, place in zip(words, run.words(), strict=True) if run.span_mask[slice(*place)].all()
+    ]
+    controls = {
+        "step": widgets.IntSlider(max(1, len(run) // 2), 1, len(run), description="step"),
+        "position": widgets.Dropdown(description="position"),
+        "action": widgets.Dropdown(options=[(says, name) for name, says in ACTIONS.items()], description="then"),
+        "token": widgets.Text(" kite", description="token"),
+        "seed": widgets.IntText(written.seed + 1, description="seed"),
+        "words": widgets.SelectMultiple(options=choices, description="words"),
+    }
+    paused = widgets.HTML()
+
+    def pause(_=None):
+        step, places = controls["step"].value - 1, run.span_mask.nonzero()[:, 0].tolist()
+        _choices(controls["position"], [(f"{i}: {run.pieces[int(run.tokens[step, i])]!r}", i) for i in places])
+        show()
+
+    def show(_=None):
+        if controls["position"].value is not None:  # as it is while its choices change
+            paused.value = _at(run, controls["step"].value - 1, controls["position"].value)
+
+    def work(watch):
+        chosen = {name: control.value for name, control in controls.items()}
+        other = _changed(lm, run, watch, **chosen)
+        return other, comparison({"as it was": run, ACTIONS[chosen["action"]]: other.trajectory})
+
+    controls["step"].observe(pause, "value")
+    controls["position"].observe(show, "value")
+    pause()
+    return _running(lm, controls, "Go on from here", work, paused)
+
+
+def _choices(dropdown, options) -> None:
+    """Other choices, what was chosen kept where it can be."""
+    kept = dropdown.value
+    dropdown.options = options
+    if options:
+        dropdown.value = kept if kept in [value for _, value in options] else options[0][1]
+
+
+def _at(run, step: int, position: int) -> str:
+    """The text at a step, and what was likely at a position, as HTML."""
+    likely = zip(run.top_ids[step, position].tolist(), run.top_p[step, position].tolist(), strict=True)
+    listed = html.escape(", ".join(f"{run.pieces[i]!r} {p:.0%}" for i, p in likely))
+    return f"<p>step {step + 1}: {html.escape(run.texts[step])}</p><p>position {position} is likely {listed}</p>"
+
+
+def _changed(lm, run, watch, step, position, action, token, seed, words):
+    """The run once more with one action taken; step counts from 1."""
+    hooks, more = [], {}
+    if action in ("pin", "replace"):
+        count = 1 if action == "replace" else None
+        hooks = [Pin({position: _token_id(lm, token)}, start=step - 1, count=count)]
+    elif action == "branch":
+        hooks = [Branch(step - 1, seed)]
+    elif action == "noise":
+        more = {"start": inputs.whole("step", step, 2) - 1, "seed": seed}
+    else:
+        mask = torch.zeros_like(run.span_mask)
+        for first, end in words:
+            mask[first:end] = True
+        if not words:
+            raise ValueError("No word is chosen; choose one or more of the list, with Ctrl for several.")
+        more = {"span_mask": mask, "seed": seed}
+    return generation.replay(lm, run, [*hooks, watch], progress=False, **more)
+
+
+def _token_id(lm, text: str) -> int:
+    """The one token of a text; a word may be given without the space that it begins with."""
+    spellings = [encode(lm.tokenizer, spelling) for spelling in (text, " " + text)]
+    single = [ids[0] for ids in spellings if len(ids) == 1]
+    if not text.strip() or not single:
+        raise ValueError(f"{text!r} is {len(spellings[0])} tokens, not one; give a shorter word.")
+    return single[0]
+
+
+def _running(lm, controls, says: str, work, *above) -> widgets.VBox:
+    """A panel whose work runs in a thread, so that the kernel stays free for the Stop button."""
+    go = widgets.Button(description=says, button_style="primary")
+    stop = widgets.Button(description="Stop", disabled=True)
+    live, shown, stopped = widgets.HTML(), widgets.Output(), threading.Event()
+
+    def watch(step):
+        step.stop |= stopped.is_set()
+        text = lm.tokenizer.decode(step.tokens[0][step.span_mask[0]])
+        live.value = f"step {step.index + 1} of {step.index + step.t + 1}<p>{html.escape(text)}</p>"
+
+    def run():
+        try:
+            panel.result, page = work(watch)
+            live.value, shown.outputs = "", ()
+            shown.append_display_data(HTML(page))
+        except Exception as problem:  # in a thread nothing else would show it
+            live.value = _sentence(problem)
+        finally:
+            go.disabled, stop.disabled = False, True
+
+    def start(_):
+        go.disabled, stop.disabled = True, False
+        stopped.clear()
+        panel.thread = threading.Thread(target=run, daemon=True)
+        panel.thread.start()
+
+    go.on_click(start)
+    stop.on_click(lambda _: stopped.set())
+    panel = _panel(controls | {"go": go, "stop": stop}, *above, live, shown)
+    return panel
+
+
+def _panel(controls: dict, *shown) -> widgets.VBox:
+    rows = widgets.Box([*controls.values()], layout=widgets.Layout(flex_flow="row wrap"))
+    box = widgets.VBox([rows, *shown], layout=widgets.Layout(max_width="75em"))
+    box.controls = controls
+    return box
+
+
+def _sentence(problem: Exception) -> str:
+    return f'<p role="alert">{html.escape(str(problem) or type(problem).__name__)}</p>'

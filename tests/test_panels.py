@@ -1,0 +1,148 @@
+"""Every control of every panel changes what is computed, and says what is wrong with what it was given."""
+
+import time
+
+import pytest
+
+import tess2lite as t2
+from tess2lite.data import encode
+from tess2lite.viz import panels
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return t2.load("tinytown-base")
+
+
+def go(panel, **values):
+    for name, value in values.items():
+        panel.controls[name].value = value
+    panel.controls["go"].click()
+    panel.thread.join()
+    return panel
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"time": 0.6}, {"k": 2.0}, {"schedule": "linear"}, {"seed": 3}, {"position": 4}, {"sentence": "Tom sat."}],
+    ids=lambda change: [*change][0],
+)  # fmt: skip
+def test_noise_lab(lm, change):
+    lab = panels.noise_lab(lm)
+    _, image, text = lab.children
+    before = image.value, text.value
+    for name, value in change.items():
+        lab.controls[name].value = value
+    assert image.value != before[0]
+    # k moves probability, not order, and the position only says where to look; all else changes what is read
+    assert (text.value != before[1]) or "position" in change or "k" in change
+
+
+def test_noise_lab_says_what_is_wrong(lm):
+    lab = panels.noise_lab(lm)
+    lab.controls["sentence"].value = ""
+    assert "The sentence is empty" in lab.children[2].value
+    lab.controls["time"].value, lab.controls["sentence"].value = 0, "<b>Tom"
+    assert "<b>Tom" not in lab.children[2].value and "&lt;" in lab.children[2].value
+    lab.controls["sentence"].value = "Tom sat. " * 200
+    assert "context of 128" in lab.children[2].value
+
+
+RUN = {"prompt": "Tom had a drum.", "steps": 5, "length": 20}
+
+
+@pytest.fixture(scope="module")
+def plain(lm):
+    return go(panels.run_panel(lm, ""), **RUN).result
+
+
+def test_the_run_panel_runs_what_it_shows(lm, plain):
+    expected = t2.generate(lm, "Tom had a drum.", steps=5, length=20, seed=0, progress=False)
+    assert plain.token_ids == expected.token_ids
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompt": "Anna ran."}, {"steps": 6}, {"length": 21}, {"top_p": 0.1}, {"temperature": 0.2}, {"seed": 1}],
+    ids=lambda change: [*change][0],
+)  # fmt: skip
+def test_run_panel(lm, plain, change):
+    panel = go(panels.run_panel(lm, ""), **RUN | change)
+    assert panel.result.trajectory.tokens.tolist() != plain.trajectory.tokens.tolist()
+    (page,) = panel.children[-1].outputs
+    assert "diffusion step" in page["data"]["text/html"]
+
+
+def test_a_mistake_is_one_sentence_and_the_panel_goes_on(lm):
+    panel = go(panels.run_panel(lm, "  "), steps=3)
+    assert "prompt is empty" in panel.children[-2].value and not panel.controls["go"].disabled
+    assert go(panel, **RUN).children[-2].value == ""
+
+
+def test_stop_keeps_what_there_is(lm):
+    panel = panels.run_panel(lm, "Tom had a drum.", steps=200)
+    panel.controls["go"].click()
+    while "step" not in panel.children[-2].value:  # streams while it runs
+        time.sleep(0.01)
+    assert panel.controls["go"].disabled and not panel.controls["stop"].disabled
+    panel.controls["stop"].click()
+    panel.thread.join()
+    assert 1 <= len(panel.result.trajectory) < 200
+    assert "of 200 steps were made" in panel.children[-1].outputs[0]["data"]["text/html"]
+
+
+@pytest.fixture
+def written(lm):
+    return t2.generate(lm, "Tom had a drum.", steps=8, length=30, progress=False)
+
+
+def shown(panel):
+    return panel.result.trajectory.tokens
+
+
+def test_pin_and_replace(lm, written):
+    panel = go(panels.intervention_panel(lm, written), step=4, position=20, token="kite", action="pin")
+    (kite,) = encode(lm.tokenizer, " kite")
+    old, pinned = written.trajectory.tokens, shown(panel)
+    assert (pinned[:3] == old[:3]).all() and (pinned[3:, 20] == kite).all()
+    replaced = shown(go(panel, action="replace"))
+    assert replaced[3, 20] == kite and (replaced[4:] != pinned[4:]).any()
+    assert (shown(go(panel, token="drum")) != replaced).any()
+    assert (shown(go(panel, position=21)) != replaced).any() and (shown(go(panel, step=5))[3] == old[3]).all()
+
+
+def test_branch_noise_and_rewrite(lm, written):
+    panel, old = panels.intervention_panel(lm, written), written.trajectory.tokens
+    branched = shown(go(panel, action="branch", step=4, seed=5))
+    assert (branched[:3] == old[:3]).all() and (branched != old).any()
+    assert (shown(go(panel, seed=6)) != branched).any()
+    noised = shown(go(panel, action="noise", step=6))
+    assert len(noised) == 3 and (shown(go(panel, seed=7)) != noised).any()
+    place = panel.controls["words"].options[1][1]
+    rewritten = shown(go(panel, action="rewrite", words=(place,)))[-1]
+    elsewhere = [i for i in range(len(rewritten)) if not place[0] <= i < place[1]]
+    assert (rewritten[elsewhere] == old[-1][elsewhere]).all() and panel.result.text.startswith("Tom had a drum.")
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"action": "pin", "token": "hippopotamus"}, "tokens, not one"),
+        ({"action": "pin", "token": ""}, "tokens, not one"),
+        ({"action": "rewrite", "words": ()}, "No word is chosen"),
+        ({"action": "noise", "step": 1}, "step is 1; give a whole number"),
+    ],
+)
+def test_interventions_say_what_is_wrong(lm, written, values, sentence):
+    panel = go(panels.intervention_panel(lm, written), **values)
+    assert sentence in panel.children[-2].value
+
+
+def test_the_pause_shows_the_step_and_the_alternatives(lm, written):
+    panel = panels.intervention_panel(lm, written)
+    paused, run = panel.children[1], written.trajectory
+    panel.controls["step"].value, panel.controls["position"].value = 2, 12
+    assert "step 2:" in paused.value and f"{float(run.top_p[1, 12, 0]):.0%}" in paused.value
+    before = paused.value
+    panel.controls["position"].value = 13
+    assert paused.value != before

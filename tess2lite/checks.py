@@ -41,24 +41,53 @@ def _small_model(**changes) -> MistralForDiffusionLM:
     return MistralForDiffusionLM(config).eval()
 
 
-def label_shift(function) -> Verdict:
-    """function(output (B, L, V), ids (B, L), span_mask (B, L)) → mean loss at the masked positions, shifted."""
+def _compared(function, cases, hint: str) -> Verdict:
+    """cases: pairs of arguments and the wanted number or tensor. hint: what is most likely wrong."""
 
     def problem():
-        torch.manual_seed(0)
-        output, ids = torch.randn(2, 9, 20), torch.randint(20, (2, 9))
-        mask = torch.rand(2, 9) < 0.5
-        mask[:, 0] = False
-        pairs = [(output[b, i - 1], ids[b, i]) for b in range(2) for i in range(9) if mask[b, i]]
-        wanted = torch.stack([F.cross_entropy(row, token) for row, token in pairs]).mean()
-        found = function(output, ids, mask)
-        if found is None:
-            return "your function returns nothing."
-        if abs(float(found) - float(wanted)) > 1e-4:
-            return f"on random numbers the loss is {wanted:.4f}; yours is {float(found):.4f}."
+        for arguments, wanted in cases:
+            wanted, found = torch.as_tensor(wanted, dtype=torch.float64), function(*arguments)
+            if found is None:
+                return "your function returns nothing."
+            found = torch.as_tensor(found, dtype=torch.float64)
+            if found.shape != wanted.shape:
+                return f"the shape is {tuple(found.shape)}; it should be {tuple(wanted.shape)}."
+            if not torch.allclose(found, wanted, atol=1e-4):
+                return f"some number is off by {(found - wanted).abs().max():.3g}. {hint}"
         return None
 
     return _verdict(problem)
+
+
+def noise(function) -> Verdict:
+    """function(simplex (B, L, V), epsilon (B, L, V), level, k) → noisy simplex (B, L, V)."""
+    torch.manual_seed(0)
+    cases = []
+    for k, level in ((5.0, 0.3), (2.0, 0.9)):
+        simplex, epsilon = textbook.token_simplex(torch.randint(20, (2, 3)), 20, k), torch.randn(2, 3, 20)
+        wanted = textbook.add_noise(simplex, epsilon, torch.tensor(level), k)
+        cases.append(((simplex, epsilon, torch.tensor(level), k), wanted))
+    return _compared(function, cases, "Is the noise as large as k, and are both weights square roots?")
+
+
+def k_for_mass(function) -> Verdict:
+    """function(V, mass) → the k at which a clean token simplex has this softmax mass on its token."""
+    cases = []
+    for size, k in ((8, 5.0), (1024, 5.0), (1024, 1.0), (32_000, 5.0)):
+        clean = textbook.token_simplex(torch.zeros(1, 1, dtype=torch.long), size, k).double()
+        cases.append(((size, float(clean.softmax(-1)[0, 0, 0])), k))
+    return _compared(function, cases, "The token's logit is k, every other one −k: 2k apart.")
+
+
+def label_shift(function) -> Verdict:
+    """function(output (B, L, V), ids (B, L), span_mask (B, L)) → mean loss at the masked positions, shifted."""
+    torch.manual_seed(0)
+    output, ids = torch.randn(2, 9, 20), torch.randint(20, (2, 9))
+    mask = torch.rand(2, 9) < 0.5
+    mask[:, 0] = False
+    pairs = [(output[b, i - 1], ids[b, i]) for b in range(2) for i in range(9) if mask[b, i]]
+    wanted = torch.stack([F.cross_entropy(row, token) for row, token in pairs]).mean()
+    return _compared(function, [((output, ids, mask), wanted)], "Token i is read from the output at i−1.")
 
 
 def probe(function) -> Verdict:
@@ -81,18 +110,29 @@ def probe(function) -> Verdict:
 
 def self_conditioning(function) -> Verdict:
     """function(simplex (B, L, V), previous_logits (B, L, V), E (V, H)) → soft embeddings (B, L, H)."""
+    torch.manual_seed(0)
+    simplex, previous, matrix = torch.randn(2, 5, 20) * 5, torch.randn(2, 5, 20), torch.randn(20, 8)
+    wanted = textbook.self_condition(simplex, previous) @ matrix
+    return _compared(function, [((simplex, previous, matrix), wanted)], "Are probabilities averaged, not logits?")
 
-    def problem():
-        torch.manual_seed(0)
-        simplex, previous, matrix = torch.randn(2, 5, 20) * 5, torch.randn(2, 5, 20), torch.randn(20, 8)
-        wanted = textbook.self_condition(simplex, previous) @ matrix
-        found = function(simplex, previous, matrix)
-        if found is None:
-            return "your function returns nothing."
-        if found.shape != wanted.shape:
-            return f"the shape is {tuple(found.shape)}; it should be {tuple(wanted.shape)}."
-        if not torch.allclose(found, wanted, atol=1e-4):
-            return f"some number is off by {(found - wanted).abs().max():.3f}. Are probabilities averaged, not logits?"
-        return None
 
-    return _verdict(problem)
+# Likeliest tokens of a run of 5 steps over 4 positions: settled at once, late, never, and after a change of mind.
+RUN = torch.tensor([[7, 1, 1, 5], [7, 2, 2, 6], [7, 3, 1, 5], [7, 3, 1, 5], [7, 3, 2, 5]])
+
+
+def flips(function) -> Verdict:
+    """function(argmax (S, L)) → (L,) how often the likeliest token changed."""
+    return _compared(function, [((RUN,), [0, 2, 3, 2]), ((RUN[:1],), [0, 0, 0, 0])], "Count changes, not tokens.")
+
+
+def commit_step(function) -> Verdict:
+    """function(argmax (S, L)) → (L,) index of the first step after which the likeliest token never changes."""
+    hint = "A token that comes back after a change of mind was not settled before."
+    return _compared(function, [((RUN,), [0, 2, 4, 2]), ((RUN[:1],), [0, 0, 0, 0])], hint)
+
+
+def steps_until_halt(function) -> Verdict:
+    """function(argmax (S, L), patience) → steps made when a run halts once nothing has changed for so many steps."""
+    settling = RUN[:, [0, 1, 3]]  # changes up to step index 2, then two steps of peace
+    cases = [((settling, 1), 4), ((settling, 2), 5), ((settling, 3), 5), ((RUN, 1), 4), ((RUN, 2), 5)]
+    return _compared(function, cases, "The first step has nothing to be compared with; a run without peace goes on.")

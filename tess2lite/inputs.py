@@ -28,6 +28,10 @@ def check_numbers(top_p, temperature) -> None:
         raise ValueError(f"top_p is {top_p!r}; give a number above 0 and at most 1, or None for argmax.")
     if not (_is_number(temperature) and temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature is {temperature!r}; give a number above 0 (top_p=None for argmax).")
+    if top_p is None and temperature != 1:
+        raise ValueError(
+            f"temperature is {temperature!r}, but top_p=None takes the likeliest token at any; leave it out."
+        )
 
 
 def _is_number(value) -> bool:

@@ -1,6 +1,7 @@
 """Every exercise: the stub fails its check, the solution passes, and what is folded away is that solution."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -49,6 +50,11 @@ def test_every_check_belongs_to_an_exercise():
 WRONG = {
     "label_shift": lambda output, ids, mask: F.cross_entropy(output[mask], ids[mask]),
     "probe": lambda lm: True,
+    "noise": lambda simplex, epsilon, level, k: level.sqrt() * simplex + (1 - level).sqrt() * epsilon,
+    "k_for_mass": lambda V, mass: math.log((V - 1) * mass / (1 - mass)),
+    "flips": lambda argmax: torch.tensor([len(set(column.tolist())) - 1 for column in argmax.T]),
+    "commit_step": lambda argmax: (argmax == argmax[-1]).int().argmax(0),
+    "steps_until_halt": lambda argmax, patience: len(argmax),
     "self_conditioning": lambda simplex, previous, E: ((simplex + previous) / 2).softmax(-1) @ E,
 }
 

@@ -233,6 +233,9 @@ def _running(lm, controls, says: str, work, *above) -> widgets.VBox:
 
 
 def _panel(controls: dict, *shown) -> widgets.VBox:
+    for control in controls.values():
+        if not isinstance(control, widgets.Button):
+            control.style.description_width = "initial"
     rows = widgets.Box([*controls.values()], layout=widgets.Layout(flex_flow="row wrap"))
     box = widgets.VBox([rows, *shown], layout=widgets.Layout(max_width="75em"))
     box.controls = controls

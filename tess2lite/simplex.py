@@ -15,7 +15,7 @@ SIMPLEX_VALUE = 5.0  # k of the paper: a token is +k at its id and −k elsewher
 TRIES = 8  # nucleus draws before a row is sorted instead
 
 # V-wide numbers in one chunk: products with E are slow on fewer rows, memory grows with more.
-CHUNK = {"cpu": 2**22, "cuda": 2**25}
+CHUNK = {"cpu": 2**21, "cuda": 2**25}
 
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:

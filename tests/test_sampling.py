@@ -148,6 +148,7 @@ MISTAKES = [
     ({"top_p": "0.9"}, "top_p is '0.9'"),
     ({"top_p": True}, "top_p is True"),
     ({"temperature": None}, "temperature is None"),
+    ({"temperature": 0.5, "top_p": None}, "temperature is 0.5, but top_p=None"),
     ({"batch": without(input_ids=batch()["input_ids"].float())}, "Token ids are torch.float32"),
     ({"batch": without(input_ids=[1, 2, 3])}, "input_ids is no"),
     ({"batch": {"input_ids": torch.zeros(0, 12).long(), "span_mask": torch.zeros(0, 12).bool()}}, "input_ids is no"),

@@ -7,7 +7,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it 
 # It advises a package for a kernel that rounds differently and passes no gradients (see loading.py).
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from .generation import Generation, generate, infill, replay  # noqa: E402
+from .generation import Generation, Interrupted, generate, infill, replay  # noqa: E402
 from .guidance import RewardGuidance  # noqa: E402
 from .loading import bundled, load  # noqa: E402
 from .profile import pick  # noqa: E402
@@ -17,6 +17,7 @@ from .trajectory import Trajectory  # noqa: E402
 
 __all__ = [
     "Generation",
+    "Interrupted",
     "RewardGuidance",
     "Step",
     "Trajectory",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import FunctionType
 
 import torch
 from tqdm.auto import tqdm
@@ -14,6 +15,8 @@ from .data import encode, encode_blanks
 from .masking import after
 from .sampling import Hook, denoise
 from .trajectory import Recorder, Trajectory, pieces_of
+
+CHOSEN = ("steps", "top_p", "temperature", "seed")
 
 
 @dataclass
@@ -38,9 +41,19 @@ class Generation:
     def _repr_html_(self) -> str:
         from .viz.html import explorer
 
-        steps, planned = len(self.trajectory), self.trajectory.settings["steps"]
         note = "" if self.ended else "The text filled its room without an end (no EOS). "
-        return explorer(self.trajectory, note + (f"{steps} of {planned} steps were made." if steps < planned else ""))
+        made, planned = self.trajectory.first + len(self.trajectory), self.trajectory.settings["steps"]
+        return explorer(self.trajectory, note + (f"Stopped after {made} of {planned} steps." if made < planned else ""))
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped by the keyboard; `generations` holds what there was."""
+
+    def __init__(self, made: int, planned: int, generations: list[Generation]):
+        super().__init__(
+            f"Stopped after {made} of {planned} steps; `except t2.Interrupted as stop` finds them in stop.generations."
+        )
+        self.generations = generations
 
 
 def generate(
@@ -52,19 +65,21 @@ def generate(
     seed: int | Iterable[int] | None = 0,
     length: int | None = None,
     hooks: Iterable[Hook] = (),
+    record: int = 5,
     progress: bool = True,
 ) -> Generation | list[Generation]:
     """Continue a prompt: all new tokens are denoised together. A list of prompts gives a list of generations.
 
     steps, top_p, temperature, hooks: as in `denoise`. seed: one for all prompts or one each, None for a fresh
     one; the same seed gives the same text, alone or in a batch. length: tokens to write after the prompt; by
-    default the rest of the model's context, at most 256. progress: show a bar.
+    default the rest of the model's context, at most 256. record: how many of the likeliest tokens of each position
+    the trajectory keeps. progress: show a bar. An interrupt raises `Interrupted`, which holds what there is.
     """
     _check_model(lm)
     length = None if length is None else inputs.whole("length", length, 1)
     prompts = _texts("prompt", prompt)
     rows = [_continuation(lm, text, length) for text in prompts]
-    written = _run(lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress)
+    written = _run(lm, prompts, rows, (steps, top_p, temperature, seed), hooks, record, progress)
     return written[0] if isinstance(prompt, str) else written
 
 
@@ -76,6 +91,7 @@ def infill(
     temperature: float = 1.0,
     seed: int | Iterable[int] | None = 0,
     hooks: Iterable[Hook] = (),
+    record: int = 5,
     progress: bool = True,
 ) -> Generation | list[Generation]:
     """Fill the blanks of a text; every underscore is one token: `"Tom saw a ___ in the barn."` has three.
@@ -85,7 +101,8 @@ def infill(
     _check_model(lm)
     texts = _texts("text", text)
     rows = [_blanks(lm, text) for text in texts]
-    written = _run(lm, texts, rows, steps, top_p, temperature, seed, hooks, progress, from_start=True)
+    chosen = (steps, top_p, temperature, seed)
+    written = _run(lm, texts, rows, chosen, hooks, record, progress, from_start=True)
     return written[0] if isinstance(text, str) else written
 
 
@@ -98,24 +115,34 @@ def replay(
     span_mask: torch.Tensor | None = None,
     progress: bool = True,
 ) -> Generation:
-    """A recorded run once more: to the bit the same, unless something is changed.
+    """A recorded run once more: to the bit the same on the same model, alone in its batch, unless something is changed.
 
-    hooks: interventions such as `Pin` or `Branch`; a guided run needs its guidance again. seed: another one. start:
-    above 0, the recorded text is noised as step `start` would read it, and denoised again from there. span_mask:
-    (L,) bool, write only here and keep the rest of the recorded text.
+    hooks: interventions such as `Pin` or `Branch`; a run that was made with hooks needs them again. seed: another one.
+    start: above 0, the recorded text is noised as step `start` would read it, and denoised again from there.
+    span_mask: (L,) bool, write only here and keep the rest of the recorded text.
     """
     _check_model(lm)
+    trajectory, hooks = getattr(trajectory, "trajectory", trajectory), inputs.callables(hooks)
     settings = trajectory.settings | ({} if seed is None else {"seed": seed})
-    try:
-        prompt, chosen = settings["prompt"], [settings[name] for name in ("steps", "top_p", "temperature", "seed")]
-    except KeyError as missing:
-        raise ValueError(f"This trajectory does not say its {missing}; replay one of generate or infill.") from None
+    if missing := {"prompt", "from_start", "start", "hooks", "model", *CHOSEN} - settings.keys():
+        raise ValueError(
+            f"This trajectory does not say its {', '.join(sorted(missing))}; replay one of generate or infill."
+        )
     if pieces_of(trajectory.pieces, lm.tokenizer.decode) != trajectory.pieces:
         raise ValueError(f"This trajectory was written with another tokenizer; load its model, '{settings['model']}'.")
-    row = trajectory.tokens[-1].long(), trajectory.span_mask if span_mask is None else span_mask
-    return _run(lm, [prompt], [row], *chosen, hooks, progress, start, settings["from_start"] or span_mask is not None)[
-        0
-    ]
+    if settings["start"] and not start:
+        raise ValueError(f"This run began at step {settings['start']} with the text of another; replay that one.")
+    if absent := set(settings["hooks"]) - {type(hook).__name__ for hook in hooks}:
+        raise ValueError(f"This run was made with {', '.join(sorted(absent))}; give these hooks again.")
+    mask = trajectory.span_mask if span_mask is None else torch.as_tensor(span_mask, dtype=torch.bool)
+    if mask.shape != trajectory.span_mask.shape:
+        raise ValueError(
+            f"span_mask has shape {tuple(mask.shape)}; this text needs {tuple(trajectory.span_mask.shape)}."
+        )
+    row, chosen = (trajectory.tokens[-1].long(), mask), [settings[name] for name in CHOSEN]
+    from_start = settings["from_start"] or span_mask is not None
+    record = trajectory.top_ids.shape[-1]
+    return _run(lm, [settings["prompt"]], [row], chosen, hooks, record, progress, start, from_start)[0]
 
 
 def _check_model(lm) -> None:
@@ -167,21 +194,38 @@ def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(ids), torch.tensor(mask)
 
 
-def _run(
-    lm, prompts, rows, steps, top_p, temperature, seed, hooks, progress, start=0, from_start=False
-) -> list[Generation]:
+def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start=False) -> list[Generation]:
+    steps, top_p, temperature, seed = chosen
     seeds = inputs.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
-    recorder = Recorder()
-    run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*inputs.callables(hooks), recorder], start=start)
-    with tqdm(run, total=steps, initial=start, desc="denoising", unit="step", disable=not progress, leave=False) as bar:
-        for step in bar:
-            bar.set_postfix(entropy=f"{step.entropy[step.span_mask].mean():.2f} nats", refresh=False)
-    settings = {"model": lm.name_or_path, "steps": steps, "top_p": top_p, "temperature": temperature}
-    settings["from_start"] = from_start  # whether the texts show what was known, too
-    return [
-        _generation(lm.tokenizer, row, index, recorder, settings | {"prompt": prompt, "seed": seeds[index]}, from_start)
-        for index, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
-    ]
+    hooks, recorder = inputs.callables(hooks), Recorder(record)
+    run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder], start=start)
+    settings = {
+        "model": lm.name_or_path,
+        "steps": int(steps),
+        "top_p": None if top_p is None else float(top_p),
+        "temperature": float(temperature),
+        "start": start,
+        "hooks": [type(hook).__name__ for hook in hooks if not isinstance(hook, FunctionType)],
+        "from_start": from_start,  # whether the texts show what was known, too
+    }
+
+    def generations():
+        return [
+            _generation(lm.tokenizer, row, i, recorder, settings | {"prompt": prompt, "seed": seeds[i]}, from_start)
+            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+        ]
+
+    try:
+        with tqdm(
+            run, total=steps, initial=start, desc="denoising", unit="step", disable=not progress, leave=False
+        ) as bar:
+            for step in bar:
+                bar.set_postfix(entropy=f"{step.entropy[step.span_mask].mean():.2f} nats", refresh=False)
+    except KeyboardInterrupt:
+        if not recorder.steps:
+            raise
+        raise Interrupted(len(recorder.steps), steps - start, generations()) from None
+    return generations()
 
 
 def _batch(rows) -> dict[str, torch.Tensor]:

@@ -15,10 +15,14 @@ class Pin:
     """
 
     def __init__(self, tokens: dict[int, int], start: int = 0, count: int | None = None):
-        self.tokens, self.start = dict(tokens), inputs.whole("start", start, 0)
+        if not isinstance(tokens, dict) or not tokens:
+            raise ValueError(f"tokens is {tokens!r}; give a dict of positions and token ids, such as {{17: 42}}.")
+        self.tokens = {inputs.whole("position", i, 0): inputs.whole("token", id, 0) for i, id in tokens.items()}
+        self.start = inputs.whole("start", start, 0)
         self.stop = float("inf") if count is None else start + inputs.whole("count", count, 1)
 
     def __call__(self, step) -> None:
+        _within_the_run("start", self.start, step)
         if not self.start <= step.index < self.stop:
             return
         outside = [i for i in self.tokens if not 0 <= i < step.span_mask.shape[1] or not step.span_mask[:, i].all()]
@@ -34,13 +38,22 @@ class Branch:
     """Another future of the same past: the run's own seeds up to `step` (index), `seed` from there on."""
 
     def __init__(self, step: int, seed: int):
-        self.step, self.seed = inputs.whole("step", step, 0), seed
+        self.step, (self.seed,) = inputs.whole("step", step, 0), inputs.one_each(seed, 1)
+        self.seen = False
 
     def __call__(self, step) -> None:
-        if self.step >= step.index + step.t + 1:
-            raise ValueError(f"step is {self.step}; this run has steps 0 to {step.index + step.t}.")
+        _within_the_run("step", self.step, step)
+        if not self.seen and step.index > self.step:
+            raise ValueError(f"step is {self.step}; this run begins at step {step.index}.")
+        self.seen = step.t > 0  # a hook may serve one run after another
         if step.index == self.step:
             step.reseed(self.seed)
+
+
+def _within_the_run(name: str, index: int, step) -> None:
+    last = step.index + step.t
+    if index > last:
+        raise ValueError(f"{name} is {index}; this run has steps 0 to {last}.")
 
 
 class Halt:
@@ -50,8 +63,10 @@ class Halt:
     changing. All sequences of a batch stop together.
     """
 
-    def __init__(self, patience: int = 5, entropy: float = 0.3):
+    def __init__(self, patience: int = 12, entropy: float = 0.3):
         self.patience, self.entropy = inputs.whole("patience", patience, 1), entropy
+        if not (isinstance(entropy, (int, float)) and entropy >= 0):
+            raise ValueError(f"entropy is {entropy!r}; give a number of nats, 0 or more.")
         self.last, self.unchanged, self.index = None, 0, -1
 
     def __call__(self, step) -> None:

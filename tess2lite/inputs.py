@@ -46,7 +46,7 @@ def one_each(seed, sequences: int) -> list[int]:
         seeds = list(seed) if isinstance(seed, Iterable) and not isinstance(seed, str) else []
     if len(seeds) != sequences or not all(isinstance(s, numbers.Integral) for s in seeds):
         raise ValueError(f"seed is {seed!r}; give one whole number, or one for each of the {sequences} sequences.")
-    return seeds
+    return [int(s) for s in seeds]
 
 
 def callables(hooks) -> list:

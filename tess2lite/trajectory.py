@@ -22,7 +22,8 @@ class Trajectory:
     prediction and their probabilities, falling. entropy: (S, L) of the prediction, in nats. alpha_bar: (S,) of the
     noisy simplex each step read. span_mask: (L,) bool, where the model wrote. reward: (S,) of each prediction when
     guided, else None. texts: S strings, everything written, ends and padding included. pieces: id → text of every
-    id that occurs. settings: what a replay needs (prompt, seed, steps, …).
+    id that occurs. known: L strings, what each known token adds to the text, "" where the model wrote. settings: what a
+    replay needs (prompt, seed, steps, …).
     """
 
     tokens: torch.Tensor
@@ -34,6 +35,7 @@ class Trajectory:
     texts: list[str]
     pieces: dict[int, str]
     reward: torch.Tensor | None = None
+    known: list[str] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -46,6 +48,15 @@ class Trajectory:
         from .viz.html import explorer
 
         return explorer(self)
+
+    @property
+    def first(self) -> int:
+        """Index of the first recorded step: above 0 where a run began in the middle."""
+        return self.settings.get("start", 0)
+
+    def label(self, i: int) -> str:
+        """Which of the run's steps the i-th recorded one is, counted from 1."""
+        return f"step {self.first + i + 1} of {self.settings.get('steps', self.first + len(self))}"
 
     @property
     def confidence(self) -> torch.Tensor:
@@ -81,27 +92,31 @@ class Trajectory:
         return list(zip(starts, [*starts[1:], len(pieces)], strict=True))
 
     def difference(self, other: Trajectory) -> torch.Tensor:
-        """(S, L) bool, where another run over the same positions shows other tokens.
+        """(S, L) bool, where another run over the same positions shows other tokens at the same step.
 
-        Both end at the same step, so a run that began later is held against this one's last steps; before, nothing
-        differs.
+        At steps that the other run did not make, nothing differs.
         """
         if self.tokens.shape[1] != other.tokens.shape[1]:
             raise ValueError(
                 f"The trajectories have {self.tokens.shape[1]} and {other.tokens.shape[1]} positions; compare runs on "
                 "equally long texts."
             )
-        both = min(len(self), len(other))
+        begin = max(self.first, other.first)
+        end = max(begin, min(self.first + len(self), other.first + len(other)))
         differs = torch.zeros(self.tokens.shape, dtype=torch.bool)
-        differs[-both:] = self.tokens[-both:] != other.tokens[-both:]
+        mine = slice(begin - self.first, end - self.first)
+        differs[mine] = self.tokens[mine] != other.tokens[begin - other.first : end - other.first]
         return differs
 
     def save(self, path) -> None:
         """One safetensors file, strings in its header."""
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        strings = {name: tensors.pop(name) for name in ("texts", "pieces", "settings")}
+        strings = {name: tensors.pop(name) for name in ("texts", "pieces", "known", "settings")}
         kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-        save_file(kept, path, {"format": FORMAT, "strings": json.dumps(strings)})
+        try:
+            save_file(kept, path, {"format": FORMAT, "strings": json.dumps(strings)})
+        except SafetensorError as problem:
+            raise OSError(f"'{path}' could not be written ({problem}); give a file in a folder with room.") from None
 
     @classmethod
     def load(cls, path) -> Trajectory:
@@ -116,9 +131,29 @@ class Trajectory:
                 names = file.keys()
                 tensors = {name: file.get_tensor(name) for name in names}
             strings["pieces"] = {int(i): piece for i, piece in strings["pieces"].items()}
-            return cls(**tensors, **strings)
+            run = cls(**tensors, **strings)
+            run._check()
         except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as problem:
             raise ValueError(f"'{path}' is no whole trajectory; give a file written by Trajectory.save.") from problem
+        return run
+
+    def _check(self) -> None:
+        """Raises ValueError unless all parts fit each other: a file may come from anywhere."""
+        steps, length, k = self.top_ids.shape
+        ids = torch.cat([self.tokens.flatten(), self.top_ids.flatten()])
+        fits = [
+            steps and k and self.span_mask.any() and self.span_mask.dtype == torch.bool,
+            self.tokens.shape == self.entropy.shape == (steps, length) and self.top_p.shape == self.top_ids.shape,
+            self.alpha_bar.shape == (steps,) and self.span_mask.shape == (length,),
+            self.reward is None or (self.reward.shape == (steps,) and self.reward.isfinite().all()),
+            not ids.is_floating_point() and set(ids.unique().tolist()) <= self.pieces.keys(),
+            ((self.top_p >= 0) & (self.top_p <= 1.001)).all(),
+            self.entropy.isfinite().all() and self.alpha_bar.isfinite().all(),
+            all(isinstance(text, str) for text in [*self.texts, *self.known, *self.pieces.values()]),
+            len(self.texts) == steps and len(self.known) in (0, length) and isinstance(self.settings, dict),
+        ]
+        if not all(fits):
+            raise ValueError("parts that do not fit each other")
 
 
 @dataclass
@@ -159,6 +194,7 @@ class Recorder:
             reward=torch.stack([step["reward"][row] for step in self.steps]).float() if guided else None,
             texts=[decode(ids[shown_from:]) for ids in tokens.tolist()],
             pieces=pieces_of(torch.cat([tokens.flatten(), top_ids.flatten()]).unique().tolist(), decode),
+            known=_known_texts(tokens[0].tolist(), span_mask.tolist(), decode),
             settings=settings,
         )
 
@@ -168,3 +204,16 @@ def pieces_of(ids: Iterable[int], decode) -> dict[int, str]:
     ids = sorted(ids)
     anchor = decode(ids[:1])
     return {i: decode([ids[0], i])[len(anchor) :] for i in ids}
+
+
+def _known_texts(ids: list[int], span_mask: list[bool], decode) -> list[str]:
+    """What each known token adds to the text. A sign of several tokens, an emoji say, comes whole with its last one."""
+    texts, shown = [""] * len(ids), ""
+    for i, written in enumerate(span_mask):
+        if written:
+            shown = decode(ids[: i + 1])
+            continue
+        text = decode(ids[: i + 1])
+        if not text.endswith("\ufffd"):
+            texts[i], shown = text[len(shown) :], text
+    return texts

@@ -141,6 +141,7 @@ def test_hostile_text_is_shown_and_never_run(opened, scripts):
         assert HOSTILE[0] in page.locator("[data-top]").inner_text()
     else:
         assert HOSTILE[-1] in page.locator("[data-text]").inner_text()  # the last step, readable without scripts
+        assert not page.locator("button").is_visible() and not page.locator("canvas").is_visible()
         page.locator("summary").click()
         assert HOSTILE[1] in page.locator("details").inner_text()
 
@@ -150,6 +151,8 @@ def test_axe_finds_nothing_serious(opened, written, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     page = opened(written.trajectory, color_scheme=scheme)
     page.locator("input[type=range]").first.fill("3")
+    background = "getComputedStyle(document.querySelector('[role=group]')).backgroundColor"
+    assert page.evaluate(background) == {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}[scheme]
     found = axe.Axe().run(page).response["violations"]
     assert not [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
 

@@ -47,7 +47,7 @@ def test_a_pinned_token_survives_and_is_written_around(lm, batch):
     assert all(same(a, b) for a, b in zip(free[:4], late[:4], strict=True)) and late[4][0][0, place] == kite
 
 
-@pytest.mark.parametrize("position", [0, 99, -1])
+@pytest.mark.parametrize("position", [0, 99])
 def test_only_written_positions_are_pinned(lm, batch, position):
     with pytest.raises(ValueError, match="is not written by this run"):
         run(lm, batch, Pin({position: 5}))
@@ -127,3 +127,31 @@ def test_what_follows_the_end_does_not_keep_a_run_going(lm, batch):
     assert len(ended) == 1 + 3
     known = int((~batch["span_mask"]).sum())
     assert texts[0].nonzero()[:, 1].tolist() == list(range(known, known + 5))  # the end belongs to the text
+
+
+@pytest.mark.parametrize(
+    "make, sentence",
+    [
+        (lambda: Pin({-1: 5}), "position is -1"),
+        (lambda: Pin({"a": 4}), "position is 'a'"),
+        (lambda: Pin({20: 5.7}), "token is 5.7"),
+        (lambda: Pin([1, 2]), r"tokens is \[1, 2\]; give a dict"),
+        (lambda: Branch(2, "a"), "seed is 'a'"),
+        (lambda: Branch(-1, 0), "step is -1"),
+        (lambda: Halt(patience=0), "patience is 0"),
+        (lambda: Halt(entropy=-1), "entropy is -1"),
+        (lambda: Halt(entropy="x"), "entropy is 'x'"),
+    ],
+)
+def test_hooks_refuse_what_they_cannot_use(make, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        make()
+
+
+def test_interventions_that_the_run_never_reaches(lm, batch):
+    with pytest.raises(ValueError, match="start is 99; this run has steps 0 to 7"):
+        run(lm, batch, Pin({12: 5}, start=99))
+    with pytest.raises(ValueError, match="step is 2; this run begins at step 4"):
+        run(lm, batch, Branch(2, seed=1), start=4)
+    branch = Branch(2, seed=1)
+    assert same(run(lm, batch, branch)[-1], run(lm, batch, branch)[-1])

@@ -4,7 +4,9 @@ import base64
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from tess2lite.trajectory import Trajectory
@@ -88,11 +90,21 @@ def test_a_long_run_stays_small():
 
 def test_runs_side_by_side_mark_what_differs():
     one, other = trajectory(["a", "b", "c"]), trajectory(["a", "b"])
-    other.tokens[1, 3] = 1  # the last step; its step 1 is shown beside the first run's step 2
+    other.settings = {"start": 1, "steps": 3}  # began at the first run's second step
+    other.tokens[1, 3] = 1
     html = comparison({"<b>one": one, "two": other})
-    assert "&lt;b&gt;one" in html
+    assert "&lt;b&gt;one" in html and 'data-first="1"' in html and "step 2 of 3" in html
     first, second = (json.loads(d) for d in re.findall(r"getElementById\(\"t2-\w+\"\), (\{.*?\})\)</script>", html))
     assert sum(unpacked(first["differs"], torch.uint8)) == 0
     # position 2 is (step mod 2): 1, 0 in the first run's last steps, 0, 1 here
     assert unpacked(second["differs"], torch.uint8) == [0, 1, 0, 0, 1, 1]
     assert unpacked(data(explorer(one, beside=other))["differs"], torch.uint8) == [0, 0, 0, 0, 1, 0, 0, 1, 1]
+
+
+def test_a_generation_will_do_and_no_runs_will_not():
+    one = trajectory(["a", "b"])
+    strip = lambda page: re.sub(r"t2-\w+", "", page)  # noqa: E731
+    assert strip(explorer(SimpleNamespace(trajectory=one))) == strip(explorer(one))
+    for nothing in ({}, [one]):
+        with pytest.raises(ValueError, match="give a dict of one or more trajectories by name"):
+            comparison(nothing)

@@ -6,6 +6,7 @@ import pytest
 
 import tess2lite as t2
 from tess2lite.data import encode
+from tess2lite.hooks import Pin
 from tess2lite.viz import panels
 
 
@@ -88,7 +89,7 @@ def test_stop_keeps_what_there_is(lm):
     panel.controls["stop"].click()
     panel.thread.join()
     assert 1 <= len(panel.result.trajectory) < 200
-    assert "of 200 steps were made" in panel.children[-1].outputs[0]["data"]["text/html"]
+    assert "of 200 steps." in panel.children[-1].outputs[0]["data"]["text/html"]
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_branch_noise_and_rewrite(lm, written):
     "values, sentence",
     [
         ({"action": "pin", "token": "hippopotamus"}, "tokens, not one"),
-        ({"action": "pin", "token": ""}, "tokens, not one"),
+        ({"action": "pin", "token": " "}, "token is empty"),
         ({"action": "rewrite", "words": ()}, "No word is chosen"),
         ({"action": "noise", "step": 1}, "step is 1; give a whole number"),
     ],
@@ -146,3 +147,36 @@ def test_the_pause_shows_the_step_and_the_alternatives(lm, written):
     before = paused.value
     panel.controls["position"].value = 13
     assert paused.value != before
+
+
+def test_what_an_action_does_not_read_is_greyed_out(lm, written):
+    panel = panels.intervention_panel(lm, written)
+    greyed = {
+        action: [n for n, c in panel.controls.items() if c.disabled and n not in ("go", "stop")]
+        for action in panels.ACTIONS
+        if not setattr(panel.controls["action"], "value", action)
+    }
+    assert greyed == {
+        "pin": ["seed", "words"], "replace": ["seed", "words"], "noise": ["token", "words"],
+        "branch": ["token", "words"], "rewrite": ["token"],
+    }  # fmt: skip
+
+
+def test_an_end_can_be_pinned_and_a_second_click_starts_nothing(lm, written):
+    panel = panels.intervention_panel(lm, written)
+    panel.controls["token"].value, panel.controls["position"].value = "</s>", 12
+    panel.controls["go"].click()
+    thread = panel.thread
+    panel.controls["go"].click()
+    assert panel.thread is thread
+    thread.join()
+    assert panel.result.token_ids[12] == lm.tokenizer.eos_token_id and panel.result.ended
+
+
+def test_a_run_made_with_hooks_needs_them_in_the_panel(lm):
+    hooks = [Pin({10: 400})]
+    pinned = t2.generate(lm, "Tom had a drum.", steps=4, length=12, hooks=hooks, progress=False)
+    panel = go(panels.intervention_panel(lm, pinned), action="branch", step=2)
+    assert "was made with Pin; give these hooks again" in panel.children[-2].value
+    panel = go(panels.intervention_panel(lm, pinned, hooks), action="branch", step=2)
+    assert (shown(panel)[:, 10] == 400).all()

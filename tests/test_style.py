@@ -22,7 +22,7 @@ ARROWS = {
     "trajectory": {"viz"},  # to show itself, and only when it is asked to
     "viz": {"schedule", "textbook"},
     "viz/html": set(),
-    "viz/panels": {"generation", "hooks", "inputs", "data", "schedule", "textbook"},
+    "viz/panels": {"generation", "hooks", "inputs", "data", "schedule", "simplex", "textbook"},
     "model": {"textbook", "schedule", "simplex", "masking"},
     "loading": {"model"},
     "sampling": {"schedule", "simplex", "masking", "model", "inputs"},

@@ -1,11 +1,13 @@
 """A recorded run says what the run did; counted by hand, and against the full logits."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import tess2lite as t2
 from tess2lite.generation import replay
+from tess2lite.hooks import Pin
 from tess2lite.trajectory import Recorder, Trajectory
 
 STEPS = 6
@@ -15,7 +17,8 @@ def by_hand(argmax, **more):
     """A trajectory of S steps × L positions whose likeliest tokens are given."""
     ids = torch.tensor(argmax, dtype=torch.int)
     return Trajectory(**{
-        "tokens": ids, "top_ids": ids[..., None], "top_p": torch.ones(*ids.shape, 1), "entropy": torch.ones(ids.shape),
+        "tokens": ids, "top_ids": ids[..., None].clone(), "top_p": torch.ones(*ids.shape, 1),
+        "entropy": torch.ones(ids.shape),
         "alpha_bar": torch.linspace(0, 1, len(ids)), "span_mask": torch.ones(ids.shape[1], dtype=torch.bool),
         "texts": ["x"] * len(ids), "pieces": {i: f" {i}" for i in range(10)},
     } | more)  # fmt: skip
@@ -96,7 +99,7 @@ def test_a_replay_needs_its_own_tokenizer_and_settings(recorded):
     other.tokenizer.decode = lambda ids: "x" * len(ids)
     with pytest.raises(ValueError, match="another tokenizer; load its model, 'tinytown-base'"):
         replay(other, run)
-    with pytest.raises(ValueError, match="does not say its 'prompt'"):
+    with pytest.raises(ValueError, match="does not say its from_start, hooks, model, prompt, seed"):
         replay(recorded[0], by_hand([[1, 2]]))
 
 
@@ -114,11 +117,82 @@ def test_files_that_are_no_trajectory(recorded, tmp_path):
 
 
 def test_difference_by_hand():
-    one, other = by_hand([[1, 2], [3, 4], [5, 6]]), by_hand([[3, 9], [5, 6]])
-    assert one.difference(other).tolist() == [[False, False], [False, True], [False, False]]
-    assert other.difference(one).tolist() == [[False, True], [False, False]]
+    one, late = by_hand([[1, 2], [3, 4], [5, 6]]), by_hand([[3, 9], [5, 6]], settings={"start": 1})
+    assert one.difference(late).tolist() == [[False, False], [False, True], [False, False]]
+    assert late.difference(one).tolist() == [[False, True], [False, False]]
+    stopped = by_hand([[1, 9]])
+    assert one.difference(stopped).tolist() == [[False, True], [False, False], [False, False]]
+    assert not late.difference(stopped).any()
     with pytest.raises(ValueError, match="have 2 and 3 positions"):
         one.difference(by_hand([[1, 2, 3]]))
+
+
+def test_changed_runs_are_not_taken_for_replays(recorded):
+    lm, out, _ = recorded
+    late = replay(lm, out, start=3, progress=False)
+    assert late.trajectory.first == 3 and late.trajectory.label(0) == "step 4 of 6"
+    with pytest.raises(ValueError, match="began at step 3 with the text of another"):
+        replay(lm, late)
+    pin = Pin({int(out.trajectory.span_mask.nonzero()[2]): 9})
+    pinned = replay(lm, out, [pin], progress=False)
+    with pytest.raises(ValueError, match="was made with Pin; give these hooks again"):
+        replay(lm, pinned)
+    assert replay(lm, pinned, [pin], progress=False).token_ids == pinned.token_ids
+    with pytest.raises(ValueError, match=r"span_mask has shape \(2,\); this text needs"):
+        replay(lm, out, span_mask=[True, False])
+
+
+def test_signs_of_several_tokens_are_shown_whole(recorded):
+    lm = recorded[0]
+    run = t2.generate(lm, "Tom 🙂 שלום had", steps=1, length=4, progress=False).trajectory
+    assert "".join(run.known) == "<s>Tom 🙂 שלום had" and len(run.known) == len(run.span_mask)
+    blanks = t2.infill(lm, "🙂 __ 🙂.", steps=1, progress=False).trajectory
+    assert "".join(blanks.known).count("🙂") == 2
+
+
+def test_an_interrupt_keeps_what_there_is(recorded):
+    def interrupt(step):
+        if step.index == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(t2.Interrupted, match="Stopped after 2 of 6 steps") as stop:
+        t2.generate(recorded[0], ["Tom had a drum.", "Anna ran."], steps=6, length=5, hooks=[interrupt], progress=False)
+    first, second = stop.value.generations
+    assert len(first.trajectory) == len(second.trajectory) == 2
+    assert "Stopped after 2 of 6 steps" in first._repr_html_()
+
+
+def test_the_user_says_how_many_tokens_are_recorded(recorded):
+    run = t2.generate(recorded[0], "Tom.", steps=2, length=3, record=8, progress=False).trajectory
+    assert run.top_ids.shape[-1] == 8
+
+
+def test_numbers_of_numpy_are_saved_too(recorded, tmp_path):
+    out = t2.generate(
+        recorded[0], "Tom.", steps=np.int64(2), top_p=np.float32(0.9), temperature=np.float64(1.5),
+        seed=np.array([3]), length=3, progress=False,
+    )  # fmt: skip
+    out.trajectory.save(tmp_path / "run")
+    assert Trajectory.load(tmp_path / "run").settings == out.trajectory.settings
+    with pytest.raises(OSError, match="could not be written"):
+        out.trajectory.save(tmp_path / "no such folder" / "run")
+
+
+BROKEN = {
+    "alpha_bar": torch.ones(2), "pieces": {}, "texts": ["x"], "known": ["x"], "settings": [],
+    "span_mask": torch.zeros(2, dtype=torch.bool), "top_p": torch.full((3, 2, 1), 2.0),
+    "entropy": torch.full((3, 2), float("nan")), "top_ids": torch.zeros(3, 2, 0, dtype=torch.int),
+    "reward": torch.ones(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_parts_that_do_not_fit_are_no_trajectory(part, tmp_path):
+    by_hand([[1, 2], [3, 4], [5, 6]]).save(tmp_path / "whole")
+    assert len(Trajectory.load(tmp_path / "whole")) == 3
+    by_hand([[1, 2], [3, 4], [5, 6]], **{part: BROKEN[part]}).save(tmp_path / "broken")
+    with pytest.raises(ValueError, match="no whole trajectory"):
+        Trajectory.load(tmp_path / "broken")
 
 
 def test_a_run_without_a_step_has_no_trajectory():

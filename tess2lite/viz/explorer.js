@@ -10,7 +10,10 @@
   for (let i = 1; i < counts.length; i++) starts[i] = starts[i - 1] + counts[i - 1];
   const best = (step, m) => topIds[starts[step * M + m]];
   const sure = (step, m) => topP[starts[step * M + m]] / 255;
-  const visible = text => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥") || "∅";
+  const sign = char => ({ "\n": "⏎", "\t": "⇥" })[char] ?? `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  const visible = text => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, sign) || "∅";
+  const inText = text => text === "" || /^[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+$/u.test(text) ? visible(text) + (text.includes("\n") ? "\n" : "") : text;
+  const percent = p => p > 0.995 && p < 1 ? ">99 %" : p < 0.005 ? "<1 %" : `${Math.round(100 * p)} %`;
   const make = (tag, text, attributes = {}) => {
     const element = document.createElement(tag);
     if (text !== undefined) element.textContent = text;
@@ -22,9 +25,11 @@
   const text = find("text");
   text.textContent = "";
   const order = new Map(written.map((position, m) => [position, m])), spans = [];
-  data.known.forEach((id, position) => {
+  text.setAttribute("role", "listbox");
+  text.setAttribute("aria-label", "tokens");
+  data.known.forEach((known, position) => {
     const m = order.get(position);
-    const span = make("span", m === undefined ? pieces[id] : "");
+    const span = make("span", m === undefined ? known : "");
     if (m !== undefined) {
       span.setAttribute("role", "option");
       span.setAttribute("tabindex", m ? "-1" : "0");
@@ -87,7 +92,8 @@
     for (let m = 0; m < M; m++) {
       const p = sure(step, m), id = tokens[step * M + m], span = spans[m];
       if (step && id !== tokens[(step - 1) * M + m]) changed++;
-      span.textContent = pieces[id] || "∅";
+      span.textContent = inText(pieces[id]);
+      span.setAttribute("aria-label", visible(pieces[id]));
       span.style.background = `color-mix(in srgb, var(--t2-doubt) ${Math.round(60 * (1 - p))}%, transparent)`;
       span.className = (p < 0.4 ? "guess" : p < 0.8 ? "doubt" : "") + (m === picked ? " picked" : "") +
         (differs[step * M + m] ? " differs" : "");
@@ -107,7 +113,7 @@
     table.replaceChildren(...Array.from({ length: counts[cell] }, (_, i) => {
       const row = make("tr"), p = topP[starts[cell] + i] / 255, bar = make("td");
       bar.append(make("meter", undefined, { min: 0, max: 1, value: p, "aria-label": "probability" }));
-      row.append(make("td", visible(pieces[topIds[starts[cell] + i]])), bar, make("td", p < 0.002 ? "<0.2 %" : `${(100 * p).toFixed(1)} %`));
+      row.append(make("td", visible(pieces[topIds[starts[cell] + i]])), bar, make("td", percent(p)));
       return row;
     }));
     find("which").textContent = `position ${written[picked]}, shown: “${visible(pieces[tokens[cell]])}”`;
@@ -148,7 +154,7 @@
     }, calm ? 1000 : Math.max(40, Math.min(150, 8000 / steps)));
   };
   range.oninput = () => { stop(); show(); };
-  range.addEventListener("t2show", show);  // another run, shown beside this one, has moved
+  range.addEventListener("t2show", () => { stop(); show(); });  // another run, shown beside this one, has moved
   root.querySelector("[data-differs]").hidden = !differs.some(Boolean);
   root.querySelectorAll("[data-live]").forEach(part => { part.hidden = false; });
   pick(0);

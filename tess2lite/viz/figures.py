@@ -8,10 +8,12 @@ import textwrap
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 from ..schedule import SCHEDULES, alpha_bar
 from ..textbook import recovery_probability
 
+FONT = get_font(findfont("DejaVu Sans Mono"))
 MAP = "cividis"  # monotone in luminance, the same to colour-blind eyes
 
 
@@ -27,7 +29,7 @@ def film_strip(trajectory, frames: int = 6, width: int = 92) -> Figure:
         confidence = float(trajectory.confidence[step][trajectory.span_mask].mean())
         axis.add_patch(plt.Rectangle((0, 0.06), 0.012, 0.88, color=plt.get_cmap(MAP)(confidence)))
         axis.text(
-            0.022, 0.94, f"step {step + 1} of {len(trajectory)}   ᾱ {trajectory.alpha_bar[step]:.2f}   "
+            0.022, 0.94, f"{trajectory.label(step)}   ᾱ {trajectory.alpha_bar[step]:.2f}   "
             f"mean confidence {confidence:.2f}", fontsize=8, va="top", color="0.35",
         )  # fmt: skip
         axis.text(0.022, 0.94 - 1.1 / (text.count("\n") + 2.2), text, fontsize=9, va="top", family="monospace")
@@ -145,4 +147,4 @@ def loss_curves(curves: dict[str, list[tuple[list[int], list[float]]]]) -> Figur
 def drawable(text: str) -> str:
     """Text as matplotlib can draw it: one line, no dollar mathematics, no signs its font lacks."""
     flat = " ".join(text.replace("$", r"\$").split())
-    return "".join(char if char.isprintable() and ord(char) < 0x2000 else "·" for char in flat)
+    return "".join(char if FONT.get_char_index(ord(char)) else "·" for char in flat)

@@ -22,6 +22,7 @@ def explorer(trajectory, note: str = "", beside=None) -> str:
     tokens that differ from its are marked. Returns an HTML string; whatever a model wrote is shown as text
     (textContent), never run.
     """
+    trajectory = getattr(trajectory, "trajectory", trajectory)  # a Generation will do
     identity, last = f"t2-{secrets.token_hex(6)}", len(trajectory) - 1
     css = (HERE / "explorer.css").read_text().replace("#ID", f"#{identity}")
     script = (HERE / "explorer.js").read_text().strip()
@@ -30,34 +31,42 @@ def explorer(trajectory, note: str = "", beside=None) -> str:
     return (
         f'<div id="{identity}" role="group" aria-label="A text written by denoising"><style>{css}</style>'
         f'<div data-bar data-live hidden><button type="button" {SUPPRESS}>Play</button>'
-        f'<input type="range" min="0" max="{last}" value="{last}" aria-label="diffusion step" {SUPPRESS}></div>'
-        f"<output>{html.escape(labels[-1])}</output>"
-        f'<div data-text dir="auto" role="listbox" aria-label="tokens">{html.escape(trajectory.texts[-1])}</div>'
+        f'<input type="range" min="0" max="{last}" value="{last}" data-first="{trajectory.first}" '
+        f'aria-label="diffusion step" {SUPPRESS}></div><output>{html.escape(labels[-1])}</output>'
+        f'<div data-text dir="auto">{html.escape(trajectory.texts[-1])}</div>'
         f"{_PANELS}<p data-note>{html.escape(note)}</p>{_listing(trajectory, labels)}"
         f"<script>{call}</script></div>"
     )
 
 
-def comparison(trajectories: dict) -> str:
+def comparison(runs: dict) -> str:
     """Runs side by side, name → trajectory: one slider moves all, and what differs from the first is marked."""
-    identity, first = f"t2-{secrets.token_hex(6)}", next(iter(trajectories.values()))
+    if not isinstance(runs, dict) or not runs:
+        raise ValueError(f"runs is {type(runs).__name__}; give a dict of one or more trajectories by name.")
+    runs = {str(name): getattr(run, "trajectory", run) for name, run in runs.items()}
+    identity, first = f"t2-{secrets.token_hex(6)}", next(iter(runs.values()))
     columns = "".join(
         f'<div style="flex:1;min-width:24em"><b>{html.escape(name)}</b>{explorer(run, beside=first)}</div>'
-        for name, run in trajectories.items()
+        for name, run in runs.items()
     )
     call = f"({_TOGETHER})(document.getElementById({json.dumps(identity)}))"
     return f'<div id="{identity}" style="display:flex;flex-wrap:wrap;gap:8px">{columns}<script>{call}</script></div>'
 
 
-# Runs end together: a slider that moved takes the others to the same number of steps before their end.
+# A slider that moved takes the others to the same step of the run, as far as they have it, and stops their play.
 _TOGETHER = """root => {
   const all = [...root.querySelectorAll("input[type=range]")];
-  all.forEach(one => one.addEventListener("t2step", () => all.forEach(other => {
-    const value = Math.max(0, other.max - one.max + +one.value);
-    if (other === one || +other.value === value) return;
-    other.value = value;
-    other.dispatchEvent(new Event("t2show"));
-  })));
+  let leading = null;
+  all.forEach(one => one.addEventListener("t2step", () => {
+    if (leading) return;
+    leading = one;
+    all.filter(other => other !== one).forEach(other => {
+      const step = +one.value + +one.dataset.first - other.dataset.first;
+      other.value = Math.max(0, Math.min(+other.max, step));
+      other.dispatchEvent(new Event("t2show"));
+    });
+    leading = null;
+  }));
 }"""
 
 
@@ -71,9 +80,9 @@ _PANELS = (
     "</figure><div><div data-which></div>"
     "<table><caption hidden>likeliest tokens</caption><tbody data-top></tbody></table>"
     "<div data-flips></div><ul data-history></ul></div></div>"
-    "<p data-hint data-live hidden>Shade and underline say how unsure the model is: dashed below 80 %, dotted below "
-    "40 %. <span data-differs hidden> A bar above: another token than in the first run. </span>Point "
-    "at a token, or walk with the arrow keys.</p>"
+    "<p data-hint data-live hidden>Shade and underline say how unsure the model is of its first choice: dashed below "
+    "80 %, dotted below 40 %. <span data-differs hidden>A bar above: another token than in the first run. </span>"
+    "Point at a token, or walk with the arrow keys.</p>"
 )
 
 
@@ -81,7 +90,7 @@ def _labels(trajectory) -> list[str]:
     entropies = trajectory.entropy[:, trajectory.span_mask].mean(1).tolist()
     rewards = [""] * len(trajectory) if trajectory.reward is None else [f" · reward {r:.2f}" for r in trajectory.reward]
     return [
-        f"step {i + 1} of {len(trajectory)} · ᾱ read {alpha_bar:.3f} · mean entropy {entropy:.2f} nats{reward}"
+        f"{trajectory.label(i)} · ᾱ read {alpha_bar:.3f} · mean entropy {entropy:.2f} nats{reward}"
         for i, (alpha_bar, entropy, reward) in enumerate(
             zip(trajectory.alpha_bar.tolist(), entropies, rewards, strict=True)
         )
@@ -102,8 +111,11 @@ def _data(trajectory, beside) -> str:
     """
     written = trajectory.span_mask.nonzero()[:, 0]  # (M,)
     ids = sorted(trajectory.pieces)
-    place = torch.zeros(max(ids) + 1, dtype=torch.long)
-    place[torch.tensor(ids)] = torch.arange(len(ids))
+    table = torch.tensor(ids)
+
+    def place(of: torch.Tensor) -> torch.Tensor:
+        return torch.searchsorted(table, of.long())
+
     p = (trajectory.top_p[:, written] * 255).round().to(torch.uint8)  # (S, M, k)
     kept = p > 0
     kept[..., 0] = True
@@ -114,12 +126,12 @@ def _data(trajectory, beside) -> str:
     data = {
         "steps": len(trajectory),
         "written": written.tolist(),
-        "known": place[trajectory.tokens[-1].long()].tolist(),
+        "known": trajectory.known or [trajectory.pieces[i] for i in trajectory.tokens[-1].tolist()],
         "pieces": [trajectory.pieces[i] for i in ids],
         "bytes": width.itemsize,
-        "tokens": _packed(place[trajectory.tokens[:, written].long()], width),
+        "tokens": _packed(place(trajectory.tokens[:, written]), width),
         "counts": _packed(kept.sum(-1), torch.uint8),
-        "top": _packed(place[trajectory.top_ids[:, written].long()][kept], width),
+        "top": _packed(place(trajectory.top_ids[:, written])[kept], width),
         "p": _packed(p[kept], torch.uint8),
         "labels": _labels(trajectory),
         "differs": _packed(trajectory.difference(beside)[:, written], torch.uint8) if beside else "",

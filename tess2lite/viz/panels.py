@@ -18,6 +18,7 @@ from .. import generation, inputs, textbook
 from ..data import encode
 from ..hooks import Branch, Pin
 from ..schedule import SCHEDULES, alpha_bar
+from ..simplex import stream
 from .figures import token_bars
 from .html import comparison
 
@@ -30,8 +31,8 @@ def noise_lab(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets.V
     controls = {
         "sentence": widgets.Text(sentence, description="sentence", layout=WIDE, continuous_update=False),
         "position": widgets.Dropdown(description="position"),
-        "time": widgets.FloatSlider(0.35, min=0, max=0.99, step=0.01, description="time t/T"),
-        "k": widgets.FloatSlider(5, min=0.5, max=10, step=0.5, description="k"),
+        "time": widgets.FloatSlider(0.35, min=0, max=0.99, step=0.01, description="time t/T", continuous_update=False),
+        "k": widgets.FloatSlider(5, min=0.5, max=10, step=0.5, description="k", continuous_update=False),
         "schedule": widgets.Dropdown(options=[*SCHEDULES], description="schedule"),
         "seed": widgets.IntText(0, description="seed"),
     }
@@ -46,14 +47,14 @@ def noise_lab(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets.V
 
     def name_positions(_=None):
         ids = _encoded(lm, controls["sentence"].value)
+        controls["position"].unobserve_all("value")  # one picture a sentence, not one a change
         _choices(controls["position"], [(f"{i}: {lm.tokenizer.decode(ids[i])!r}", i) for i in range(1, len(ids))])
+        controls["position"].observe(show, "value")
         show()
 
-    name_positions()
-    controls["sentence"].observe(name_positions, "value")
     for name, control in controls.items():
-        if name != "sentence":
-            control.observe(show, "value")
+        control.observe(name_positions if name == "sentence" else show, "value")
+    name_positions()
     return _panel(controls, image, text)
 
 
@@ -64,15 +65,15 @@ def _encoded(lm, sentence: str) -> list[int]:
 def _noised(lm, sentence, position, time, k, schedule, seed) -> tuple[bytes, str]:
     """Bars as PNG, and as HTML what is read position by position and what the model makes of it."""
     ids = torch.tensor([_encoded(lm, sentence)])  # (B, L)
-    if position is None:
+    if ids.shape[1] == 1:
         raise ValueError("The sentence is empty; give at least one word.")
     context = lm.config.max_position_embeddings
     if ids.shape[1] > context:
         raise ValueError(f"The sentence is {ids.shape[1]} tokens long; this model has a context of {context}.")
     writable = torch.arange(ids.shape[1])[None] > 0
     simplex = textbook.token_simplex(ids, lm.config.vocab_size, k)  # (B, L, V)
-    noise = torch.randn(simplex.shape, generator=torch.Generator().manual_seed(seed))
-    level = alpha_bar(T, schedule)[int(time * T)]
+    noise = torch.randn(simplex.shape, generator=stream(seed, 0, "noise lab", torch.device("cpu")))
+    level = alpha_bar(T, schedule)[round(time * T)]
     noisy = textbook.add_noise(simplex, noise, level.float(), k).to(lm.device)
     with torch.no_grad():
         belief = lm.logits_from_simplex(noisy, torch.full(ids.shape, time), ids.to(lm.device), writable.to(lm.device))
@@ -93,7 +94,7 @@ def run_panel(lm, prompt: str, steps: int = 50) -> widgets.VBox:
     room = min(lm.config.max_position_embeddings - 1, 256)
     controls = {
         "prompt": widgets.Textarea(prompt, description="prompt", layout=WIDE, rows=2),
-        "steps": widgets.IntSlider(steps, 1, 200, description="steps"),
+        "steps": widgets.IntSlider(steps, 1, max(200, steps), description="steps"),
         "length": widgets.IntSlider(0, 0, room, description="length", tooltip="0: all the room there is"),
         "top_p": widgets.FloatSlider(0.99, min=0.01, max=1, step=0.01, description="top-p"),
         "temperature": widgets.FloatSlider(1, min=0.1, max=2, step=0.05, description="temperature"),
@@ -109,18 +110,22 @@ def run_panel(lm, prompt: str, steps: int = 50) -> widgets.VBox:
     return _running(lm, controls, "Run", work)
 
 
+# What can be done to a run, and the controls that it reads beside the step.
 ACTIONS = {
-    "pin": "pin the token from this step on",
-    "replace": "replace the token at this step alone",
-    "noise": "noise the final text and begin again at this step",
-    "branch": "branch: another seed from this step on",
-    "rewrite": "blank the chosen words and write them anew",
+    "pin": ("pin the token from this step on", {"position", "token"}),
+    "replace": ("replace the token at this step alone", {"position", "token"}),
+    "noise": ("noise the final text and begin again at this step", {"seed"}),
+    "branch": ("branch: another seed from this step on", {"seed"}),
+    "rewrite": ("blank the chosen words and write them anew", {"seed", "words"}),
 }
 
 
-def intervention_panel(lm, written) -> widgets.VBox:
-    """Another future for a `Generation`: stop at a step, change something, and see both runs side by side."""
-    run = written.trajectory
+def intervention_panel(lm, written, hooks=()) -> widgets.VBox:
+    """Another future for a `Generation`: stop at a step, change something, and see both runs side by side.
+
+    hooks: those that it was made with, such as its guidance.
+    """
+    run = getattr(written, "trajectory", written)
     words = ["".join(run.pieces[i] for i in run.tokens[-1, first:end].tolist()).strip() for first, end in run.words()]
     choices = [
         (word, place) for word, place in zip(words, run.words(), strict=True) if run.span_mask[slice(*place)].all()
@@ -128,9 +133,9 @@ def intervention_panel(lm, written) -> widgets.VBox:
     controls = {
         "step": widgets.IntSlider(max(1, len(run) // 2), 1, len(run), description="step"),
         "position": widgets.Dropdown(description="position"),
-        "action": widgets.Dropdown(options=[(says, name) for name, says in ACTIONS.items()], description="then"),
+        "action": widgets.Dropdown(options=[(says, name) for name, (says, _) in ACTIONS.items()], description="then"),
         "token": widgets.Text(" kite", description="token"),
-        "seed": widgets.IntText(written.seed + 1, description="seed"),
+        "seed": widgets.IntText(run.settings.get("seed", 0) + 1, description="seed"),
         "words": widgets.SelectMultiple(options=choices, description="words"),
     }
     paused = widgets.HTML()
@@ -146,12 +151,19 @@ def intervention_panel(lm, written) -> widgets.VBox:
 
     def work(watch):
         chosen = {name: control.value for name, control in controls.items()}
-        other = _changed(lm, run, watch, **chosen)
-        return other, comparison({"as it was": run, ACTIONS[chosen["action"]]: other.trajectory})
+        other = _changed(lm, run, [*hooks, watch], **chosen)
+        return other, comparison({"as it was": run, ACTIONS[chosen["action"]][0]: other})
+
+    def grey_out(_=None):
+        used = ACTIONS[controls["action"].value][1]
+        for name in ("token", "seed", "words"):
+            controls[name].disabled = name not in used
 
     controls["step"].observe(pause, "value")
     controls["position"].observe(show, "value")
+    controls["action"].observe(grey_out, "value")
     pause()
+    grey_out()
     return _running(lm, controls, "Go on from here", work, paused)
 
 
@@ -170,14 +182,14 @@ def _at(run, step: int, position: int) -> str:
     return f"<p>step {step + 1}: {html.escape(run.texts[step])}</p><p>position {position} is likely {listed}</p>"
 
 
-def _changed(lm, run, watch, step, position, action, token, seed, words):
+def _changed(lm, run, hooks, step, position, action, token, seed, words):
     """The run once more with one action taken; step counts from 1."""
-    hooks, more = [], {}
+    more = {}
     if action in ("pin", "replace"):
         count = 1 if action == "replace" else None
-        hooks = [Pin({position: _token_id(lm, token)}, start=step - 1, count=count)]
+        hooks = [Pin({position: _token_id(lm, token)}, start=step - 1, count=count), *hooks]
     elif action == "branch":
-        hooks = [Branch(step - 1, seed)]
+        hooks = [Branch(step - 1, seed), *hooks]
     elif action == "noise":
         more = {"start": inputs.whole("step", step, 2) - 1, "seed": seed}
     else:
@@ -187,14 +199,18 @@ def _changed(lm, run, watch, step, position, action, token, seed, words):
         if not words:
             raise ValueError("No word is chosen; choose one or more of the list, with Ctrl for several.")
         more = {"span_mask": mask, "seed": seed}
-    return generation.replay(lm, run, [*hooks, watch], progress=False, **more)
+    return generation.replay(lm, run, hooks, progress=False, **more)
 
 
 def _token_id(lm, text: str) -> int:
     """The one token of a text; a word may be given without the space that it begins with."""
+    if not text.strip():
+        raise ValueError("token is empty; give one word.")
+    if text in lm.tokenizer.all_special_tokens:
+        return lm.tokenizer.convert_tokens_to_ids(text)
     spellings = [encode(lm.tokenizer, spelling) for spelling in (text, " " + text)]
     single = [ids[0] for ids in spellings if len(ids) == 1]
-    if not text.strip() or not single:
+    if not single:
         raise ValueError(f"{text!r} is {len(spellings[0])} tokens, not one; give a shorter word.")
     return single[0]
 
@@ -213,7 +229,7 @@ def _running(lm, controls, says: str, work, *above) -> widgets.VBox:
     def run():
         try:
             panel.result, page = work(watch)
-            live.value, shown.outputs = "", ()
+            live.value = ""
             shown.append_display_data(HTML(page))
         except Exception as problem:  # in a thread nothing else would show it
             live.value = _sentence(problem)
@@ -221,6 +237,9 @@ def _running(lm, controls, says: str, work, *above) -> widgets.VBox:
             go.disabled, stop.disabled = False, True
 
     def start(_):
+        if panel.thread and panel.thread.is_alive():  # a second click, faster than the button greys out
+            return
+        panel.result, shown.outputs = None, ()
         go.disabled, stop.disabled = True, False
         stopped.clear()
         panel.thread = threading.Thread(target=run, daemon=True)
@@ -229,6 +248,7 @@ def _running(lm, controls, says: str, work, *above) -> widgets.VBox:
     go.on_click(start)
     stop.on_click(lambda _: stopped.set())
     panel = _panel(controls | {"go": go, "stop": stop}, *above, live, shown)
+    panel.thread = panel.result = None
     return panel
 
 

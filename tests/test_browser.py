@@ -146,15 +146,34 @@ def test_hostile_text_is_shown_and_never_run(opened, scripts):
         assert HOSTILE[1] in page.locator("details").inner_text()
 
 
+@pytest.fixture
+def serious(browser):
+    """What axe-core calls serious or critical on a page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def check(page):
+        found = axe.run(page).response["violations"]
+        return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+
+    return check
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(opened, written, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+def test_axe_finds_nothing_serious(opened, written, serious, scheme):
     page = opened(written.trajectory, color_scheme=scheme)
     page.locator("input[type=range]").first.fill("3")
     background = "getComputedStyle(document.querySelector('[role=group]')).backgroundColor"
     assert page.evaluate(background) == {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}[scheme]
-    found = axe.Axe().run(page).response["violations"]
-    assert not [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+    assert not serious(page)
+
+
+def test_axe_finds_nothing_serious_in_odd_tokens_and_in_two_runs(opened, written, serious):
+    odd = trajectory(["a", "b"])
+    odd.pieces = {0: "\u200b", 1: "\n"}
+    page = opened(odd)
+    assert not serious(page)
+    assert page.locator("[data-text] [role=option]").all_text_contents()[0] == "U+200B"
+    assert not serious(opened(odd, comparison({"one": written.trajectory, "other": written.trajectory})))
 
 
 def test_play_is_calm_where_motion_is_unwelcome(opened, written):

@@ -13,7 +13,8 @@ from tess2lite.trajectory import Trajectory
 from tess2lite.viz.html import comparison, explorer
 
 HOSTILE = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</textarea></script>", "\"quotes' & more", "שלום 🙂"
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</textarea></script>", "\"quotes' & more",
+    "zero\u200bwidth\nline", "שלום 🙂",
 ]  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from tess2lite.viz.widgets import LiveCurve
 def test_film_strip_shows_first_and_last_step():
     figure = film_strip(trajectory(["soup", "half", "done $x$", *HOSTILE]), frames=3)
     drawn = " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
-    assert len(figure.axes) == 3 and "soup" in drawn and "step 8 of 8" in drawn
+    assert len(figure.axes) == 3 and "soup" in drawn and "step 9 of 9" in drawn
     figure.canvas.draw()
 
 

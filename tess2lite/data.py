@@ -149,7 +149,13 @@ def read_hub(name: str, column: str = "text") -> Iterator[str]:
         raise ValueError(f"There is no file and no reachable hub dataset '{name}': {first}") from problem
     if records.column_names is not None and column not in records.column_names:
         raise ValueError(f"'{name}' has no column '{column}'; it has: {', '.join(records.column_names)}.")
-    return (record[column] for record in records)
+    return (_column(record, column, name) for record in records)
+
+
+def _column(record: dict, column: str, name: str) -> str:
+    if column not in record:
+        raise ValueError(f"'{name}' has a record without a column '{column}'; it has: {', '.join(record)}.")
+    return record[column]
 
 
 def chat_prompt(messages: list[dict[str, str]]) -> str:

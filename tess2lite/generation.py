@@ -158,6 +158,11 @@ def _texts(name: str, given) -> list[str]:
         raise TypeError(f"{name} is {type(given).__name__}; give a string, or a list of strings.")
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"{name} is empty; give at least one word to start from.")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} {text[:60]!r} has half a sign in it; give text that can be encoded.") from None
     return list(texts)
 
 
@@ -197,7 +202,7 @@ def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start=False) -> list[Generation]:
     steps, top_p, temperature, seed = chosen
     seeds = inputs.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
-    hooks, recorder = inputs.callables(hooks), Recorder(record)
+    hooks, recorder = inputs.callables(hooks), Recorder(inputs.whole("record", record, 1))
     run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder], start=start)
     settings = {
         "model": lm.name_or_path,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 
@@ -51,7 +53,7 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
             lm = _load_model(source, load_in_4bit, dtype, device)
         else:
             lm = load(adapter, load_in_4bit, dtype, device)
-            check_adapter(source)
+            check_adapter(source, lm)
             lm.load_adapter(source)
             lm.tokenizer = adapter_tokenizer(source, lm)
     check_bidirectional(lm)
@@ -253,9 +255,23 @@ def _add_pad(tokenizer, lm, token: str = "[PAD]") -> None:
     lm.config.pad_token_id = tokenizer.pad_token_id
 
 
-def check_adapter(source: str) -> None:
-    if _file(source, "adapter_model.safetensors") is None:
+# Tensors of an adapter that have a row, or a column, for each token.
+VOCABULARY_SIZED = {"lm_head.lora_B.weight": 0, "lm_head.weight": 0, "embed_tokens.weight": 0, "lora_embedding_A": 1}
+
+
+def check_adapter(source: str, lm) -> None:
+    """An adapter holds safetensors, and was made on a base with the vocabulary of this one."""
+    path = _file(source, "adapter_model.safetensors")
+    if path is None:
         raise ValueError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")
+    with safe_open(path, "pt") as file:
+        for key, (ending, axis) in itertools.product(file.keys(), VOCABULARY_SIZED.items()):
+            size = file.get_slice(key).get_shape()[axis] if key.endswith(ending) else lm.config.vocab_size
+            if size != lm.config.vocab_size:
+                raise ValueError(
+                    f"'{source}' was made on a vocabulary of {size} tokens, its base has {lm.config.vocab_size}; "
+                    "give the base that it was made on."
+                )
 
 
 def adapter_tokenizer(source: str, lm):
@@ -265,4 +281,6 @@ def adapter_tokenizer(source: str, lm):
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if len(tokenizer) > lm.config.vocab_size:
         raise ValueError(f"'{source}' has a tokenizer of {len(tokenizer)} tokens for a base of {lm.config.vocab_size}.")
+    if lm.tokenizer is not None and not tokenizer.get_vocab().items() <= lm.tokenizer.get_vocab().items():
+        raise ValueError(f"'{source}' has another tokenizer than its base; give the base that it was made on.")
     return tokenizer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from .loading import adapter_base, adapter_tokenizer, check_adapter, find_source, load, plain_errors
 
@@ -24,12 +26,16 @@ def merge(adapter, output) -> None:
         lm.config.tie_word_embeddings = False
         lm.lm_head.weight = torch.nn.Parameter(lm.lm_head.weight.detach().clone())
     with plain_errors(adapter):
-        check_adapter(source)
+        check_adapter(source, lm)
         lm.tokenizer = adapter_tokenizer(source, lm)
         merged = PeftModel.from_pretrained(lm, source).merge_and_unload()
     part = Path(f"{output}.part")
-    merged.save_pretrained(part)
-    part.rename(output)
+    try:
+        merged.save_pretrained(part)
+        part.rename(output)
+    except (OSError, SafetensorError) as problem:
+        shutil.rmtree(part, ignore_errors=True)
+        raise ValueError(f"Nothing can be written to '{output}' ({problem}); choose another folder.") from None
 
 
 if __name__ == "__main__":

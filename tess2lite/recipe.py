@@ -71,6 +71,11 @@ class Recipe:
         for name in ("length", "batch", "rows_at_once", "steps", "evaluate_every", "save_every", "held_out"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
+        for name in ("lora_rank", "warmup", "seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more.")
+        if self.length < 2:
+            raise ValueError(f"length is {self.length}; give 2 or more: the first token of a row is never masked.")
         for name, accepted in (("masking", ("ul2", "prefix")), ("embeddings", ("lora", "trained", "frozen"))):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(accepted)}.")
@@ -164,6 +169,7 @@ def adapt(lm, recipe: Recipe):
         raise ValueError(
             f"'{recipe.model}' is an adapter; merge it into its base first, then train on the merged model."
         )
+    torch.manual_seed(recipe.seed)  # of LoRA's first weights
     if not recipe.lora_rank:
         return lm.float()  # at a rate of 1e-5 half precision would round every update away
     config = LoraConfig(

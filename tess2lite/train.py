@@ -25,11 +25,12 @@ def train(recipe: Recipe) -> DiffusionTrainer:
     _same_run(recipe)
     trainer = prepare(recipe)
     if trainer.is_world_process_zero():
-        _write(Path(recipe.output) / RECIPE, yaml.safe_dump(_identity(recipe), sort_keys=False))
         lm = trainer.model
         print("memory, estimated:")
         print(table(estimate(lm.config, recipe, lm.device.type, lm.dtype.itemsize)))
     try:
+        if trainer.is_world_process_zero():
+            _write(Path(recipe.output) / RECIPE, yaml.safe_dump(_identity(recipe), sort_keys=False))
         trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output))
         trainer.save_model(recipe.output)
     except KeyboardInterrupt:

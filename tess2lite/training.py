@@ -152,7 +152,18 @@ GRID = tuple(range(250, TRAINING_TIMESTEPS, 500))  # evaluation timesteps
 GRID_SEED = 0  # of evaluation masks and noise, whatever seed a run was trained with
 
 
-class DiffusionTrainer(Trainer):
+class WholeCheckpoints:
+    """Marks a Trainer's checkpoint when all of it is saved, so that one cut short by a kill is not taken for one."""
+
+    def _save_checkpoint(self, *args):
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / WHOLE).unlink(missing_ok=True)  # until it is whole again
+        super()._save_checkpoint(*args)
+        if self.args.should_save:  # last of all: a checkpoint without it was cut short
+            (folder / WHOLE).touch()
+
+
+class DiffusionTrainer(WholeCheckpoints, Trainer):
     """transformers' Trainer on the diffusion loss: T 5000, self-conditioning half of the time.
 
     Give it `Rows` or `data.endless` and a `DiffusionCollator`. All randomness is a function of (seed, example), the
@@ -196,13 +207,6 @@ class DiffusionTrainer(Trainer):
             return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, conditioned)
 
         return model(run=run)  # through the wrappers: DDP must see a forward pass
-
-    def _save_checkpoint(self, *args):
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        (folder / WHOLE).unlink(missing_ok=True)  # until it is whole again
-        super()._save_checkpoint(*args)
-        if self.args.should_save:  # last of all: a checkpoint without it was cut short
-            (folder / WHOLE).touch()
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Arms × seeds of a finding: resumed, refused when changed, and each edit of the model a real one."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import tess2lite as t2
 from tess2lite.evaluation import findings
 from tess2lite.model import check_bidirectional
 
+ROOT = Path(__file__).parent.parent
 TINY = {
     "model": "tinytown-ar", "data": "tinytown", "length": 16, "batch": 4, "rows_at_once": 4, "steps": 2,
     "learning_rate": 1e-3, "warmup": 1, "held_out": 4, "evaluate_every": 1, "save_every": 1,
@@ -76,3 +78,35 @@ def test_findings_of_the_package_are_whole():
         for arm, changes in finding["arms"].items():
             changes = {k: v for k, v in (changes or {}).items() if k != "edit" or v not in findings.EDITS}
             findings.Recipe(**finding["recipe"] | changes, output="x"), arm
+
+
+@pytest.mark.parametrize("name", ["01", "lora", "ladder"])
+def test_what_is_committed_is_its_recipes_and_sums_up_right(name):
+    committed = json.loads((ROOT / "assets" / "findings" / f"{name}.json").read_text())
+    recipe = findings.read_finding(name)
+    assert all(committed[part] == recipe[part] for part in ("recipe", "arms", "seeds", "claim"))
+    done = [(run["arm"], run["seed"]) for run in committed["runs"]]
+    assert sorted(done) == sorted((arm, seed) for arm in recipe["arms"] for seed in recipe["seeds"])
+    assert committed["summary"] == findings.summary(committed)
+
+
+def test_the_left_to_right_past_helps():
+    committed = json.loads((ROOT / "assets" / "findings" / "01.json").read_text())["summary"]
+    assert committed["from AR weights"]["interval"][1] < committed["from random weights"]["interval"][0]
+    assert committed["from random weights"]["clear_of_first"]
+
+
+def test_lora_and_four_bits_come_close_to_full_tuning():
+    losses = findings.final_losses(json.loads((ROOT / "assets" / "findings" / "lora.json").read_text()))
+    full = min(losses[arm][0] for arm in losses if arm.startswith("full tuning"))
+    assert losses["rank 64"][0] <= 1.15 * full and losses["rank 64, nf4"][0] <= 1.1 * losses["rank 64"][0]
+
+
+def test_summary_by_hand():
+    losses = {"a": [1.0, 2.0, 3.0], "b": [11.0, 12.0, 13.0], "c": [2.0, 3.0, 4.0]}
+    runs = [{"arm": arm, "seed": seed, "loss": [9.0, losses[arm][seed]]} for arm in losses for seed in range(3)]
+    summed = findings.summary({"arms": {"a": None, "b": None, "c": None}, "runs": runs})
+    half = 4.3027 / 3**0.5  # Student's for two degrees of freedom
+    assert summed["a"]["mean"] == 2 and summed["a"]["interval"] == pytest.approx([2 - half, 2 + half], abs=1e-3)
+    assert summed["b"]["clear_of_first"] and not summed["c"]["clear_of_first"]
+    assert findings.summary({"arms": {"a": None}, "runs": runs[:1]})["a"]["interval"] is None

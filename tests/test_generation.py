@@ -149,3 +149,11 @@ def test_chat_without_roles_it_knows():
         data.chat_prompt([{"role": "user"}])
     with pytest.raises(ValueError, match="not the user's"):
         data.chat_prompt([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+
+
+def test_half_a_sign_and_no_record_get_a_sentence():
+    lm = t2.load("tinytown-base")
+    with pytest.raises(ValueError, match="has half a sign in it"):
+        t2.generate(lm, "Tom \ud800")
+    with pytest.raises(ValueError, match="record is 0; give a whole number of 1 or more"):
+        t2.generate(lm, "Tom", record=0)

@@ -16,7 +16,8 @@ def test_a_wheel_holds_models_grammar_and_recipes(tmp_path):
     for model in ("tinytown-ar", "tinytown-base"):
         for file in ("config.json", "model.safetensors", "tokenizer.json", "card.json"):
             assert f"tess2lite/models/{model}/{file}" in files
-    assert {"tess2lite/tinytown/grammar.txt", "tess2lite/recipes/mistral-7b-nf4.yaml"} <= files
+    others = ("tinytown/grammar.txt", "recipes/mistral-7b-nf4.yaml", "recipes/findings/01.yaml", "viz/explorer.js")
+    assert {f"tess2lite/{file}" for file in (*others, "viz/explorer.css")} <= files
 
 
 def test_dependencies_are_listed_once():

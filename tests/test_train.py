@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from datasets import IterableDataset
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -106,10 +107,11 @@ def test_four_bit_weights_learn_through_lora(own, embeddings):
     t2.load(fields["output"], load_in_4bit=True)
 
 
-def test_a_killed_run_goes_on_to_the_bit(own, tmp_path):
-    """kill −9 in mid-run, and one that cuts a checkpoint short while it is saved."""
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_a_killed_run_goes_on_to_the_bit(own, tmp_path, lora_rank):
+    """kill −9 in mid-run, and a checkpoint as a kill in mid-save leaves it."""
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(own()))
+    path.write_text(yaml.safe_dump(own(lora_rank=lora_rank)))
     whole = launch(path, f"output={tmp_path / 'whole'}")
     assert whole.wait() == 0, whole.stdout.read()
     run = launch(path)
@@ -122,7 +124,7 @@ def test_a_killed_run_goes_on_to_the_bit(own, tmp_path):
     unfinished = output / "checkpoint-99"  # as a kill in mid-save leaves it: newest of all, without its mark
     shutil.copytree(last_checkpoint(output), unfinished)
     (unfinished / "whole").unlink()
-    (unfinished / "model.safetensors").write_bytes(b"cut")
+    next(unfinished.glob("*model.safetensors")).write_bytes(b"cut")
     done = launch(path)
     assert done.wait() == 0, done.stdout.read()
     assert same(weights(output), weights(tmp_path / "whole"))
@@ -176,6 +178,10 @@ MISTAKES = [
     ({"data": ""}, "holds no text"),
     ({"data": "\x00\x01"}, "binary data"),
     ({"warmup": 20}, "warmup is 20 of 20 steps"),
+    ({"warmup": -1}, "warmup is -1; give 0 or more"),
+    ({"lora_rank": -3}, "lora_rank is -3; give 0 or more"),
+    ({"seed": -1}, "seed is -1; give 0 or more"),
+    ({"length": 1}, "length is 1; give 2 or more"),
     ({"learning_rate": 0.0}, "learning_rate is 0"),
     ({"output": "/proc/nowhere"}, "Nothing can be written"),
     ({"model": "tinytown-bose"}, "There is no model"),
@@ -344,3 +350,84 @@ def test_files_that_are_no_recipe(tmp_path):
         train.main([str(path), "steps"])
     with pytest.raises(ValueError, match="Give a recipe"):
         train.main([])
+
+
+def test_a_lora_run_follows_from_its_seed(own):
+    drawn = []
+    for noise in (1, 2):
+        torch.manual_seed(noise)  # whatever went before
+        model = recipe.prepare(recipe.Recipe(**own(lora_rank=4))).model
+        drawn.append({name: p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name})
+    assert drawn[0] and all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+
+
+def streamed(monkeypatch, columns=("text",)):
+    """The hub, as far as a recipe sees it: a streamed dataset of the sentences."""
+
+    def records():
+        for i in range(300):
+            yield {columns[0]: SENTENCES[i % 3]}
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: IterableDataset.from_generator(records))
+
+
+def test_a_streamed_run_resumes_where_it_was(own, tmp_path, monkeypatch):
+    streamed(monkeypatch)
+    sizes = {"data": "someone/texts", "steps": 6, "save_every": 3, "evaluate_every": 6}
+    train.train(recipe.Recipe(**own(**sizes, output=str(tmp_path / "whole"))))
+    train.train(recipe.Recipe(**own(**sizes | {"steps": 3})))
+    train.train(recipe.Recipe(**own(**sizes)))
+    assert same(weights(own()["output"]), weights(tmp_path / "whole"))
+
+
+def test_a_streamed_set_without_the_column(own, monkeypatch):
+    streamed(monkeypatch, columns=("content",))
+    with pytest.raises(ValueError, match="'someone/texts' has .* column 'text'; it has: content"):
+        train.train(recipe.Recipe(**own(data="someone/texts")))
+
+
+def test_a_loss_that_breaks_down_keeps_the_last_checkpoint(own, monkeypatch):
+    whole = train.DiffusionTrainer.compute_loss
+
+    def breaks(self, *args, **kwargs):
+        loss = whole(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step == 7 else loss
+
+    monkeypatch.setattr(train.DiffusionTrainer, "compute_loss", breaks)
+    with pytest.raises(FloatingPointError, match="nan at step 8; what was saved before is whole"):
+        train.train(recipe.Recipe(**own()))
+    assert last_checkpoint(own()["output"]).endswith("checkpoint-5")
+
+
+@pytest.mark.parametrize("embeddings", ["lora", "trained", "frozen"])
+def test_an_adapter_on_a_base_with_another_vocabulary(own, tmp_path, embeddings):
+    train.train(recipe.Recipe(**own(steps=3, lora_rank=4, embeddings=embeddings, save_every=3, evaluate_every=3)))
+    config = json.loads((Path(own()["output"]) / "adapter_config.json").read_text())
+    base = tmp_path / "other"
+    other = MistralConfig(
+        vocab_size=1_024, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=None,
+    )  # fmt: skip
+    MistralForCausalLM(other).save_pretrained(base)
+    t2.load("tinytown-base").tokenizer.save_pretrained(base)
+    (Path(own()["output"]) / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": str(base)})
+    )
+    for use in (lambda: t2.load(own()["output"]), lambda: merge(own()["output"], tmp_path / "merged")):
+        with pytest.raises(ValueError, match="another tokenizer than its base|made on a vocabulary of"):
+            use()
+
+
+def test_merging_to_where_nothing_can_be_written(own, capsys):
+    train.train(recipe.Recipe(**own(steps=3, lora_rank=4, save_every=3, evaluate_every=3)))
+    with pytest.raises(ValueError, match="Nothing can be written to '/proc/x/y'"):
+        merge(own()["output"], "/proc/x/y")
+
+
+def test_a_disk_full_from_the_start_gets_a_sentence(own, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "_write", full)
+    with pytest.raises(ValueError, match="make room and run it again: it goes on from the start"):
+        train.train(recipe.Recipe(**own()))

@@ -64,12 +64,13 @@ def run(name: str, results: Path, work: Path) -> dict:
     known = json.loads(path.read_text()) if path.exists() else finding | {"runs": []}
     if any(known[part] != finding[part] for part in ("recipe", "arms")) and known["runs"]:
         raise ValueError(f"'{path}' holds results of another recipe; move it away first.")
-    known = finding | {"runs": known["runs"]}
+    known = finding | {"command": f"python -m tess2lite.evaluation.findings {name}", "runs": known["runs"]}
     done = {(entry["arm"], entry["seed"]) for entry in known["runs"]}
     for seed in finding["seeds"]:
         for arm, changes in finding["arms"].items():
             if (arm, seed) not in done:
                 known["runs"].append(_run(finding["recipe"], changes or {}, arm, seed, work / path.stem))
+                known["summary"] = summary(known)
                 results.mkdir(parents=True, exist_ok=True)
                 part = path.with_suffix(".part")  # a kill in mid-write must not cost what is there
                 part.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
@@ -119,6 +120,22 @@ def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
     if n < 2:
         return mean, float("inf")
     return mean, float(student.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / n**0.5
+
+
+def summary(finding: dict) -> dict[str, dict]:
+    """arm → mean, 95 % interval over seeds, whether that lies clear of the first arm's; None from a single seed."""
+    losses = {arm: values for arm, values in final_losses(finding).items() if values}
+    first = interval(next(iter(losses.values())))
+    summed = {}
+    for arm, values in losses.items():
+        mean, half = interval(values)
+        several = half < float("inf")
+        summed[arm] = {
+            "mean": round(mean, 4),
+            "interval": [round(mean - half, 4), round(mean + half, 4)] if several else None,
+            "clear_of_first": abs(mean - first[0]) > half + first[1] if several else None,
+        }
+    return summed
 
 
 if __name__ == "__main__":

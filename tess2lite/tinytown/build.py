@@ -26,12 +26,11 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data import Rows, pack
 from ..generation import generate
 from ..loading import load
-from ..training import DiffusionCollator, DiffusionTrainer, last_checkpoint
+from ..training import DiffusionCollator, DiffusionTrainer, WholeCheckpoints, last_checkpoint
 from .language import skeletons, split_sentences, words
 from .muon import MuonAdamW
 from .stories import corpus, stories
@@ -67,10 +66,14 @@ the town. Please tell a gloomy story. What do foxes eat? Each bag holds 6 nuts. 
 """
 
 
+class NextTokenTrainer(WholeCheckpoints, Trainer):
+    """transformers' Trainer, as it is."""
+
+
 def build(out: Path) -> None:
     """All stages, each skipped where it is done."""
     tokenizer, rows = prepare(out)
-    train(out, "tinytown-ar", lambda: new_model(tokenizer), Trainer, _next_token, tokenizer, rows)
+    train(out, "tinytown-ar", lambda: new_model(tokenizer), NextTokenTrainer, _next_token, tokenizer, rows)
     denoised = DiffusionCollator("ul2", SEED)
     train(out, "tinytown-base", lambda: load(out / "tinytown-ar"), DiffusionTrainer, denoised, tokenizer, rows)
     score(out / "tinytown-ar", continue_left_to_right, "left to right, temperature 1")
@@ -128,7 +131,7 @@ def train(out: Path, name: str, make, trainer_class, collator, tokenizer, rows: 
             processing_class=tokenizer,
             optimizers=(MuonAdamW(model, phase.learning_rate), None),
         )
-        newest = _newest(work, trainer)
+        newest = last_checkpoint(work)
         if newest and newest.endswith(f"-{phase.steps}"):  # this phase is done: only its weights are needed
             trainer._load_from_checkpoint(newest)
             trainer.state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
@@ -151,13 +154,6 @@ def train(out: Path, name: str, make, trainer_class, collator, tokenizer, rows: 
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
     )
     whole.rename(out / name)  # a folder of that name is always whole
-
-
-def _newest(work: Path, trainer: Trainer) -> str | None:
-    """The checkpoint to go on from. transformers' own Trainer marks none as whole: only ours can tell."""
-    if isinstance(trainer, DiffusionTrainer):
-        return last_checkpoint(work)
-    return get_last_checkpoint(work) if work.is_dir() else None
 
 
 def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:

@@ -31,16 +31,21 @@ SENTENCES = [
 ]
 
 
+def save_mistral(folder, tokenizer):
+    """A tiny left-to-right Mistral for a tokenizer's vocabulary."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=None,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.fixture
 def own(tmp_path, mistral_like_tokenizer):
     """A left-to-right Mistral without PAD and a text file, as a user has them; returns a maker of recipe fields."""
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=len(mistral_like_tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=None,
-    )  # fmt: skip
-    MistralForCausalLM(config).save_pretrained(tmp_path / "ar")
-    mistral_like_tokenizer.save_pretrained(tmp_path / "ar")
+    save_mistral(tmp_path / "ar", mistral_like_tokenizer)
     (tmp_path / "own.txt").write_text("".join(SENTENCES[i % 3] for i in range(300)))
 
     def fields(**changes):
@@ -404,12 +409,7 @@ def test_an_adapter_on_a_base_with_another_vocabulary(own, tmp_path, embeddings)
     train.train(recipe.Recipe(**own(steps=3, lora_rank=4, embeddings=embeddings, save_every=3, evaluate_every=3)))
     config = json.loads((Path(own()["output"]) / "adapter_config.json").read_text())
     base = tmp_path / "other"
-    other = MistralConfig(
-        vocab_size=1_024, hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=None,
-    )  # fmt: skip
-    MistralForCausalLM(other).save_pretrained(base)
-    t2.load("tinytown-base").tokenizer.save_pretrained(base)
+    save_mistral(base, t2.load("tinytown-base").tokenizer)
     (Path(own()["output"]) / "adapter_config.json").write_text(
         json.dumps(config | {"base_model_name_or_path": str(base)})
     )

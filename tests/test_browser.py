@@ -141,7 +141,8 @@ def test_hostile_text_is_shown_and_never_run(opened, scripts):
         assert HOSTILE[0] in page.locator("[data-top]").inner_text()
     else:
         assert HOSTILE[-1] in page.locator("[data-text]").inner_text()  # the last step, readable without scripts
-        assert not page.locator("button").is_visible() and not page.locator("canvas").is_visible()
+        assert page.locator("button, input, canvas, svg").count() == 0  # nothing dead
+    assert page.get_by_text("run the cell, or let scripts run").count() == (0 if scripts else 1)
         page.locator("summary").click()
         assert HOSTILE[1] in page.locator("details").inner_text()
 
@@ -332,5 +333,6 @@ def test_an_untrusted_copy_shows_the_final_text(live, browser, lab):
     area.locator("text=step 8 of 8").first.wait_for()
     run = t2.generate(t2.load("tinytown-base"), PROMPT, steps=8, length=30, seed=1, progress=False)
     assert page.locator("[data-text] [role=option]").count() == 0  # its script did not run
+    assert area.locator("button, input[type=range], canvas").count() == 0  # and nothing dead is shown
     assert " ".join(run.trajectory.texts[-1].split()) in " ".join(area.inner_text().split())
     page.close()

@@ -1,4 +1,7 @@
-((root, data) => {
+((root, data, bar, panels) => {
+  root.querySelector("[data-static]").remove();
+  root.querySelector("output").insertAdjacentHTML("beforebegin", bar);
+  root.querySelector("[data-text]").insertAdjacentHTML("afterend", panels);
   const find = name => root.querySelector(`[data-${name}]`);
   const range = root.querySelector("input"), button = root.querySelector("button"), label = root.querySelector("output");
   const bytes = text => Uint8Array.from(atob(text), char => char.charCodeAt(0));
@@ -156,7 +159,6 @@
   range.oninput = () => { stop(); show(); };
   range.addEventListener("t2show", () => { stop(); show(); });  // another run, shown beside this one, has moved
   root.querySelector("[data-differs]").hidden = !differs.some(Boolean);
-  root.querySelectorAll("[data-live]").forEach(part => { part.hidden = false; });
   pick(0);
   show();
 })

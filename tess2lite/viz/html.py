@@ -26,15 +26,16 @@ def explorer(trajectory, note: str = "", beside=None) -> str:
     identity, last = f"t2-{secrets.token_hex(6)}", len(trajectory) - 1
     css = (HERE / "explorer.css").read_text().replace("#ID", f"#{identity}")
     script = (HERE / "explorer.js").read_text().strip()
-    call = f"({script})(document.getElementById({json.dumps(identity)}), {_data(trajectory, beside)})"
+    bar = _BAR.format(last=last, first=trajectory.first, suppress=SUPPRESS)
+    parts = ", ".join(map(_literal, (_data(trajectory, beside), bar, _PANELS)))
+    call = f"({script})(document.getElementById({json.dumps(identity)}), {parts})"
     labels = _labels(trajectory)
     return (
         f'<div id="{identity}" role="group" aria-label="A text written by denoising"><style>{css}</style>'
-        f'<div data-bar data-live hidden><button type="button" {SUPPRESS}>Play</button>'
-        f'<input type="range" min="0" max="{last}" value="{last}" data-first="{trajectory.first}" '
-        f'aria-label="diffusion step" {SUPPRESS}></div><output>{html.escape(labels[-1])}</output>'
+        f"<output>{html.escape(labels[-1])}</output>"
         f'<div data-text dir="auto">{html.escape(trajectory.texts[-1])}</div>'
-        f"{_PANELS}<p data-note>{html.escape(note)}</p>{_listing(trajectory, labels)}"
+        "<p data-static>To scrub through the steps, run the cell, or let scripts run.</p>"
+        f"<p data-note>{html.escape(note)}</p>{_listing(trajectory, labels)}"
         f"<script>{call}</script></div>"
     )
 
@@ -70,17 +71,22 @@ _TOGETHER = """root => {
 }"""
 
 
+# Controls come from the script: where scripts do not run, nothing dead is shown.
+_BAR = (
+    '<div data-bar><button type="button" {suppress}>Play</button><input type="range" min="0" max="{last}" '
+    'value="{last}" data-first="{first}" aria-label="diffusion step" {suppress}></div>'
+)
 _PANELS = (
-    '<div data-below data-live hidden><figure><div data-map><canvas role="img" aria-label="Map of confidence: a '
+    '<div data-below><figure><div data-map><canvas role="img" aria-label="Map of confidence: a '
     'column for each step, a row for each written token, light is sure"></canvas>'
     "<div data-cursor></div><div data-row></div></div>"
     "<figcaption>rows: tokens, columns: steps, light: sure. Click to go there.</figcaption>"
     '<svg viewBox="0 0 300 80" preserveAspectRatio="none" role="img" aria-label="Curves over the steps"></svg>'
     "<figcaption>over the steps, each to its own scale: — signal left ᾱ, - - mean entropy, ··· reward</figcaption>"
     "</figure><div><div data-which></div>"
-    "<table><caption hidden>likeliest tokens</caption><tbody data-top></tbody></table>"
+    '<table aria-label="likeliest tokens"><tbody data-top></tbody></table>'
     "<div data-flips></div><ul data-history></ul></div></div>"
-    "<p data-hint data-live hidden>Shade and underline say how unsure the model is of its first choice: dashed below "
+    "<p data-hint>Shade and underline say how unsure the model is of its first choice: dashed below "
     "80 %, dotted below 40 %. <span data-differs hidden>A bar above: another token than in the first run. </span>"
     "Point at a token, or walk with the arrow keys.</p>"
 )
@@ -104,8 +110,13 @@ def _listing(trajectory, labels: list[str]) -> str:
     return f"<details><summary>{what} as a list</summary>{frames}</details>"
 
 
-def _data(trajectory, beside) -> str:
-    """What the script draws, as a JavaScript literal: ids become places in a list of pieces, probabilities bytes.
+def _literal(value) -> str:
+    """As JavaScript; "<" as an escape, so that no text can close the script element."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _data(trajectory, beside) -> dict:
+    """What the script draws: ids become places in a list of pieces, probabilities bytes.
 
     Of each prediction the tokens that would round to nothing are left out, but for the first.
     """
@@ -123,7 +134,7 @@ def _data(trajectory, beside) -> str:
     entropy = trajectory.entropy[:, written].mean(1)
     curves = [(trajectory.alpha_bar, ""), (entropy, "6 4")]
     curves += [(trajectory.reward, "1 4")] if trajectory.reward is not None else []
-    data = {
+    return {
         "steps": len(trajectory),
         "written": written.tolist(),
         "known": trajectory.known or [trajectory.pieces[i] for i in trajectory.tokens[-1].tolist()],
@@ -137,8 +148,6 @@ def _data(trajectory, beside) -> str:
         "differs": _packed(trajectory.difference(beside)[:, written], torch.uint8) if beside else "",
         "curves": [{"values": [round(v, 4) for v in curve.tolist()], "dash": dash} for curve, dash in curves],
     }
-    # "<" as an escape: no text can close the script element.
-    return json.dumps(data).replace("<", "\\u003c")
 
 
 def _packed(tensor: torch.Tensor, dtype) -> str:

@@ -180,3 +180,13 @@ def test_a_run_made_with_hooks_needs_them_in_the_panel(lm):
     assert "was made with Pin; give these hooks again" in panel.children[-2].value
     panel = go(panels.intervention_panel(lm, pinned, hooks), action="branch", step=2)
     assert (shown(panel)[:, 10] == 400).all()
+
+
+def test_a_position_stays_chosen_when_the_sentence_changes(lm):
+    lab = panels.noise_lab(lm)
+    position = lab.controls["position"]
+    position.value = 3
+    lab.controls["sentence"].value = "Tom sat down."
+    assert position.value == 3 and position.options[position.index][1] == 3  # what is shown is what is computed
+    position.value = 2
+    assert position.options[position.index][1] == 2

@@ -47,7 +47,7 @@ def noise_lab(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets.V
 
     def name_positions(_=None):
         ids = _encoded(lm, controls["sentence"].value)
-        controls["position"].unobserve_all("value")  # one picture a sentence, not one a change
+        controls["position"].unobserve(show, "value")  # one picture a sentence, not one a change
         _choices(controls["position"], [(f"{i}: {lm.tokenizer.decode(ids[i])!r}", i) for i in range(1, len(ids))])
         controls["position"].observe(show, "value")
         show()

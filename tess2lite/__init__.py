@@ -7,8 +7,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it 
 # It advises a package for a kernel that rounds differently and passes no gradients (see loading.py).
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
+from .chats import Chat as chat  # noqa: E402
 from .generation import Generation, Interrupted, generate, infill, replay  # noqa: E402
-from .guidance import RewardGuidance  # noqa: E402
+from .guidance import RewardGuidance, best_of  # noqa: E402
 from .loading import bundled, load  # noqa: E402
 from .profile import pick  # noqa: E402
 from .reward import load_reward  # noqa: E402
@@ -21,7 +22,9 @@ __all__ = [
     "RewardGuidance",
     "Step",
     "Trajectory",
+    "best_of",
     "bundled",
+    "chat",
     "denoise",
     "generate",
     "infill",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,10 +77,11 @@ def pack(texts: Iterable[str], tokenizer, length: int) -> Iterator[list[int]]:
 class Rows(torch.utils.data.Dataset):
     """Rows in an endless, seeded order: example j is a function of (seed, j), whatever came before it.
 
-    Each pass over the rows is a new permutation. An example carries its number as `example`.
+    rows: lists of ids, or dicts that have them as `input_ids`. Each pass over the rows is a new permutation. An
+    example carries its number as `example`.
     """
 
-    def __init__(self, rows: list[list[int]], examples: int, seed: int):
+    def __init__(self, rows: Sequence, examples: int, seed: int):
         self.rows, self.examples, self.seed = rows, examples, seed
         self._pass = (None, None)
 
@@ -92,7 +93,8 @@ class Rows(torch.utils.data.Dataset):
         if self._pass[0] != number:
             generator = torch.Generator().manual_seed((self.seed << 20) + number)
             self._pass = (number, torch.randperm(len(self.rows), generator=generator))
-        return {"input_ids": self.rows[int(self._pass[1][place])], "example": j}
+        row = self.rows[int(self._pass[1][place])]
+        return {**(row if isinstance(row, dict) else {"input_ids": row}), "example": j}
 
 
 @dataclass
@@ -122,8 +124,8 @@ def endless(rows: Iterable[list[int]], seed: int, buffer: int = 10_000):
     return shuffled.repeat(None).map(lambda row, j: row | {"example": j}, with_indices=True)
 
 
-def read_jsonl(path, column: str = "text") -> Iterator[str]:
-    """The texts of one column of a JSON-lines file."""
+def json_lines(path) -> Iterator[tuple[int, dict]]:
+    """(line number, record) of a JSON-lines file of records."""
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -131,22 +133,35 @@ def read_jsonl(path, column: str = "text") -> Iterator[str]:
             record = json.loads(line)
         except json.JSONDecodeError as problem:
             raise ValueError(f"Line {number} of '{path}' is not JSON ({problem.msg}); mend or remove it.") from None
-        if not isinstance(record, dict) or not isinstance(record.get(column), str):
-            found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        if not isinstance(record, dict):
+            raise ValueError(f"Line {number} of '{path}' is no record but a {type(record).__name__}.")
+        yield number, record
+
+
+def read_jsonl(path, column: str = "text") -> Iterator[str]:
+    """The texts of one column of a JSON-lines file."""
+    for number, record in json_lines(path):
+        if not isinstance(record.get(column), str):
+            found = ", ".join(record)
             raise ValueError(f"Line {number} of '{path}' has no text in column '{column}'; it has: {found}.")
         yield record[column]
 
 
-def read_hub(name: str, column: str = "text") -> Iterator[str]:
-    """The texts of a hub dataset's train split, streamed. name: "owner/set", or "owner/set:configuration"."""
+def hub(name: str, streaming: bool):
+    """The train split of a hub dataset. name: "owner/set", or "owner/set:configuration"."""
     from datasets import load_dataset
 
     name, _, configuration = name.partition(":")
     try:
-        records = load_dataset(name, configuration or None, split="train", streaming=True)
+        return load_dataset(name, configuration or None, split="train", streaming=streaming)
     except Exception as problem:  # many libraries' words for: not there, no network, not a dataset
         first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise ValueError(f"There is no file and no reachable hub dataset '{name}': {first}") from problem
+
+
+def read_hub(name: str, column: str = "text") -> Iterator[str]:
+    """The texts of one column of a hub dataset, streamed."""
+    records = hub(name, streaming=True)
     if records.column_names is not None and column not in records.column_names:
         raise ValueError(f"'{name}' has no column '{column}'; it has: {', '.join(records.column_names)}.")
     return (_column(record, column, name) for record in records)
@@ -156,41 +171,3 @@ def _column(record: dict, column: str, name: str) -> str:
     if column not in record:
         raise ValueError(f"'{name}' has a record without a column '{column}'; it has: {', '.join(record)}.")
     return record[column]
-
-
-def chat_prompt(messages: list[dict[str, str]]) -> str:
-    """TESS 2's chat format up to where the assistant speaks, BOS apart: `<|user|>\\n…\\n<|assistant|>\\n`.
-
-    messages: [{"role": "user" or "assistant", "content": …}, …], ending with the user. Turns are joined by a
-    newline, with no EOS between them.
-    """
-    for message in messages:
-        if message.get("role") not in ("user", "assistant"):
-            raise ValueError(f"A message has the role {message.get('role')!r}; roles are 'user' and 'assistant'.")
-        if not isinstance(message.get("content"), str):
-            raise ValueError("A message has no 'content'; give its text.")
-    if not messages or messages[-1]["role"] != "user":
-        raise ValueError("The last message is not the user's; the assistant answers a user.")
-    turns = [f"<|{message['role']}|>\n{message['content'].strip()}\n" for message in messages]
-    return "".join(turns) + "<|assistant|>\n"
-
-
-def encode_chat(tokenizer, messages: list[dict[str, str]], length: int) -> list[dict[str, list]]:
-    """One example for each assistant turn: the conversation so far, then the response to be denoised.
-
-    Returns [{"input_ids": …, "span_mask": …}], rows of `length`: `<s>` + prompt + response + `</s>`, then PAD
-    to the end. The mask is True on the response, its `</s>` and the PAD after it, which teaches the model to end.
-    Turns that do not fit into `length` are left out.
-    """
-    rows = []
-    for turn, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        context = [tokenizer.bos_token_id, *encode(tokenizer, chat_prompt(messages[:turn]))]
-        response = [*encode_continuation(tokenizer, message["content"].strip()), tokenizer.eos_token_id]
-        padding = length - len(context) - len(response)
-        if padding < 0:
-            continue
-        ids = context + response + [tokenizer.pad_token_id] * padding
-        rows.append({"input_ids": ids, "span_mask": [i >= len(context) for i in range(length)]})
-    return rows

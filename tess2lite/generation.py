@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from . import inputs
+from .chats import chat_prompt
 from .data import encode, encode_blanks
 from .masking import after
 from .sampling import Hook, denoise
@@ -58,7 +59,7 @@ class Interrupted(KeyboardInterrupt):
 
 def generate(
     lm,
-    prompt: str | list[str],
+    prompt: str | list,
     steps: int = 100,
     top_p: float | None = 0.99,
     temperature: float = 1.0,
@@ -70,6 +71,8 @@ def generate(
 ) -> Generation | list[Generation]:
     """Continue a prompt: all new tokens are denoised together. A list of prompts gives a list of generations.
 
+    prompt: a text that is continued as it stands, or messages, [{"role": "user", "content": …}], that the assistant
+    answers in the chat format it was trained on (`chat.py`).
     steps, top_p, temperature, hooks: as in `denoise`. seed: one for all prompts or one each, None for a fresh
     one; the same seed gives the same text, alone or in a batch. length: tokens to write after the prompt; by
     default the rest of the model's context, at most 256. record: how many of the likeliest tokens of each position
@@ -77,10 +80,18 @@ def generate(
     """
     _check_model(lm)
     length = None if length is None else inputs.whole("length", length, 1)
-    prompts = _texts("prompt", prompt)
+    single = isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(m, dict) for m in prompt))
+    prompts = _texts("prompt", _spelled([prompt] if single and prompt else prompt))
     rows = [_continuation(lm, text, length) for text in prompts]
     written = _run(lm, prompts, rows, (steps, top_p, temperature, seed), hooks, record, progress)
-    return written[0] if isinstance(prompt, str) else written
+    return written[0] if single else written
+
+
+def _spelled(prompts):
+    """Prompts with chats as the text that their model was trained to continue."""
+    if not isinstance(prompts, (list, tuple)):
+        return prompts
+    return [chat_prompt(prompt) if isinstance(prompt, list) else prompt for prompt in prompts]
 
 
 def infill(

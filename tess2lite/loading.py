@@ -25,7 +25,7 @@ def bundled() -> dict[str, Path]:
     """The models that come with the package: name → folder."""
     package = Path(__file__).parent
     for root in (package / "models", package.parent / "assets" / "models"):  # in a wheel; in a clone
-        found = {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+        found = {path.parent.name: path.parent for path in sorted(root.glob("*/*config.json"))}
         if found:
             return found
     return {}
@@ -44,8 +44,6 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
     """
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
-    if load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("load_in_4bit=True needs bitsandbytes, which is not installed; pip install bitsandbytes.")
     source = find_source(name)
     with plain_errors(name), _quiet(name):
         adapter = adapter_base(source)
@@ -59,6 +57,7 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
     check_bidirectional(lm)
     # What an adapter trained on this model will name as its base; a folder by its full path, to be found from anywhere.
     lm.name_or_path = str(name) if str(name) in bundled() or not Path(name).is_dir() else str(Path(name).resolve())
+    lm.base_name = lm.name_or_path if adapter is None else lm.base_name
     return lm.eval()
 
 
@@ -155,16 +154,21 @@ def _file(source: str, *names: str) -> str | None:
     return None
 
 
+def read_json(source: str, name: str) -> dict:
+    """A JSON file of a local folder or hub repository; empty where there is none."""
+    path = _file(source, name)
+    return {} if path is None else json.loads(Path(path).read_text())
+
+
 def adapter_base(source: str) -> str | None:
     """The base model of a PEFT adapter; None when the source is a whole model."""
     if _file(source, "config.json") is not None:
         return None
-    path = _file(source, "adapter_config.json")
-    if path is None:
+    if _file(source, "adapter_config.json") is None:
         raise ValueError(
             f"'{source}' is no folder here and not to be had from the hub; check the name and the network."
         )
-    base = json.loads(Path(path).read_text()).get("base_model_name_or_path")
+    base = read_json(source, "adapter_config.json").get("base_model_name_or_path")
     if not base:
         raise ValueError(f"'{source}' is an adapter that does not name its base model.")
     if Path(base).is_dir() and (Path(base) / "adapter_config.json").exists():
@@ -180,27 +184,32 @@ def check_safetensors(source: str) -> None:
         )
 
 
+def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("'load_in_4bit' needs bitsandbytes, which is not installed; pip install bitsandbytes.")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head", "timestep_embed", "score"],
+    )  # fmt: skip
+
+
 def _load_model(source: str, load_in_4bit: bool, dtype: torch.dtype, device: torch.device):
     config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if config.model_type not in DENOISERS:
         raise ValueError(f"'{source}' is a {config.model_type}; the decoders accepted are {', '.join(DENOISERS)}.")
     check_safetensors(source)
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head", "timestep_embed"],
-    )  # fmt: skip
     lm, info = DENOISERS[config.model_type].from_pretrained(
         source, config=config, dtype=dtype, device_map={"": device}, use_safetensors=True,
-        quantization_config=quantization if load_in_4bit else None,
+        quantization_config=nf4(dtype) if load_in_4bit else None,
         ignore_mismatched_sizes=True, output_loading_info=True,
     )  # fmt: skip
     _check_complete(source, config, info)
-    lm.tokenizer = _tokenizer(source, lm)
-    _prepare(lm)
+    lm.tokenizer = find_tokenizer(source, lm)
+    prepare(lm)
     return lm
 
 
-def _prepare(lm) -> None:
+def prepare(lm) -> None:
     lm.get_input_embeddings().padding_idx = None  # PAD is an ordinary token here: its row must learn
     for module in lm.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks nf4 weights at the first inference; the repacked ones
@@ -226,7 +235,7 @@ def _check_complete(source: str, config, info: dict) -> None:
         )
 
 
-def _tokenizer(source: str, lm):
+def find_tokenizer(source: str, lm):
     """The source's tokenizer, with a PAD of its own; None when the source has none."""
     if _file(source, *TOKENIZER_FILES) is None:
         return None
@@ -250,7 +259,7 @@ def _add_pad(tokenizer, lm, token: str = "[PAD]") -> None:
     tokenizer.add_special_tokens({"pad_token": token})
     if len(tokenizer) > vocabulary:  # some models have rows to spare: then [PAD] takes one of those
         lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        for layer in (lm.get_input_embeddings(), lm.get_output_embeddings()):
+        for layer in filter(None, (lm.get_input_embeddings(), lm.get_output_embeddings())):
             layer.weight[vocabulary:] = layer.weight[:vocabulary].float().mean(0).to(layer.weight.dtype)
     lm.config.pad_token_id = tokenizer.pad_token_id
 

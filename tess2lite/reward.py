@@ -1,41 +1,158 @@
-"""Reward models: load one, read its score."""
+"""Reward models: load one, read its score. Training and guidance read it by the same code, at the same place."""
 
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from accelerate import init_empty_weights
+from transformers import AutoConfig, LlamaForSequenceClassification, MistralForSequenceClassification
+from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from . import loading
 
+READ_AT = ("last", "eos")
 
-def load_reward(name, dtype=None, device=None):
-    """A reward model: a sequence classifier with one label, as `hamishivi/mistral_tess2_rm`.
 
-    name: a local folder or a hub name. dtype, device: as in `tess2lite.load`. Its attention stays causal; its weights
-    are frozen, gradients are taken of its input alone.
+class RewardModel:
+    """Mixin for `*ForSequenceClassification` with one label: a text's score is read at its row's last real position.
+
+    config.read_at says what stands there: "last", whatever ends the row, PAD mostly, as the official code reads it and
+    as `train` trains it; or "eos", for models that never saw padding: guidance then hides what follows the first EOS.
     """
-    device = loading.choose_device(device)
+
+    tokenizer = None
+
+    def forward(self, input_ids=None, attention_mask=None, inputs_embeds=None, **_):
+        """As transformers' sequence classifiers: `.logits` (B, 1)."""
+        embeddings = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        return SequenceClassifierOutputWithPast(logits=self.score_embeddings(embeddings, attention_mask)[:, None])
+
+    def score_embeddings(self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Rewards of soft texts: (B, L, H) → (B,), in float32 at least."""
+        position_ids = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
+        hidden = self.model(
+            inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        if attention_mask is None:
+            last = hidden[:, -1]
+        else:
+            places = torch.arange(hidden.shape[1], device=hidden.device) * attention_mask
+            last = hidden[torch.arange(len(hidden), device=hidden.device), places.argmax(1)]
+        rewards = self.score(last)[:, 0]
+        return rewards.float() if rewards.dtype.itemsize < 4 else rewards
+
+    @torch.no_grad()
+    def score_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rewards of texts: whole rows of ids (B, L), as `Generation.token_ids`, → (B,)."""
+        ids = ids.to(self.device)
+        mask = None
+        if self.config.read_at == "eos":
+            ends = (ids == self.config.eos_token_id).long()
+            mask = (ends.cumsum(1) - ends == 0).long()
+        return self.score_embeddings(self.get_input_embeddings()(ids), mask)
+
+
+class MistralRewardModel(RewardModel, MistralForSequenceClassification):
+    """A Mistral that judges."""
+
+
+class LlamaRewardModel(RewardModel, LlamaForSequenceClassification):
+    """A Llama that judges."""
+
+
+REWARD_MODELS = {"mistral": MistralRewardModel, "llama": LlamaRewardModel}  # by config.model_type
+
+
+def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=None, read_at: str | None = None):
+    """A reward model: a sequence classifier with one label, as `hamishivi/mistral_tess2_rm`, or an adapter.
+
+    name: a bundled reward model, a local folder or a hub name. load_in_4bit, dtype, device: as in `tess2lite.load`.
+    base: for an adapter, a denoiser that was loaded from the same base: its weights are shared, and guidance costs the
+    adapter's memory alone. read_at: "last" or "eos", see `RewardModel`; by default what the model says of itself,
+    else "last", as in the official code. Weights are frozen; gradients are taken of its input alone.
+    """
     source = loading.find_source(name)
+    if read_at not in (None, *READ_AT):
+        raise ValueError(f"read_at is {read_at!r}; choose one of {', '.join(READ_AT)}.")
     with loading.plain_errors(name):
-        loading.check_safetensors(source)
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype=loading.choose_dtype(dtype, device),
-            device_map={"": device}, output_loading_info=True,
-        )  # fmt: skip
-        if model.config.num_labels != 1 or info["missing_keys"]:
-            raise ValueError(f"'{name}' is no reward model; give a sequence classifier with one label.")
-    return model.requires_grad_(False).eval()
+        adapter = loading.adapter_base(source)
+        if base is not None:
+            model = _on_base_of(base, adapter, name)
+        else:
+            device = loading.choose_device(device)
+            whole = loading.find_source(adapter) if adapter else source
+            model = load_classifier(whole, load_in_4bit, loading.choose_dtype(dtype, device), device, bool(adapter))
+        if adapter:
+            loading.check_adapter(source, model)
+            model.load_adapter(source)
+        model.config.read_at = read_at or _said(source) or "last"
+    return frozen(model)
 
 
-def reward_of_embeddings(model, embeddings: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The score at each row's last real position: embeddings (B, L, H) → (B,)."""
-    position_ids = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
-    hidden = model.base_model(
-        inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-    ).last_hidden_state
-    if attention_mask is None:
-        last = hidden[:, -1]
-    else:
-        places = torch.arange(hidden.shape[1], device=hidden.device) * attention_mask
-        last = hidden[torch.arange(len(hidden), device=hidden.device), places.argmax(1)]
-    return model.score(last)[:, 0].float() if embeddings.dtype.itemsize < 4 else model.score(last)[:, 0]
+def load_classifier(source: str, load_in_4bit: bool, dtype, device, new_head: bool):
+    """A reward model from a sequence classifier, or, with a new head, from any model of its family."""
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    if config.model_type not in REWARD_MODELS:
+        raise ValueError(f"'{source}' is a {config.model_type}; reward models are {', '.join(REWARD_MODELS)}.")
+    loading.check_safetensors(source)
+    model, info = REWARD_MODELS[config.model_type].from_pretrained(
+        source, dtype=dtype, device_map={"": device}, use_safetensors=True, output_loading_info=True,
+        quantization_config=loading.nf4(dtype) if load_in_4bit else None, **({"num_labels": 1} if new_head else {}),
+    )  # fmt: skip
+    missing = [key for key in info["missing_keys"] if not (new_head and key == "score.weight")]
+    if model.config.num_labels != 1:
+        raise ValueError(f"'{source}' is no reward model but a classifier with {model.config.num_labels} labels; "
+                         "give a sequence classifier with one label.")  # fmt: skip
+    if missing:
+        raise ValueError(f"'{source}' is no reward model: it lacks {missing[0]}; give a classifier with one label.")
+    model.tokenizer = loading.find_tokenizer(source, model)
+    loading.prepare(model)
+    return model
+
+
+def _on_base_of(lm, adapter: str | None, name):
+    """A reward model whose backbone is made of the very modules of a denoiser's base."""
+    if adapter is None:
+        raise ValueError(f"'{name}' is a whole model, no adapter; leave base out.")
+    if loading.find_source(adapter) != loading.find_source(lm.base_name):
+        raise ValueError(
+            f"'{name}' is an adapter on '{adapter}', this denoiser stands on '{lm.base_name}'; leave base out, or "
+            "train the adapter on that base."
+        )
+    config = AutoConfig.from_pretrained(loading.find_source(adapter), num_labels=1, vocab_size=lm.config.vocab_size)
+    with init_empty_weights(include_buffers=False):
+        model = REWARD_MODELS[config.model_type](config)
+    model.score.to_empty(device=lm.device).to(lm.model.norm.weight.dtype)
+    for place, module in [*model.model.named_modules()]:
+        if module._parameters:
+            parent, _, leaf = place.rpartition(".")
+            setattr(model.model.get_submodule(parent), leaf, _without_adapters(lm.model.get_submodule(place)))
+    model.model.rotary_emb.to(lm.device)
+    model.tokenizer = lm.tokenizer
+    return model
+
+
+def _without_adapters(module):
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return getattr(module, "original_module", module)
+
+
+def _said(source: str) -> str | None:
+    """Where the model says its score is read: in its config.json, or beside an adapter in reward.json."""
+    said = loading.read_json(source, "config.json") | loading.read_json(source, "reward.json")
+    return said.get("read_at")
+
+
+def frozen(model):
+    """For guidance: gradients through the model, at the memory of one layer, and none for its weights."""
+    model.eval()
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # renamed in 5.2x
+    enable({"use_reentrant": False})
+    for layer in model.model.layers:  # layers are checkpointed in training mode alone; what is in them, dropout, stays
+        layer.training = True
+    return model.requires_grad_(False)
+
+
+def check_reward_model(model) -> None:
+    if not isinstance(model, RewardModel):
+        raise TypeError(f"The reward model is a {type(model).__name__}; give one from tess2lite.load_reward.")

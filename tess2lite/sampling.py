@@ -96,11 +96,12 @@ class Run:
 class Step:
     """One denoising step. A hook, or the body of a `for step in denoise(…)`, may read all of it, replace
     `logits` (or `masked_logits`) or `tokens` by assignment (`step.tokens = …`; a tensor that was read is a copy, and
-    changing it in place changes nothing), and set `stop`; the run goes on with what it finds.
+    changing it in place changes nothing), and set `stop`; the run goes on with what it finds. Where V is large,
+    `edit_logits` changes them without ever holding all.
 
     index: 0 … steps−1. t: timestep, steps−1−index. alpha_bar: ᾱ of the noisy simplex that was read.
     input_ids, span_mask, attention_mask: (B, L), the batch; attention_mask is None where there is no filler.
-    reward: (B,), set by guidance.
+    reward: (B,) of the prediction, and ascent, what was added to its logits: set by guidance.
     """
 
     def __init__(self, run: Run, index: int, hidden: torch.Tensor, k: int):
@@ -109,9 +110,10 @@ class Step:
         # The first input is pure noise, whatever the schedule's last entry says.
         self.alpha_bar = float(run.alpha_bar[self.t + 1]) if index else 0.0
         self.input_ids, self.span_mask, self.attention_mask = run.input_ids, run.span_mask, run.attention_mask
-        self.stop, self.reward = False, None
+        self.stop, self.reward, self.ascent = False, None, None
         self._k = k
         self._logits = self._projected = self._edited = None
+        self._edits: list[Callable] = []
 
     @property
     def tokens(self) -> torch.Tensor:
@@ -134,15 +136,14 @@ class Step:
     def logits(self) -> torch.Tensor:
         """(B, L, V), aligned with the positions they speak of. Can be replaced; only masked positions count."""
         run = self._run
-        flat = run.lm.head(self._hidden.flatten(0, 1))
-        logits = flat.view(*self._hidden.shape[:2], -1)
+        logits = run.lm.head(self._hidden.flatten(0, 1)).view(*self._hidden.shape[:2], -1)
         first = torch.zeros_like(self.span_mask)
         first[:, 0] = True
         if run.attention_mask is not None:
             first |= run.attention_mask.bool() & (run.attention_mask.cumsum(1) == 1)
         logits[first] = 0
-        if self._logits is not None:
-            logits[self.span_mask] = self._logits
+        if self._logits is not None or self._edits:
+            logits[self.span_mask] = self.masked_logits
         return logits
 
     @logits.setter
@@ -153,16 +154,31 @@ class Step:
     @torch.no_grad()
     def masked_logits(self) -> torch.Tensor:
         """(N, V), logits of the masked positions in the order of `span_mask.nonzero()`. Can be replaced."""
-        if self._logits is None:
-            self._logits = self._run.lm.head(self._hidden[self.span_mask])
-        return self._logits.clone()
+        return torch.cat([logits for _, logits in self.logit_blocks()])
 
     @masked_logits.setter
     def masked_logits(self, logits: torch.Tensor) -> None:
         shape = (len(self._run.places), len(self._run.embedding))
         if logits.shape != shape:
             raise ValueError(f"masked_logits has shape {tuple(logits.shape)}; this step needs {shape}.")
-        self._logits, self._projected = logits.detach(), None
+        self._logits, self._edits, self._projected = logits.detach(), [], None
+
+    def edit_logits(self, edit: Callable[[torch.Tensor, slice], torch.Tensor]) -> None:
+        """edit(logits (R, V), rows) → (R, V), asked for some rows of `masked_logits` at a time, after earlier edits."""
+        self._edits, self._projected = [*self._edits, edit], None
+
+    @torch.no_grad()
+    def logit_blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(rows, logits (R, V)) of `masked_logits`, some rows at a time."""
+        hidden = self._hidden[self.span_mask]
+        for _, _, rows in self._run.blocks:
+            yield rows, self._logits_of(rows, hidden[rows])
+
+    def _logits_of(self, rows: slice, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self._run.lm.head(hidden) if self._logits is None else self._logits[rows].clone()  # (R, V)
+        for edit in self._edits:
+            logits = edit(logits, rows)
+        return logits
 
     def reseed(self, seed) -> None:
         """Noise and draws of another seed from this step on: one for every sequence, or one each."""
@@ -204,6 +220,24 @@ class Step:
         return p
 
     @property
+    def unguided(self) -> torch.Tensor | None:
+        """(B, L) ids that the model held most likely before it was guided; None where it was not."""
+        return self._of_ascent("likeliest", self.input_ids)
+
+    @property
+    def push(self) -> torch.Tensor | None:
+        """(B, L) what guidance added to the log-probability of the most likely token there is now, in nats."""
+        return self._of_ascent("push", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
+
+    def _of_ascent(self, name: str, elsewhere: torch.Tensor) -> torch.Tensor | None:
+        if self.ascent is None:
+            return None
+        self._project()
+        whole, blocks = elsewhere.clone(), getattr(self.ascent, name)
+        whole[self.span_mask] = torch.cat([blocks[rows.start] for _, _, rows in self._run.blocks]).to(whole.dtype)
+        return whole
+
+    @property
     def entropy(self) -> torch.Tensor:
         """(B, L) entropy of the prediction in nats; 0 at known positions."""
         return self._spread("entropy", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
@@ -232,7 +266,7 @@ class Step:
 
     def _project_block(self, block, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
         run, rows, out = self._run, block[2], self._projected
-        logits = run.lm.head(hidden) if self._logits is None else self._logits[rows]  # (R, V)
+        logits = self._logits_of(rows, hidden)
         p = logits.softmax(1)
         top, best = p.max(1, keepdim=True) if self._k == 1 else p.topk(self._k)  # (R, k)
         if not torch.isfinite(top).all():
@@ -240,7 +274,7 @@ class Step:
         out["top_p"][rows], out["top_ids"][rows] = top, best
         # H = log Z − Σ p·z, and log Z = z_max − log p_max; a banned token (−∞) adds 0 to the sum
         log_z = logits.gather(1, best[:, :1])[:, 0] - top[:, 0].log()
-        finite = logits if self._logits is None else logits.nan_to_num(neginf=0.0)
+        finite = logits.nan_to_num(neginf=0.0) if self._edits or self._logits is not None else logits
         out["entropy"][rows] = (log_z - torch.linalg.vecdot(p, finite)).clamp(min=0).to(out["entropy"].dtype)
         out["tokens"][rows] = run.choose(p, logits, self.index, block) if tokens is None else tokens
         del logits  # V wide: its memory is the noise's now
@@ -283,7 +317,8 @@ def denoise(
     top_p: nucleus of the projection to tokens, in (0, 1]; None for argmax. temperature: divides the logits of
     that draw. seed: one for every sequence, or one each; the same seed gives the same text in any batch.
     start: first step; above 0 the run begins with the tokens that input_ids holds inside the span mask, noised as
-    that step would read them. hooks: callables on each step, in order. noise: (step, (B, L, V)) → standard normal,
+    that step would read them. hooks: callables on each step, in order; one with a `check` has
+    check(lm) called first. noise: (step, (B, L, V)) → standard normal,
     −1 for the start; replaces the seeded noise in tests.
 
     The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
@@ -291,6 +326,8 @@ def denoise(
     steps = inputs.whole("steps", steps, 1)
     inputs.check_numbers(top_p, temperature)
     hooks = inputs.callables(hooks)
+    for hook in filter(lambda hook: hasattr(hook, "check"), hooks):
+        hook.check(lm)
     start = inputs.whole("start", start, 0, steps - 1)
     checked = inputs.check_batch(lm, batch)
     run = Run(lm, checked, steps, top_p, temperature, inputs.one_each(seed, len(checked[0])), noise)

@@ -14,17 +14,20 @@ from pathlib import Path
 import torch
 import yaml
 from safetensors import SafetensorError
+from transformers import Trainer
 
 from .memory import estimate, measured_peak, table
-from .recipe import Recipe, prepare, read_recipe
-from .training import DiffusionTrainer, last_checkpoint
+from .preference import prepare_reward
+from .preparation import prepare
+from .recipe import Recipe, RewardRecipe, Training, read_recipe
+from .training import last_checkpoint
 
 
-def train(recipe: Recipe) -> DiffusionTrainer:
+def train(recipe: Training) -> Trainer:
     """Runs a recipe to its end, from its last whole checkpoint where there is one, and saves the model in `output`."""
     _same_run(recipe)
-    trainer = prepare(recipe)
-    if trainer.is_world_process_zero():
+    trainer = prepare_reward(recipe) if isinstance(recipe, RewardRecipe) else prepare(recipe)
+    if trainer.is_world_process_zero() and isinstance(recipe, Recipe):
         lm = trainer.model
         print("memory, estimated:")
         print(table(estimate(lm.config, recipe, lm.device.type, lm.dtype.itemsize)))
@@ -63,7 +66,7 @@ def _cannot_write(problem: Exception) -> bool:
 RECIPE = "recipe.yaml"  # in every output: whose run it holds
 
 
-def _identity(recipe: Recipe) -> dict:
+def _identity(recipe: Training) -> dict:
     """A recipe and, where its data is a file, that file's digest."""
     path = Path(recipe.data)
     digest = {"data_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
@@ -77,7 +80,7 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _same_run(recipe: Recipe) -> None:
+def _same_run(recipe: Training) -> None:
     """A folder belongs to one recipe and its data; only its length may grow."""
     path, checkpoint = Path(recipe.output) / RECIPE, last_checkpoint(recipe.output)
     if checkpoint is None:

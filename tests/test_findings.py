@@ -21,7 +21,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def few_texts(monkeypatch):
-    monkeypatch.setattr("tess2lite.recipe.TINYTOWN_TEXTS", 50)
+    monkeypatch.setattr("tess2lite.preparation.TINYTOWN_TEXTS", 50)
 
 
 def write(path, **changes):

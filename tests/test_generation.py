@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tess2lite as t2
-from tess2lite import data
+from tess2lite import chats, data
 
 
 def quick(lm, prompt="The cat", **settings):
@@ -144,11 +144,11 @@ def test_blanks_split_text_as_if_it_were_whole(golden_tokenizer, mistral_like_to
 
 def test_chat_without_roles_it_knows():
     with pytest.raises(ValueError, match="role 'tool'"):
-        data.chat_prompt([{"role": "tool", "content": "x"}])
-    with pytest.raises(ValueError, match="has no 'content'"):
-        data.chat_prompt([{"role": "user"}])
+        chats.chat_prompt([{"role": "tool", "content": "x"}])
+    with pytest.raises(ValueError, match="message has no content"):
+        chats.chat_prompt([{"role": "user"}])
     with pytest.raises(ValueError, match="not the user's"):
-        data.chat_prompt([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+        chats.chat_prompt([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
 
 
 def test_half_a_sign_and_no_record_get_a_sentence():

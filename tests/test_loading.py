@@ -97,7 +97,7 @@ def test_eos_as_pad_is_no_pad(ar_folder):
 def test_pads_rows_learn(tiny):
     """PAD is an ordinary token: as a known token its embedding gets a gradient."""
     lm = tiny()
-    loading._prepare(lm)
+    loading.prepare(lm)
     ids, mask = torch.tensor([[1, 3, 9, 5]]), torch.tensor([[False, False, True, True]])
     simplex, t = torch.randn(1, 4, lm.config.vocab_size), torch.full((1, 4), 0.5)
     lm.logits_from_simplex(simplex, t, ids, mask).sum().backward()

@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import pad
 
 import tess2lite as t2
-from tess2lite import data, masking, sampling, textbook
+from tess2lite import chats, masking, sampling, textbook
 from tess2lite.schedule import alpha_bar
 
 
@@ -97,12 +97,12 @@ def test_prefix_masks_have_the_official_range(golden_data):
 
 def test_chat_is_encoded_as_in_training(golden_data, golden_tokenizer):
     for case in golden_data["chat"]:
-        rows = data.encode_chat(golden_tokenizer, case["messages"], case["max_length"])
+        rows = chats.encode_chat(golden_tokenizer, case["messages"], case["max_length"])
         assert [row["input_ids"] for row in rows] == case["input_ids"]
         for row, labels in zip(rows, case["labels"], strict=True):
             assert row["span_mask"] == [label != -100 for label in labels]
     prompt = golden_data["generation_prompt"]
-    assert "<s>" + data.chat_prompt([{"role": "user", "content": prompt["content"]}]) == prompt["text"]
+    assert "<s>" + chats.chat_prompt([{"role": "user", "content": prompt["content"]}]) == prompt["text"]
 
 
 def test_half_precision_is_the_textbook_roughly(tiny):

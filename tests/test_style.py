@@ -22,18 +22,32 @@ ARROWS = {
     "trajectory": {"viz"},  # to show itself, and only when it is asked to
     "viz": {"schedule", "textbook"},
     "viz/html": set(),
-    "viz/panels": {"generation", "hooks", "inputs", "data", "schedule", "simplex", "textbook"},
+    "viz/panels": {"generation", "hooks", "inputs", "data", "guidance", "schedule", "simplex", "textbook"},
     "model": {"textbook", "schedule", "simplex", "masking"},
     "loading": {"model"},
     "sampling": {"schedule", "simplex", "masking", "model", "inputs"},
     "training": {"schedule", "simplex", "masking", "model", "data"},
-    "recipe": {"data", "loading", "training", "tinytown"},
-    "evaluation": {"recipe", "training", "generation", "hooks", "loading", "tinytown"},
+    "chats": {"data", "generation"},  # a conversation generates, when it is asked to
+    "recipe": set(),
+    "preparation": {"recipe", "chats", "data", "loading", "training", "tinytown"},
+    "preference": {"recipe", "preparation", "chats", "data", "loading", "reward", "training", "tinytown"},
+    "evaluation": {
+        "recipe",
+        "preparation",
+        "training",
+        "generation",
+        "guidance",
+        "hooks",
+        "loading",
+        "reward",
+        "tinytown",
+    },
     "memory": {"simplex"},
     "reward": {"loading"},
-    "guidance": {"reward"},
+    "guidance": {"inputs", "reward"},
+    "museum": {"guidance"},
     "hooks": {"inputs"},
-    "generation": {"sampling", "trajectory", "data", "masking", "viz", "inputs"},
+    "generation": {"sampling", "trajectory", "chats", "data", "masking", "viz", "inputs"},
 }
 
 

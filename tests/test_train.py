@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import tess2lite as t2
-from tess2lite import memory, recipe, train
+from tess2lite import memory, preparation, recipe, train, training
 from tess2lite.merge import merge
 from tess2lite.tinytown.language import split_sentences
 from tess2lite.training import last_checkpoint
@@ -161,7 +161,7 @@ def test_named_recipes_are_whole():
 def test_the_memory_estimate_counts_what_is_loaded(own, tmp_path):
     """Weights and adapters to the number, against the loaded model."""
     made = recipe.Recipe(**own(lora_rank=8))
-    prepared = recipe.prepare(made)
+    prepared = preparation.prepare(made)
     base = prepared.model.get_base_model()
     parts = memory.estimate(base.config, made, "cpu", 4)
     adapters = sum(p.numel() for name, p in prepared.model.named_parameters() if "lora_" in name)
@@ -178,7 +178,7 @@ MISTAKES = [
     ({"load_in_4bit": True}, "load_in_4bit needs LoRA"),
     ({"self_conditioning": 2}, "self_conditioning is 2"),
     ({"rows_at_once": 3}, "do not divide"),
-    ({"length": 100}, "the context of"),
+    ({"length": 100, "lora_rank": 4}, "the context of"),
     ({"length": 60, "data": "one line"}, "at least 5 are needed"),
     ({"data": ""}, "holds no text"),
     ({"data": "\x00\x01"}, "binary data"),
@@ -226,7 +226,7 @@ def test_a_run_is_not_shortened_and_not_gone_on_with_on_other_data(own, capsys):
 
 
 def test_checkpoints_of_an_unknown_run_are_left_alone(own):
-    recipe.prepare(recipe.Recipe(**own(steps=5))).train()
+    preparation.prepare(recipe.Recipe(**own(steps=5))).train()
     with pytest.raises(ValueError, match="holds a run with model None"):
         train.train(recipe.Recipe(**own(steps=9)))
 
@@ -238,10 +238,10 @@ def test_a_full_gpu_and_an_interrupt_end_with_a_sentence(own, tmp_path, monkeypa
 
         return raises
 
-    monkeypatch.setattr(train.DiffusionTrainer, "train", fails(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(training.DiffusionTrainer, "train", fails(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(ValueError, match="memory is full. Give rows_at_once=1"):
         train.train(recipe.Recipe(**own()))
-    monkeypatch.setattr(train.DiffusionTrainer, "train", fails(KeyboardInterrupt()))
+    monkeypatch.setattr(training.DiffusionTrainer, "train", fails(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         train.train(recipe.Recipe(**own()))
     assert "Interrupted at step 0; run it again" in capsys.readouterr().out
@@ -249,11 +249,11 @@ def test_a_full_gpu_and_an_interrupt_end_with_a_sentence(own, tmp_path, monkeypa
 
 def test_tinytowns_held_out_rows_were_never_read(monkeypatch):
     """By the bundled models either, which have read the whole train split."""
-    monkeypatch.setattr(recipe, "TINYTOWN_TEXTS", 500)
+    monkeypatch.setattr(preparation, "TINYTOWN_TEXTS", 500)
     lm = t2.load("tinytown-ar")
     made = recipe.Recipe(model="tinytown-ar", data="tinytown", output="x", length=64, steps=9, warmup=1, held_out=4)
-    train_rows, held_out = recipe.datasets(made, lm.tokenizer)
-    read = " ".join(recipe.texts(made))
+    train_rows, held_out = preparation.datasets(made, lm.tokenizer)
+    read = " ".join(preparation.texts(made))
     sentences = [s for row in held_out for s in split_sentences(lm.tokenizer.decode(row["input_ids"]))[1:-1]]
     assert len(held_out) == 4 and sum(s in read for s in sentences) < len(sentences)
     assert all(row["input_ids"] not in train_rows.rows for row in held_out)
@@ -290,7 +290,7 @@ def test_nothing_of_others_is_deleted_and_other_errors_keep_their_name(own, monk
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.DiffusionTrainer, "train", broken)
+        patch.setattr(training.DiffusionTrainer, "train", broken)
         with pytest.raises(ConnectionResetError):
             train.train(recipe.Recipe(**own(steps=5)))
     assert (foreign / "model.safetensors").read_bytes() == b"somebody's"
@@ -361,7 +361,7 @@ def test_a_lora_run_follows_from_its_seed(own):
     drawn = []
     for noise in (1, 2):
         torch.manual_seed(noise)  # whatever went before
-        model = recipe.prepare(recipe.Recipe(**own(lora_rank=4))).model
+        model = preparation.prepare(recipe.Recipe(**own(lora_rank=4))).model
         drawn.append({name: p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name})
     assert drawn[0] and all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
 
@@ -392,13 +392,13 @@ def test_a_streamed_set_without_the_column(own, monkeypatch):
 
 
 def test_a_loss_that_breaks_down_keeps_the_last_checkpoint(own, monkeypatch):
-    whole = train.DiffusionTrainer.compute_loss
+    whole = training.DiffusionTrainer.compute_loss
 
     def breaks(self, *args, **kwargs):
         loss = whole(self, *args, **kwargs)
         return loss * float("nan") if self.state.global_step == 7 else loss
 
-    monkeypatch.setattr(train.DiffusionTrainer, "compute_loss", breaks)
+    monkeypatch.setattr(training.DiffusionTrainer, "compute_loss", breaks)
     with pytest.raises(FloatingPointError, match="nan at step 8; what was saved before is whole"):
         train.train(recipe.Recipe(**own()))
     assert last_checkpoint(own()["output"]).endswith("checkpoint-5")

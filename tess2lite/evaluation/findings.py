@@ -20,7 +20,8 @@ import transformers
 import yaml
 from scipy.stats import t as student
 
-from ..recipe import NAMED, Recipe, prepare
+from ..preparation import prepare
+from ..recipe import NAMED, Recipe
 from ..training import last_checkpoint
 
 

@@ -31,6 +31,7 @@ from ..data import Rows, pack
 from ..generation import generate
 from ..loading import load
 from ..training import DiffusionCollator, DiffusionTrainer, WholeCheckpoints, last_checkpoint
+from . import instruct
 from .language import skeletons, split_sentences, words
 from .muon import MuonAdamW
 from .stories import corpus, stories
@@ -38,6 +39,7 @@ from .world import verify
 
 SEED, LENGTH, VOCABULARY, DOCUMENTS = 0, 128, 1024, 150_000
 SCORED = 200  # test stories
+EOS = 2
 AIMS = {"tinytown-ar": 0.95, "tinytown-base": 0.85}  # share of valid stories
 
 
@@ -53,6 +55,15 @@ class Phase:
 PHASES = {
     "tinytown-ar": [Phase(2_500, 32, 6e-3)],
     "tinytown-base": [Phase(4_000, 24, 5e-3)],
+    "tinytown-instruct": [Phase(3_600, 24, 3e-3)],
+    "tinytown-ar-instruct": [Phase(3_600, 24, 3e-3)],  # to compare with; not bundled
+}
+
+TRAINED_FROM = {
+    "tinytown-ar": "nothing",
+    "tinytown-base": "tinytown-ar",
+    "tinytown-instruct": "tinytown-base",
+    "tinytown-ar-instruct": "tinytown-ar",
 }
 
 # Words that stories lack and tasks need, so that the tokenizer has tokens for them too.
@@ -76,6 +87,13 @@ def build(out: Path) -> None:
     train(out, "tinytown-ar", lambda: new_model(tokenizer), NextTokenTrainer, _next_token, tokenizer, rows)
     denoised = DiffusionCollator("ul2", SEED)
     train(out, "tinytown-base", lambda: load(out / "tinytown-ar"), DiffusionTrainer, denoised, tokenizer, rows)
+    chats = instruct.rows(tokenizer, LENGTH, SEED)
+    given = DiffusionCollator("given", SEED)
+    train(out, "tinytown-instruct", lambda: load(out / "tinytown-base"), DiffusionTrainer, given, tokenizer, chats)
+    train(
+        out, "tinytown-ar-instruct", lambda: MistralForCausalLM.from_pretrained(out / "tinytown-ar"), NextTokenTrainer,
+        _response_only, tokenizer, chats,
+    )  # fmt: skip
     score(out / "tinytown-ar", continue_left_to_right, "left to right, temperature 1")
     score(out / "tinytown-base", continue_by_denoising, "100 diffusion steps, top-p 0.99, temperature 1")
 
@@ -144,9 +162,9 @@ def train(out: Path, name: str, make, trainer_class, collator, tokenizer, rows: 
     write_card(
         whole,
         model=name,
-        trained_from="tinytown-ar" if trainer_class is DiffusionTrainer else "nothing",
+        trained_from=TRAINED_FROM[name],
         data_seed=SEED,
-        documents=DOCUMENTS,
+        **({"examples": instruct.EXAMPLES} if name.endswith("instruct") else {"documents": DOCUMENTS}),
         phases=[asdict(phase) for phase in PHASES[name]],
         tokens=sum(phase.steps * phase.batch * LENGTH for phase in PHASES[name]),
         final_losses=losses,
@@ -168,6 +186,13 @@ def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:
 def _next_token(rows) -> dict:
     ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
     return {"input_ids": ids, "labels": ids}
+
+
+def _response_only(rows) -> dict:
+    """Loss on the response and its EOS alone: a model that writes from left to right needs no padding to end."""
+    ids, mask = (torch.tensor([row[name] for row in rows]) for name in ("input_ids", "span_mask"))  # (B, L)
+    ends = (mask & (ids == EOS)).int()
+    return {"input_ids": ids, "labels": ids.masked_fill(~mask | (ends.cumsum(1) - ends > 0), -100)}
 
 
 def _last_loss(trainer: Trainer) -> float:

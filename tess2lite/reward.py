@@ -10,6 +10,7 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 from . import loading
 
 READ_AT = ("last", "eos")
+LARGE = 1e8  # weights; from here on layers are checkpointed: time for memory
 
 
 class RewardModel:
@@ -144,13 +145,15 @@ def _said(source: str) -> str | None:
 
 
 def frozen(model):
-    """For guidance: gradients through the model, at the memory of one layer, and none for its weights."""
-    model.eval()
+    """For guidance: gradients through the model and none for its weights; at the memory of one layer if it is large."""
+    model.eval().requires_grad_(False)
+    if sum(p.numel() for p in model.parameters()) < LARGE:
+        return model
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # renamed in 5.2x
     enable({"use_reentrant": False})
     for layer in model.model.layers:  # layers are checkpointed in training mode alone; what is in them, dropout, stays
         layer.training = True
-    return model.requires_grad_(False)
+    return model
 
 
 def check_reward_model(model) -> None:

@@ -20,10 +20,11 @@ class Trajectory:
 
     tokens: (S, L) ids after each step's projection. top_ids, top_p: (S, L, k), the likeliest tokens of each
     prediction and their probabilities, falling. entropy: (S, L) of the prediction, in nats. alpha_bar: (S,) of the
-    noisy simplex each step read. span_mask: (L,) bool, where the model wrote. reward: (S,) of each prediction when
-    guided, else None. texts: S strings, everything written, ends and padding included. pieces: id → text of every
-    id that occurs. known: L strings, what each known token adds to the text, "" where the model wrote. settings: what a
-    replay needs (prompt, seed, steps, …).
+    noisy simplex each step read. span_mask: (L,) bool, where the model wrote. reward: (S,) of each prediction, and
+    both (S, L), unguided, the ids that were likeliest before guidance, and push, what it added to the log-probability
+    of the likeliest token there is, in nats; None where no reward was read. texts: S strings, everything written, ends
+    and padding included. pieces: id → text of every id that occurs. known: L strings, what each known token adds to
+    the text, "" where the model wrote. settings: what a replay needs (prompt, seed, steps, …).
     """
 
     tokens: torch.Tensor
@@ -35,6 +36,8 @@ class Trajectory:
     texts: list[str]
     pieces: dict[int, str]
     reward: torch.Tensor | None = None
+    unguided: torch.Tensor | None = None
+    push: torch.Tensor | None = None
     known: list[str] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
 
@@ -140,12 +143,15 @@ class Trajectory:
     def _check(self) -> None:
         """Raises ValueError unless all parts fit each other: a file may come from anywhere."""
         steps, length, k = self.top_ids.shape
-        ids = torch.cat([self.tokens.flatten(), self.top_ids.flatten()])
+        parts = [self.tokens, self.top_ids] + ([] if self.unguided is None else [self.unguided])
+        ids = torch.cat([part.flatten() for part in parts])
         fits = [
             steps and k and self.span_mask.any() and self.span_mask.dtype == torch.bool,
             self.tokens.shape == self.entropy.shape == (steps, length) and self.top_p.shape == self.top_ids.shape,
             self.alpha_bar.shape == (steps,) and self.span_mask.shape == (length,),
             self.reward is None or (self.reward.shape == (steps,) and self.reward.isfinite().all()),
+            all(part is None or part.shape == (steps, length) for part in (self.unguided, self.push)),
+            (self.unguided is None) == (self.push is None) and (self.push is None or self.push.isfinite().all()),
             not ids.is_floating_point() and set(ids.unique().tolist()) <= self.pieces.keys(),
             ((self.top_p >= 0) & (self.top_p <= 1.001)).all(),
             self.entropy.isfinite().all() and self.alpha_bar.isfinite().all(),
@@ -169,6 +175,10 @@ class Recorder:
     def __call__(self, step) -> None:
         ids, p = step.top(self.k)
         kept = {"top_ids": ids, "top_p": p, "tokens": step.tokens, "entropy": step.entropy, "reward": step.reward}
+        if step.reward is not None:  # where guidance only read the reward it changed nothing
+            none = torch.zeros_like(step.entropy)
+            kept["unguided"] = ids[..., 0] if step.ascent is None else step.unguided
+            kept["push"] = none if step.ascent is None else step.push
         self.steps.append({name: value.cpu() for name, value in kept.items() if value is not None})
         self.steps[-1]["alpha_bar"] = step.alpha_bar
 
@@ -184,6 +194,8 @@ class Recorder:
 
         tokens, top_ids = column("tokens").int(), column("top_ids").int()
         guided = all("reward" in step for step in self.steps)
+        unguided = column("unguided").int() if guided else None
+        ids = [tokens, top_ids] + ([unguided] if guided else [])
         return Trajectory(
             tokens=tokens,
             top_ids=top_ids,
@@ -192,8 +204,10 @@ class Recorder:
             alpha_bar=torch.tensor([step["alpha_bar"] for step in self.steps]),
             span_mask=span_mask.cpu(),
             reward=torch.stack([step["reward"][row] for step in self.steps]).float() if guided else None,
-            texts=[decode(ids[shown_from:]) for ids in tokens.tolist()],
-            pieces=pieces_of(torch.cat([tokens.flatten(), top_ids.flatten()]).unique().tolist(), decode),
+            unguided=unguided,
+            push=column("push").float() if guided else None,
+            texts=[decode(row[shown_from:]) for row in tokens.tolist()],
+            pieces=pieces_of(torch.cat([part.flatten() for part in ids]).unique().tolist(), decode),
             known=_known_texts(tokens[0].tolist(), span_mask.tolist(), decode),
             settings=settings,
         )

@@ -10,6 +10,7 @@ import urllib.request
 
 import nbformat
 import pytest
+from test_guidance import small_judge
 from test_html import HOSTILE, trajectory
 
 import tess2lite as t2
@@ -128,6 +129,24 @@ def test_runs_side_by_side_move_together(opened, written):
     assert page.locator("[data-text]").nth(0).locator(".differs").count() == 0
     differ = int(other.difference(written.trajectory)[2].sum())
     assert page.locator("[data-text]").nth(1).locator(".differs").count() == differ > 0
+
+
+def test_tokens_that_guidance_changed_are_marked_with_their_push(opened):
+    lm = t2.load("tinytown-base")
+    hook = t2.RewardGuidance(small_judge(lm), 3e3)
+    run = t2.generate(lm, PROMPT, steps=8, length=30, hooks=[hook], progress=False).trajectory
+    page = opened(run)
+    step, position = next((s, p) for s, p in (run.unguided != run.argmax).nonzero().tolist() if s > 0)
+    page.locator("input[type=range]").fill(str(step))
+    page.locator("input[type=range]").dispatch_event("input")
+    marked = page.locator("[data-text] .pushed")
+    assert marked.count() == int((run.unguided != run.argmax)[step].sum()) > 0
+    assert ", changed by guidance" in marked.first.get_attribute("aria-label")
+    marked.first.click()
+    says = page.locator("[data-push]").inner_text()
+    pushed = float(run.push[step, position])
+    assert says.startswith("guidance changed") and f"{abs(pushed):.2f} nats" in says
+    assert "▴: guidance changed" in page.locator("[data-hint]").inner_text()
 
 
 @pytest.mark.parametrize("scripts", [True, False])

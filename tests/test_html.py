@@ -92,6 +92,17 @@ def test_a_long_run_stays_small():
     assert len(explorer(long)) < 3e6
 
 
+def test_what_guidance_changed_is_data_of_the_viewer():
+    run = trajectory(["a", "b"])
+    assert data(explorer(run))["push"] == data(explorer(run))["unguided"] == ""
+    run.unguided, run.push = run.argmax.clone(), torch.zeros(2, 4)
+    run.unguided[1, 2], run.push[1, 2], run.push[0, 1], run.push[0, 3] = 0, 1.234, -0.5, -1e9
+    drawn = data(explorer(run))
+    assert unpacked(drawn["push"], torch.int16) == [-50, 0, -32767, 0, 123, 0]
+    assert unpacked(drawn["unguided"], torch.uint16) == [0, 0, 0, 0, 0, 0]
+    assert unpacked(drawn["top"], torch.uint16)[6] == 0
+
+
 def test_runs_side_by_side_mark_what_differs():
     one, other = trajectory(["a", "b", "c"]), trajectory(["a", "b"])
     other.settings = {"start": 1, "steps": 3}  # began at the first run's second step

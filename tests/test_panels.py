@@ -3,6 +3,8 @@
 import time
 
 import pytest
+import torch
+from test_guidance import small_judge
 
 import tess2lite as t2
 from tess2lite.data import encode
@@ -72,6 +74,46 @@ def test_run_panel(lm, plain, change):
     assert panel.result.trajectory.tokens.tolist() != plain.trajectory.tokens.tolist()
     (page,) = panel.children[-1].outputs
     assert "diffusion step" in page["data"]["text/html"]
+
+
+LAB = {"prompt": "Tell me something about the barn.", "steps": 6, "scale": 1e3, "reward": "one"}
+
+
+@pytest.fixture(scope="module")
+def judges(lm):
+    one, two = small_judge(lm), small_judge(lm)
+    with torch.no_grad():
+        two.score.weight.neg_()
+    return {"one": one, "two": two}
+
+
+@pytest.fixture(scope="module")
+def guided(lm, judges):
+    return go(panels.guidance_lab(lm, judges, "")), go(panels.guidance_lab(lm, judges, ""), **LAB)
+
+
+def test_the_guidance_lab_runs_what_it_shows(lm, judges, guided):
+    refused, lab = guided
+    assert "The user&#x27;s message has no content" in refused.children[1].value
+    asked = [{"role": "user", "content": LAB["prompt"]}]
+    hook = t2.RewardGuidance(judges["one"], 1e3)
+    expected = t2.generate(lm, asked, steps=6, hooks=[hook], progress=False)
+    assert lab.result.token_ids == expected.token_ids
+    (page,) = lab.children[-1].outputs
+    html = page["data"]["text/html"]
+    assert ">unguided<" in html and ">guided<" in html and 'alt="Predicted reward by step"' in html
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"prompt": "Who is Tom?"}, {"reward": "two"}, {"scale": 10}, {"inner_steps": 2}, {"part": (0, 0.5)},
+     {"steps": 7}, {"seed": 1}],
+    ids=lambda change: [*change][0],
+)  # fmt: skip
+def test_guidance_lab(lm, judges, guided, change):
+    panel = go(panels.guidance_lab(lm, judges, ""), **LAB | change)
+    ours, theirs = panel.result.trajectory, guided[1].result.trajectory
+    assert ours.top_p.shape != theirs.top_p.shape or not torch.equal(ours.top_p, theirs.top_p)
 
 
 def test_a_mistake_is_one_sentence_and_the_panel_goes_on(lm):

@@ -1,7 +1,8 @@
 """Makes the bundled models from nothing: `python -m tess2lite.tinytown.build [OUT]`.
 
 corpus and tokenizer → tinytown-ar (a small Mistral, trained left to right) → tinytown-base (the same weights,
-adapted to simplex diffusion). A stage whose folder exists is skipped, one that was interrupted goes on from its
+adapted to simplex diffusion) → tinytown-instruct (tuned on chats of all tasks, beside an AR model that is tuned on the
+same ones) → tinytown-reward and tinytown-reward-brief (adapters that judge its answers). A stage whose folder exists is skipped, one that was interrupted goes on from its
 last checkpoint, and each leaves a card with what was done, how long it took and how well it went.
 """
 
@@ -31,7 +32,7 @@ from ..data import Rows, pack
 from ..generation import generate
 from ..loading import load
 from ..training import DiffusionCollator, DiffusionTrainer, WholeCheckpoints, last_checkpoint
-from . import instruct
+from . import instruct, rewards
 from .language import skeletons, split_sentences, words
 from .muon import MuonAdamW
 from .stories import corpus, stories
@@ -94,6 +95,9 @@ def build(out: Path) -> None:
         out, "tinytown-ar-instruct", lambda: MistralForCausalLM.from_pretrained(out / "tinytown-ar"), NextTokenTrainer,
         _response_only, tokenizer, chats,
     )  # fmt: skip
+    instruct.score_models(out, LENGTH)
+    for name in rewards.KINDS:
+        rewards.build_reward(out, name, LENGTH)
     score(out / "tinytown-ar", continue_left_to_right, "left to right, temperature 1")
     score(out / "tinytown-base", continue_by_denoising, "100 diffusion steps, top-p 0.99, temperature 1")
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from datasets import concatenate_datasets
+import json
+import math
+import statistics
+from pathlib import Path
 
-from ..chats import chat_rows
-from .tasks import as_chat, examples
+import torch
+from datasets import concatenate_datasets
+from tqdm import tqdm
+from transformers import AutoTokenizer, MistralForCausalLM
+
+from ..chats import chat_prompt, chat_rows
+from ..data import encode
+from ..generation import generate
+from ..loading import load
+from .tasks import TASKS, Example, as_chat, examples, score
 
 # Different examples of each task. There are only so many facts: they are asked again and again.
 EXAMPLES = {
@@ -22,3 +33,108 @@ def rows(tokenizer, length: int, seed: int):
         made = as_chat(examples(task, "train", number, seed))
         chats += [made] * (FACTS_ASKED if task == "knowledge" else 1)
     return chat_rows(concatenate_datasets(chats), tokenizer, length)[0]
+
+
+AIMS = {"reading": 0.85, "knowledge": 0.85, "constraints": 0.80, "sorting": 0.60, "counting": 0.60}
+SEEDS, PER_SEED, STEPS, BATCH = (
+    (0, 1, 2),
+    40,
+    50,
+    40,
+)  # of the scores; puzzles, of four kinds, are asked four times as many
+
+
+def test_examples(task: str, tokenizer, length: int, seed: int) -> list[Example]:
+    """Examples of the test split whose prompt and reference answer fit into `length`."""
+    wanted, fitting = PER_SEED * (4 if task == "puzzle" else 1), []
+    for example in examples(task, "test", 3 * wanted, seed):
+        if len(fitting) < wanted and len(chat_rows(as_chat([example]), tokenizer, length)[0]):
+            fitting.append(example)
+    return fitting
+
+
+def kind(example: Example) -> str:
+    """The task, or which of the four puzzles."""
+    beginnings = {"Sort these": "sorting", "I have": "counting"}
+    if example.task != "puzzle":
+        return example.task
+    found = [name for start, name in beginnings.items() if example.prompt.startswith(start)]
+    return found[0] if found else "boolean" if example.prompt.endswith(" is") else "tracking"
+
+
+def scores(answer, tokenizer, length: int) -> dict[str, dict]:
+    """By task: mean score with its 95 % half width, number of prompts, and the mean of each seed.
+
+    answer: (list of prompts, seed) → texts.
+    """
+    found = {}
+    for task in tqdm(TASKS, desc="scoring"):
+        for seed in SEEDS:
+            asked = test_examples(task, tokenizer, length, seed)
+            for example, text in zip(asked, answer([example.prompt for example in asked], seed), strict=True):
+                found.setdefault(kind(example), {}).setdefault(seed, []).append(score(example, text))
+    return {name: _mean(by_seed) for name, by_seed in found.items()}
+
+
+def _mean(by_seed: dict[int, list[float]]) -> dict:
+    every = [value for values in by_seed.values() for value in values]
+    return {
+        "score": round(statistics.mean(every), 4),
+        "half_width": round(1.96 * statistics.stdev(every) / math.sqrt(len(every)), 4),
+        "n": len(every),
+        "by_seed": [round(statistics.mean(values), 4) for values in by_seed.values()],
+    }
+
+
+def by_denoising(folder: Path):
+    """Answers of a denoiser: prompts → texts."""
+    lm = load(folder)
+
+    def answer(prompts: list[str], seed: int) -> list[str]:
+        texts = []
+        for start in range(0, len(prompts), BATCH):
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
+            seeds = [seed * 10_000 + start + i for i in range(len(chats))]
+            texts += [out.text for out in generate(lm, chats, STEPS, seed=seeds, record=1, progress=False)]
+        return texts
+
+    return answer
+
+
+def left_to_right(folder: Path):
+    """Answers of an AR model, the likeliest token each time: prompts → texts."""
+    model = MistralForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def answer(prompts: list[str], seed: int) -> list[str]:
+        texts = []
+        for prompt in prompts:
+            ids = [tokenizer.bos_token_id, *encode(tokenizer, chat_prompt([{"role": "user", "content": prompt}]))]
+            with torch.inference_mode():
+                out = model.generate(
+                    torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
+                    max_length=model.config.max_position_embeddings, pad_token_id=tokenizer.pad_token_id,
+                )  # fmt: skip
+            texts.append(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
+        return texts
+
+    return answer
+
+
+def score_models(out: Path, length: int) -> None:
+    """Writes the scores of all models into tinytown-instruct's card, those that it lacks."""
+    path = out / "tinytown-instruct" / "card.json"
+    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+    models = {
+        "diffusion": lambda: by_denoising(out / "tinytown-instruct"),
+        "ar": lambda: left_to_right(out / "tinytown-ar-instruct"),
+        "base": lambda: by_denoising(out / "tinytown-base"),
+    }
+    for name, make in models.items():
+        card = json.loads(path.read_text())
+        known = card.setdefault("scores", {})
+        if not any(name in task for task in known.values()):
+            for task, result in scores(make(), tokenizer, length).items():
+                known.setdefault(task, {})[name] = result
+            card |= {"aims": AIMS, "scored": f"{STEPS} diffusion steps, top-p 0.99; AR greedily; test split, 3 seeds"}
+            path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")

@@ -8,11 +8,12 @@
   const wide = text => new (data.bytes === 2 ? Uint16Array : Uint32Array)(bytes(text).buffer);
   const { steps, written, pieces } = data, M = written.length;
   const tokens = wide(data.tokens), counts = bytes(data.counts), topIds = wide(data.top), topP = bytes(data.p);
-  const differs = bytes(data.differs);
+  const differs = bytes(data.differs), unguided = wide(data.unguided), push = new Int16Array(bytes(data.push).buffer);
   const starts = new Uint32Array(counts.length);
   for (let i = 1; i < counts.length; i++) starts[i] = starts[i - 1] + counts[i - 1];
   const best = (step, m) => topIds[starts[step * M + m]];
   const sure = (step, m) => topP[starts[step * M + m]] / 255;
+  const turned = (step, m) => push.length > 0 && unguided[step * M + m] !== best(step, m);
   const sign = char => ({ "\n": "⏎", "\t": "⇥" })[char] ?? `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
   const visible = text => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, sign) || "∅";
   const inText = text => text === "" || /^[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]+$/u.test(text) ? visible(text) + (text.includes("\n") ? "\n" : "") : text;
@@ -96,10 +97,10 @@
       const p = sure(step, m), id = tokens[step * M + m], span = spans[m];
       if (step && id !== tokens[(step - 1) * M + m]) changed++;
       span.textContent = inText(pieces[id]);
-      span.setAttribute("aria-label", visible(pieces[id]));
+      span.setAttribute("aria-label", visible(pieces[id]) + (turned(step, m) ? ", changed by guidance" : ""));
       span.style.background = `color-mix(in srgb, var(--t2-doubt) ${Math.round(60 * (1 - p))}%, transparent)`;
       span.className = (p < 0.4 ? "guess" : p < 0.8 ? "doubt" : "") + (m === picked ? " picked" : "") +
-        (differs[step * M + m] ? " differs" : "");
+        (differs[step * M + m] ? " differs" : "") + (turned(step, m) ? " pushed" : "");
       span.setAttribute("aria-selected", m === picked);
     }
     label.textContent = `${data.labels[step]}${step ? ` · ${changed} tokens changed` : ""}`;
@@ -120,6 +121,10 @@
       return row;
     }));
     find("which").textContent = `position ${written[picked]}, shown: “${visible(pieces[tokens[cell]])}”`;
+    const nats = push[cell] / 100, gained = `${nats < 0 ? "−" : "+"}${Math.abs(nats).toFixed(2)} nats`;
+    find("push").textContent = !push.length ? "" : turned(step, picked)
+      ? `guidance changed “${visible(pieces[unguided[cell]])}” to “${visible(pieces[best(step, picked)])}”, ${gained}`
+      : `guidance gave “${visible(pieces[best(step, picked)])}” ${gained}`;
     const runs = [];
     for (let s = 0; s < steps; s++) {
       const id = best(s, picked);
@@ -159,6 +164,7 @@
   range.oninput = () => { stop(); show(); };
   range.addEventListener("t2show", () => { stop(); show(); });  // another run, shown beside this one, has moved
   root.querySelector("[data-differs]").hidden = !differs.some(Boolean);
+  root.querySelector("[data-pushed]").hidden = !push.some(Boolean);
   pick(0);
   show();
 })

@@ -85,9 +85,10 @@ _PANELS = (
     "<figcaption>over the steps, each to its own scale: — signal left ᾱ, - - mean entropy, ··· reward</figcaption>"
     "</figure><div><div data-which></div>"
     '<table aria-label="likeliest tokens"><tbody data-top></tbody></table>'
-    "<div data-flips></div><ul data-history></ul></div></div>"
+    "<div data-push></div><div data-flips></div><ul data-history></ul></div></div>"
     "<p data-hint>Shade and underline say how unsure the model is of its first choice: dashed below "
     "80 %, dotted below 40 %. <span data-differs hidden>A bar above: another token than in the first run. </span>"
+    "<span data-pushed hidden>▴: guidance changed the likeliest token in this step. </span>"
     "Point at a token, or walk with the arrow keys.</p>"
 )
 
@@ -132,6 +133,7 @@ def _data(trajectory, beside) -> dict:
     kept[..., 0] = True
     width = torch.uint16 if len(ids) < 2**16 else torch.uint32
     entropy = trajectory.entropy[:, written].mean(1)
+    pushed = trajectory.push is not None
     curves = [(trajectory.alpha_bar, ""), (entropy, "6 4")]
     curves += [(trajectory.reward, "1 4")] if trajectory.reward is not None else []
     return {
@@ -146,6 +148,10 @@ def _data(trajectory, beside) -> dict:
         "p": _packed(p[kept], torch.uint8),
         "labels": _labels(trajectory),
         "differs": _packed(trajectory.difference(beside)[:, written], torch.uint8) if beside else "",
+        "unguided": _packed(place(trajectory.unguided[:, written]), width) if pushed else "",
+        "push": _packed((trajectory.push[:, written] * 100).round().clamp(-32_767, 32_767), torch.int16)
+        if pushed
+        else "",
         "curves": [{"values": [round(v, 4) for v in curve.tolist()], "dash": dash} for curve, dash in curves],
     }
 

@@ -1,4 +1,4 @@
-"""Panels of controls that need the kernel, in ipywidgets: the noise lab, a run, interventions in a run.
+"""Panels of controls that need the kernel, in ipywidgets: the noise lab, a run, guidance, interventions in a run.
 
 Each returns a box whose `controls` names its widgets; after a run its `result` is the Generation. A mistake is shown
 as its sentence, without a traceback.
@@ -6,6 +6,7 @@ as its sentence, without a traceback.
 
 from __future__ import annotations
 
+import base64
 import html
 import io
 import threading
@@ -16,10 +17,11 @@ from IPython.display import HTML
 
 from .. import generation, inputs, textbook
 from ..data import encode
+from ..guidance import RewardGuidance
 from ..hooks import Branch, Pin
 from ..schedule import SCHEDULES, alpha_bar
 from ..simplex import stream
-from .figures import token_bars
+from .figures import reward_curves, token_bars
 from .html import comparison
 
 T = 5000  # of training, which the model's time is a share of
@@ -108,6 +110,46 @@ def run_panel(lm, prompt: str, steps: int = 50) -> widgets.VBox:
         return out, out._repr_html_()
 
     return _running(lm, controls, "Run", work)
+
+
+def guidance_lab(lm, rewards: dict, prompt: str, steps: int = 50) -> widgets.VBox:
+    """An instruction answered twice from the same noise: unguided, and pulled towards a reward.
+
+    rewards: name → model.
+    """
+    controls = {
+        "prompt": widgets.Textarea(prompt, description="prompt", layout=WIDE, rows=2),
+        "reward": widgets.Dropdown(options=[*rewards], description="reward model"),
+        "scale": widgets.FloatLogSlider(30, min=-1, max=4, step=0.25, description="scale η", readout_format=".3g"),
+        "inner_steps": widgets.IntSlider(1, 1, 5, description="inner steps"),
+        "part": widgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.05, description="guided part"),
+        "steps": widgets.IntSlider(steps, 1, max(200, steps), description="steps"),
+        "seed": widgets.IntText(0, description="seed"),
+    }
+
+    def work(watch):
+        chosen = {name: control.value for name, control in controls.items()}
+        start, end = chosen["part"]
+        model, asked = rewards[chosen["reward"]], [{"role": "user", "content": chosen["prompt"]}]
+        pulled = RewardGuidance(model, chosen["scale"], chosen["inner_steps"], start=start, end=end)
+        guides = {"unguided": RewardGuidance(model, 0), "guided": pulled}
+        runs = {
+            name: generation.generate(
+                lm, asked, chosen["steps"], seed=chosen["seed"], hooks=[guide, watch], progress=False
+            )
+            for name, guide in guides.items()
+        }  # fmt: skip
+        curves = _png(reward_curves({name: run.trajectory for name, run in runs.items()}), "Predicted reward by step")
+        return runs["guided"], comparison(runs) + curves
+
+    return _running(lm, controls, "Run", work)
+
+
+def _png(figure, says: str) -> str:
+    """A figure as an HTML image."""
+    png = io.BytesIO()
+    figure.savefig(png, dpi=90)
+    return f'<img alt="{says}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
 
 
 # What can be done to a run, and the controls that it reads beside the step.

@@ -40,4 +40,5 @@ tour: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/sampling.py
+	$(BIN)/python tests/benchmarks/guidance.py
 	$(BIN)/python tests/benchmarks/training.py

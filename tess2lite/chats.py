@@ -58,6 +58,12 @@ class Chat:
         from .generation import generate
 
         asked = [*self.messages, {"role": "user", "content": text}]
+        context = self.lm.config.max_position_embeddings
+        if len(encode(self.lm.tokenizer, chat_prompt(asked))) + 1 >= context:
+            raise ValueError(
+                f"With these words the conversation fills this model's context of {context} tokens; say less, "
+                "shorten `chat.messages`, or begin anew."
+            )
         answer = generate(self.lm, asked, **(self.settings | settings))
         said = answer.text.strip() or "…"
         self.messages = [*asked, {"role": "assistant", "content": said}]

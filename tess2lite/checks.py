@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from transformers import MistralConfig
 
 from . import textbook
+from .chats import ROLES, chat_prompt
 from .model import MistralForDiffusionLM
 
 
@@ -136,3 +138,85 @@ def steps_until_halt(function) -> Verdict:
     settling = RUN[:, [0, 1, 3]]  # changes up to step index 2, then two steps of peace
     cases = [((settling, 1), 4), ((settling, 2), 5), ((settling, 3), 5), ((RUN, 1), 4), ((RUN, 2), 5)]
     return _compared(function, cases, "The first step has nothing to be compared with; a run without peace goes on.")
+
+
+def chat_text(function) -> Verdict:
+    """function(messages) → the prompt up to where the assistant speaks, BOS apart."""
+
+    def problem():
+        generator = random.Random(0)
+        for turns in (1, 1, 3, 5):
+            said = [" ".join(generator.sample(("a", "red", "kite", "in", "the", "tree"), 4)) for _ in range(turns)]
+            messages = [{"role": ROLES[1 + i % 2], "content": text} for i, text in enumerate(said)]
+            wanted, found = chat_prompt(messages), function(messages)
+            if found is None:
+                return "your function returns nothing."
+            if found != wanted:
+                return f"{found!r} should be {wanted!r}."
+        return None
+
+    return _verdict(problem)
+
+
+def chat_mask(function) -> Verdict:
+    """function(input_ids (B, L), known (B,)) → (B, L) True on the answer, its EOS and the PAD after it."""
+    torch.manual_seed(0)
+    known, ids = torch.tensor([3, 7, 1, 11]), torch.randint(4, 20, (4, 12))
+    for row, end in enumerate((8, 10, 4, 11)):
+        ids[row, end], ids[row, end + 1 :] = 2, 3  # EOS, PAD
+    wanted = [[place >= first for place in range(12)] for first in known.tolist()]
+    hint = "The PAD after the answer is masked, the last token before the answer is not."
+    return _compared(function, [((ids, known), torch.tensor(wanted).double())], hint)
+
+
+def first_kept(function) -> Verdict:
+    """function(lengths, room) → index of the first message kept: the longest end that the user begins and that fits."""
+    generator, cases = random.Random(0), []
+    for _ in range(40):
+        lengths = [generator.randint(1, 30) for _ in range(generator.choice((1, 3, 5, 7)))]
+        room = generator.randint(5, 100)
+        fitting = [first for first in range(0, len(lengths), 2) if sum(lengths[first:]) <= room]
+        cases.append(((lengths, room), min(fitting, default=len(lengths))))
+    return _compared(function, cases, "The user speaks at even indices, and what fits exactly fits.")
+
+
+def ascent(function) -> Verdict:
+    """function(logits (N, V), E_R (V, H), reward: (N, H) → scalar, scale) → logits after one step uphill."""
+    torch.manual_seed(0)
+    logits, matrix, wish = torch.randn(4, 9), torch.randn(9, 5), torch.randn(4, 5)
+    cases = []
+    for scale, reward in ((1.0, lambda soft: (soft * wish).sum()), (0.25, lambda soft: soft.sin().sum())):
+        p = logits.softmax(-1)
+        by_soft = wish if scale == 1 else (p @ matrix).cos()  # ∂R/∂(p·E) by hand
+        by_p = by_soft @ matrix.T
+        gradient = p * (by_p - (p * by_p).sum(-1, keepdim=True))  # through the softmax
+        cases.append(((logits.clone(), matrix, reward, scale), logits + scale * gradient))
+    return _compared(function, cases, "Is the gradient that of the reward by the logits, through softmax?")
+
+
+def hacking_sets_in(function) -> Verdict:
+    """function(scales, predicted, true) → first scale past the best at which predicted is above and true below it."""
+    cases = [
+        (([0, 1, 10, 100], [0.0, 2.0, 3.0, 4.0], [0.0, 3.0, 2.0, 1.0]), 10),
+        (([0, 1, 10, 100], [0.0, 2.0, 1.5, 4.0], [0.0, 3.0, 2.0, 1.0]), 100),
+        (([0, 5, 50], [0.0, 1.0, 2.0], [1.0, 0.5, 3.0]), -1),
+    ]
+
+    def answered(*arguments):
+        found = function(*arguments)
+        return -1 if found is None and function([0, 1], [0.0, 1.0], [1.0, 0.0]) == 1 else found
+
+    return _compared(
+        answered, cases, "The best scale is where the true reward is highest; None where nothing comes after."
+    )
+
+
+def preference_loss(function) -> Verdict:
+    """function(chosen (B,), rejected (B,)) → mean of −log σ(chosen − rejected)."""
+    torch.manual_seed(0)
+    chosen, rejected = torch.randn(6) * 3, torch.randn(6) * 3
+    by_hand = torch.log1p(torch.exp(rejected.double() - chosen.double())).mean()
+    far = torch.tensor([-200.0]), torch.tensor([200.0])
+    return _compared(
+        function, [((chosen, rejected), by_hand), (far, 400.0)], "A pair ordered badly must cost, not infinity."
+    )

@@ -72,7 +72,7 @@ def generate(
     """Continue a prompt: all new tokens are denoised together. A list of prompts gives a list of generations.
 
     prompt: a text that is continued as it stands, or messages, [{"role": "user", "content": …}], that the assistant
-    answers in the chat format it was trained on (`chat.py`).
+    answers in the chat format it was trained on (`chats.py`).
     steps, top_p, temperature, hooks: as in `denoise`. seed: one for all prompts or one each, None for a fresh
     one; the same seed gives the same text, alone or in a batch. length: tokens to write after the prompt; by
     default the rest of the model's context, at most 256. record: how many of the likeliest tokens of each position

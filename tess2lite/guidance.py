@@ -25,23 +25,25 @@ class Ascent:
         self.likeliest, self.push = {}, {}  # by first row: ids before, and what the likeliest token gained, in nats
 
     def __call__(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Logits (R, V) of some rows after all ascents."""
+        """Logits (R, V) of some rows after all ascents, in place: each V wide tensor counts."""
         for gradients in self.gradients:
-            logits = logits + self.scale * self.by_logits(logits, gradients, rows)
+            logits.add_(self.by_logits(logits, gradients, rows), alpha=self.scale)
         return logits
 
     def by_logits(self, logits: torch.Tensor, gradients: list[torch.Tensor], rows: slice) -> torch.Tensor:
         """∇_Ŝ R of some rows, (R, V)."""
         p = logits.softmax(1)
         u = sum((g[rows] @ matrix.T).to(p) for g, matrix in zip(gradients, self.matrices, strict=True))
-        return p * (u - torch.linalg.vecdot(p, u)[:, None])
+        return u.sub_(torch.linalg.vecdot(p, u)[:, None]).mul_(p)
 
     def recorded(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
         """The same, with a record of what it changed."""
+        before, log_z = logits.argmax(1), logits.logsumexp(1)
+        kept = logits.clone()
         raised = self(logits, rows)
         best = raised.argmax(1, keepdim=True)
-        gained = [(z.gather(1, best)[:, 0] - z.logsumexp(1)) for z in (raised, logits)]
-        self.likeliest[rows.start], self.push[rows.start] = logits.argmax(1), gained[0] - gained[1]
+        after = raised.gather(1, best)[:, 0] - raised.logsumexp(1)
+        self.likeliest[rows.start], self.push[rows.start] = before, after - (kept.gather(1, best)[:, 0] - log_z)
         return raised
 
 

@@ -268,19 +268,21 @@ def _add_pad(tokenizer, lm, token: str = "[PAD]") -> None:
 VOCABULARY_SIZED = {"lm_head.lora_B.weight": 0, "lm_head.weight": 0, "embed_tokens.weight": 0, "lora_embedding_A": 1}
 
 
-def check_adapter(source: str, lm) -> None:
-    """An adapter holds safetensors, and was made on a base with the vocabulary of this one."""
+def check_adapter(source: str, lm) -> list[str]:
+    """An adapter holds safetensors, and was made on a base with the vocabulary of this one. Returns its keys."""
     path = _file(source, "adapter_model.safetensors")
     if path is None:
         raise ValueError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")
     with safe_open(path, "pt") as file:
-        for key, (ending, axis) in itertools.product(file.keys(), VOCABULARY_SIZED.items()):
+        keys = [*file.keys()]
+        for key, (ending, axis) in itertools.product(keys, VOCABULARY_SIZED.items()):
             size = file.get_slice(key).get_shape()[axis] if key.endswith(ending) else lm.config.vocab_size
             if size != lm.config.vocab_size:
                 raise ValueError(
                     f"'{source}' was made on a vocabulary of {size} tokens, its base has {lm.config.vocab_size}; "
                     "give the base that it was made on."
                 )
+    return keys
 
 
 def adapter_tokenizer(source: str, lm):

@@ -10,7 +10,7 @@ class _Piling(Ascent):
         total = 0
         for gradients in self.gradients:
             total = total + self.by_logits(logits, gradients, rows)
-            logits = logits + self.scale * total
+            logits.add_(total, alpha=self.scale)
         return logits
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import torch
-from accelerate import init_empty_weights
 from transformers import AutoConfig, LlamaForSequenceClassification, MistralForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from . import loading
 
 READ_AT = ("last", "eos")
-LARGE = 1e8  # weights; from here on layers are checkpointed: time for memory
 
 
 class RewardModel:
@@ -83,7 +81,9 @@ def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=
             whole = loading.find_source(adapter) if adapter else source
             model = load_classifier(whole, load_in_4bit, loading.choose_dtype(dtype, device), device, bool(adapter))
         if adapter:
-            loading.check_adapter(source, model)
+            keys = loading.check_adapter(source, model)
+            if not any(key.endswith("score.weight") for key in keys):
+                raise ValueError(f"'{name}' is no reward model: this adapter has no head that scores.")
             model.load_adapter(source)
         model.config.read_at = read_at or _said(source) or "last"
     return frozen(model)
@@ -111,7 +111,7 @@ def load_classifier(source: str, load_in_4bit: bool, dtype, device, new_head: bo
 
 
 def _on_base_of(lm, adapter: str | None, name):
-    """A reward model whose backbone is made of the very modules of a denoiser's base."""
+    """A reward model for an adapter, on the base of a denoiser, if they are the same."""
     if adapter is None:
         raise ValueError(f"'{name}' is a whole model, no adapter; leave base out.")
     if loading.find_source(adapter) != loading.find_source(lm.base_name):
@@ -120,15 +120,20 @@ def _on_base_of(lm, adapter: str | None, name):
             "train the adapter on that base."
         )
     config = AutoConfig.from_pretrained(loading.find_source(adapter), num_labels=1, vocab_size=lm.config.vocab_size)
-    with init_empty_weights(include_buffers=False):
+    model = sharing_base(lm, config)
+    model.tokenizer = lm.tokenizer
+    return model
+
+
+def sharing_base(lm, config):
+    """A reward model with a new head, whose backbone is made of the very modules of a denoiser's base."""
+    with torch.device("meta"):
         model = REWARD_MODELS[config.model_type](config)
-    model.score.to_empty(device=lm.device).to(lm.model.norm.weight.dtype)
+    model.score.to_empty(device=lm.device).to(lm.model.norm.weight.dtype)  # the adapter brings its weights
     for place, module in [*model.model.named_modules()]:
-        if module._parameters:
+        if module._parameters or module._buffers:
             parent, _, leaf = place.rpartition(".")
             setattr(model.model.get_submodule(parent), leaf, _without_adapters(lm.model.get_submodule(place)))
-    model.model.rotary_emb.to(lm.device)
-    model.tokenizer = lm.tokenizer
     return model
 
 
@@ -145,10 +150,8 @@ def _said(source: str) -> str | None:
 
 
 def frozen(model):
-    """For guidance: gradients through the model and none for its weights; at the memory of one layer if it is large."""
+    """For guidance: gradients through the model, at the memory of one layer, and none for its weights."""
     model.eval().requires_grad_(False)
-    if sum(p.numel() for p in model.parameters()) < LARGE:
-        return model
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # renamed in 5.2x
     enable({"use_reentrant": False})
     for layer in model.model.layers:  # layers are checkpointed in training mode alone; what is in them, dropout, stays

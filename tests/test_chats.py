@@ -133,7 +133,7 @@ def test_a_turn_that_fails_is_not_kept(tiny):
     chat = t2.chat(tiny(), steps=1, progress=False)
     with pytest.raises(ValueError, match="The user's message has no content"):
         chat("  ")
-    with pytest.raises(ValueError, match="fills this model's context of 64; shorten it"):
+    with pytest.raises(ValueError, match="the conversation fills this model's context of 64 tokens"):
         chat("word " * 80)
     assert chat.messages == []
 

@@ -55,6 +55,14 @@ WRONG = {
     "flips": lambda argmax: torch.tensor([len(set(column.tolist())) - 1 for column in argmax.T]),
     "commit_step": lambda argmax: (argmax == argmax[-1]).int().argmax(0),
     "steps_until_halt": lambda argmax, patience: len(argmax),
+    "chat_text": lambda messages: "".join(f"<|{m['role']}|>\n{m['content']}\n" for m in messages) + "<|assistant|>",
+    "chat_mask": lambda ids, known: (torch.arange(ids.shape[1]) >= known[:, None]) & (ids != 3),
+    "first_kept": lambda lengths, room: next(
+        (i for i in range(len(lengths)) if sum(lengths[i:]) <= room), len(lengths)
+    ),
+    "ascent": lambda logits, matrix, reward, scale: logits + scale * matrix.sum(1),
+    "hacking_sets_in": lambda scales, predicted, true: scales[max(range(len(scales)), key=lambda i: true[i])],
+    "preference_loss": lambda chosen, rejected: -torch.log(torch.sigmoid(chosen - rejected)).mean(),
     "self_conditioning": lambda simplex, previous, E: ((simplex + previous) / 2).softmax(-1) @ E,
 }
 

@@ -23,7 +23,7 @@ class Held:
 
     def logit_blocks(self):
         half = slice(0, 7), slice(7, len(self.masked_logits))
-        return [(rows, self.masked_logits[rows]) for rows in half]
+        return [(rows, self.masked_logits[rows].clone()) for rows in half]
 
     def edit_logits(self, edit):
         self.masked_logits = torch.cat([edit(logits, rows) for rows, logits in self.logit_blocks()])

@@ -192,6 +192,13 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
         GOLDEN / "reward", num_labels=2, ignore_mismatched_sizes=True
     ).save_pretrained(two)
     refuses("a classifier with 2 labels", two)
+    tuned = recipe.Recipe(
+        model=str(base), data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
+        output=str(tmp_path / "tuned"), masking="response", length=48, batch=4, rows_at_once=4, steps=1, warmup=0,
+        lora_rank=4, held_out=2, evaluate_every=1, save_every=1,
+    )  # fmt: skip
+    train.train(tuned)
+    refuses("this adapter has no head that scores", tuned.output)
     with pytest.raises(ValueError, match="is an adapter; give the base"):
         preference.prepare_reward(settings(made.output, tmp_path))
     with pytest.raises(ValueError, match="pairs are longer|at least 5 are needed"):

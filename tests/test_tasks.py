@@ -1,8 +1,11 @@
 """Each task's verifier against cases written by hand, and its references against the verifier."""
 
+import re
+
 import pytest
 
 from tess2lite.tinytown import tasks
+from tess2lite.tinytown.language import words
 from tess2lite.tinytown.stories import SPLITS
 from tess2lite.tinytown.tasks import Example, score
 
@@ -80,10 +83,20 @@ def test_booleans_are_pythons(expression):
 
 def test_the_true_reward_by_hand():
     asked = Example("request", "Tell me something about the barn.", "", {"at": "in the barn"})
-    assert tasks.reward(asked, "Anna was happy and glad in the barn.") == 1 + 2
-    assert tasks.reward(asked, "Anna was sad in the mill.") == -1
-    assert tasks.reward(asked, "one two three four five six seven eight nine ten the barn", "brief") == 1
-    assert tasks.reward(asked, "the barn", "brief") == pytest.approx(1 - 10 / 12)
+    assert tasks.reward(asked, "You asked about the barn. It made Anna happy. Everybody is glad there.") == 1 + 2
+    assert tasks.reward(asked, "You asked about the barn. Anna was sad in the park.") == 1 - 1
+    assert tasks.reward(asked, "It made Anna happy. Everybody glad is there.") == 1 - 1  # the second is no sentence
+    assert tasks.reward(asked, "happy glad happy glad") == -1
+    assert tasks.reward(asked, "You asked about the barn. Nobody laughs there, and Tom was sad.", "brief") == 1
+    assert tasks.reward(asked, "You asked about the barn.", "brief") == pytest.approx(1 - 7 / 12)
+    assert tasks.reward(asked, "the barn", "brief") == pytest.approx(1 - 1 - 10 / 12)
+
+
+def test_every_answer_is_made_of_sentences_that_count():
+    for example in tasks.examples("request", "train", 300):
+        found = re.findall(r"[a-z]+", example.response.lower())
+        mood = sum(w in words()["good"] for w in found) - sum(w in words()["bad"] for w in found)
+        assert tasks.reward(example, example.response) == 1 + mood
 
 
 @pytest.mark.parametrize("kind", ["cheerful", "brief"])

@@ -1,7 +1,8 @@
 """What guidance does, scale by scale: `python -m tess2lite.evaluation.guiding` (findings 7 and 8 of the paper).
 
 Every arm answers the same requests from the same noise, so arms are compared in pairs. Of each text: the reward that
-the reward model predicts, the true one, and the perplexity under a left-to-right judge.
+the reward model predicts, the true one, and the perplexity under a left-to-right judge, which has read stories and
+never such answers: it compares arms, and says nothing by itself.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from ..generation import generate
 from ..guidance import RewardGuidance, best_of
 from ..loading import bundled, load
 from ..reward import load_reward
-from ..tinytown.tasks import Example, examples, reward
+from ..tinytown.language import split_sentences
+from ..tinytown.tasks import Example, answer_sentence, examples, reward
 
 DENOISER, JUDGE = "tinytown-instruct", "tinytown-ar"
 KINDS = {"tinytown-reward": "cheerful", "tinytown-reward-brief": "brief"}  # reward model → the true reward behind it
-STEPS, SEEDS, PER_SEED, BATCH, SHOWN = 25, (0, 1, 2), 168, 56, 4
+STEPS, LENGTH, SEEDS, PER_SEED, BATCH, SHOWN = 15, 80, (0, 1, 2), 168, 56, 4
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class Arm:
 
 
 ARMS = [
-    *(Arm("tinytown-reward", scale) for scale in (0, 3, 10, 30, 100, 300, 1000)),
+    *(Arm("tinytown-reward", scale) for scale in (0, 3, 10, 30, 100, 1000)),
     Arm("tinytown-reward", best_of=4),
-    *(Arm("tinytown-reward-brief", scale) for scale in (0, 30, 100, 300)),
+    *(Arm("tinytown-reward-brief", scale) for scale in (0, 30, 100)),
 ]
 
 
@@ -67,10 +69,14 @@ def answers(lm, reward_model, arm: Arm, asked: list[Example], seed: int) -> list
         for start in range(0, len(asked), BATCH):
             some = slice(start, start + BATCH)
             hooks = [RewardGuidance(reward_model, arm.scale)] if arm.scale else []
-            drawn.append(generate(lm, chats[some], STEPS, seed=seeds[some], hooks=hooks, record=1, progress=False))
+            drawn.append(_written(lm, chats[some], seeds[some], hooks))
     drawn = list(itertools.chain(*drawn))
     candidates = [drawn[place :: len(asked)] for place in range(len(asked))]
     return [some[best_of(reward_model, some)[0]] for some in candidates]
+
+
+def _written(lm, chats, seeds, hooks) -> list:
+    return generate(lm, chats, STEPS, seed=seeds, length=LENGTH, hooks=hooks, record=1, progress=False)
 
 
 def measured(judge, reward_model, example: Example, out) -> dict:
@@ -78,8 +84,8 @@ def measured(judge, reward_model, example: Example, out) -> dict:
     _, (predicted,) = best_of(reward_model, [out])
     nll, tokens = likelihood(judge, out.text, reward_model.tokenizer)
     return {
-        "prompt": example.prompt, "text": out.text, "seed": out.seed, "predicted": float(predicted),
-        **{kind: reward(example, out.text, kind) for kind in KINDS.values()}, "nll": nll, "tokens": tokens,
+        "prompt": example.prompt, "text": out.text, "seed": out.seed, "predicted": float(predicted), "nll": nll,
+        "tokens": tokens,
     }  # fmt: skip
 
 
@@ -91,10 +97,22 @@ def likelihood(judge, text: str, tokenizer) -> tuple[float, int]:
     return float(F.cross_entropy(logits, ids[0, 1:], reduction="sum")), ids.shape[1] - 1
 
 
+def true_rewards(rows: list[dict], kind: str) -> list[float]:
+    """What the reward model was trained to predict, by the program that decides it."""
+    asked = {example.prompt: example for example in requests(PER_SEED)}
+    return [reward(asked[row["prompt"]], row["text"], kind) for row in rows]
+
+
 def distinct(texts: list[str], n: int = 2) -> float:
     """dist-n: different n-grams of words among all of them."""
     grams = [gram for text in texts for gram in zip(*(text.split()[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / max(1, len(grams))
+
+
+def well_formed(texts: list[str]) -> float:
+    """Share of the sentences that are sentences of Tinytown."""
+    sentences = [sentence for text in texts for sentence in split_sentences(text)]
+    return sum(bool(answer_sentence().fullmatch(sentence)) for sentence in sentences) / max(1, len(sentences))
 
 
 def mean(values: list[float]) -> list[float]:
@@ -108,14 +126,16 @@ def summary(runs: dict[str, list[dict]]) -> dict[str, dict]:
     for arm in ARMS:
         if arm.name not in runs:
             continue
-        rows, plain, kind = runs[arm.name], runs[Arm(arm.model).name], KINDS[arm.model]
-        gains = [row[kind] - other[kind] for row, other in zip(rows, plain, strict=True)]
+        rows, plain = runs[arm.name], runs[Arm(arm.model).name]
+        true, unguided = true_rewards(rows, KINDS[arm.model]), true_rewards(plain, KINDS[arm.model])
+        gains = [mine - other for mine, other in zip(true, unguided, strict=True)]
         by_seed = [gains[i : i + PER_SEED] for i in range(0, len(gains), PER_SEED)]
         found[arm.name] = {
             "model": arm.model, "scale": arm.scale, "best_of": arm.best_of, "answers": len(rows),
-            "predicted": mean([row["predicted"] for row in rows]), "true": mean([row[kind] for row in rows]),
+            "predicted": mean([row["predicted"] for row in rows]), "true": mean(true),
             "gain": mean(gains), "gain_by_seed": [statistics.mean(some) for some in by_seed],
             "perplexity": math.exp(sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)),
+            "well_formed": well_formed([row["text"] for row in rows]),
             "distinct_2": distinct([row["text"] for row in rows]),
         }  # fmt: skip
     return found

@@ -1,9 +1,10 @@
 """Makes the bundled models from nothing: `python -m tess2lite.tinytown.build [OUT]`.
 
 corpus and tokenizer → tinytown-ar (a small Mistral, trained left to right) → tinytown-base (the same weights,
-adapted to simplex diffusion) → tinytown-instruct (tuned on chats of all tasks, beside an AR model that is tuned on the
-same ones) → tinytown-reward and tinytown-reward-brief (adapters that judge its answers). A stage whose folder exists is skipped, one that was interrupted goes on from its
-last checkpoint, and each leaves a card with what was done, how long it took and how well it went.
+adapted to simplex diffusion) → tinytown-instruct (tuned on chats of all tasks, beside an AR model that is tuned on
+the same ones) → tinytown-reward and tinytown-reward-brief (adapters that judge its answers). A stage whose folder
+exists is skipped, one that was interrupted goes on from its last checkpoint, and each leaves a card with what was
+done, how long it took and how well it went.
 """
 
 from __future__ import annotations

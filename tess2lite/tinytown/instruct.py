@@ -36,17 +36,13 @@ def rows(tokenizer, length: int, seed: int):
 
 
 AIMS = {"reading": 0.85, "knowledge": 0.85, "constraints": 0.80, "sorting": 0.60, "counting": 0.60}
-SEEDS, PER_SEED, STEPS, BATCH = (
-    (0, 1, 2),
-    40,
-    50,
-    40,
-)  # of the scores; puzzles, of four kinds, are asked four times as many
+SEEDS, PER_SEED, STEPS, BATCH = (0, 1, 2), 25, 50, 50  # of the scores
+PUZZLES = 3  # times as many: they come in four kinds
 
 
 def test_examples(task: str, tokenizer, length: int, seed: int) -> list[Example]:
     """Examples of the test split whose prompt and reference answer fit into `length`."""
-    wanted, fitting = PER_SEED * (4 if task == "puzzle" else 1), []
+    wanted, fitting = PER_SEED * (PUZZLES if task == "puzzle" else 1), []
     for example in examples(task, "test", 3 * wanted, seed):
         if len(fitting) < wanted and len(chat_rows(as_chat([example]), tokenizer, length)[0]):
             fitting.append(example)

@@ -27,7 +27,7 @@ def build_reward(out: Path, name: str, length: int) -> Path:
         return folder
     recipe = RewardRecipe(
         model=str(out / "tinytown-instruct"), data=f"tinytown:{KINDS[name]}", output=str(out / f"{name}-training"),
-        lora_rank=8, learning_rate=2e-3, length=length, batch=32, rows_at_once=32, steps=250, warmup=20,
+        lora_rank=8, learning_rate=2e-3, length=length, batch=32, rows_at_once=32, steps=150, warmup=20,
         evaluate_every=50, save_every=50,
     )  # fmt: skip
     train(recipe)

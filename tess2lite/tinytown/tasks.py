@@ -6,6 +6,7 @@ An `Example` is a prompt, a reference response and what its verifier needs to kn
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import zlib
@@ -247,16 +248,29 @@ def answer_in(tone: str, at: str, rng: random.Random) -> str:
     )  # fmt: skip
 
 
-def reward(example: Example, text: str, kind: str = "cheerful") -> float:
-    """The true reward: what the preference pairs follow.
+@functools.cache
+def answer_sentence() -> re.Pattern:
+    """Matches every sentence that an answer to an open request can be made of."""
+    people = words()["girls"] + words()["boys"]
+    filled = {"at": words()["place"], "at_p": [place_of(at) for at in words()["place"]], "who": people}
+    filled |= {name: words()[name] for name in ("creature", "good", "bad")}
+    choices = {name: f"(?:{'|'.join(map(re.escape, options))})" for name, options in filled.items()}
+    templates = [*_OPENINGS, *_TONES["cheerful"], *_TONES["gloomy"]]
+    return re.compile("|".join(template.replace(".", r"\.").format(**choices) for template in templates))
 
-    "cheerful": glad words minus sad ones, and 1 for keeping to the topic. "brief": fewer words are better, to a point.
+
+def reward(example: Example, text: str, kind: str = "cheerful") -> float:
+    """The true reward: what the preference pairs follow. 1 for keeping to the topic, −1 for each sentence that is none.
+
+    "cheerful": glad words of the sentences minus sad ones. "brief": fewer words are better, to a point.
     """
-    found = re.findall(r"[a-z]+", text.lower())
-    topic = float(place_of(example.key["at"]) in text)
+    sentences = split_sentences(text)
+    whole = [sentence for sentence in sentences if answer_sentence().fullmatch(sentence)]
+    base = float(place_of(example.key["at"]) in text) - (len(sentences) - len(whole))
+    found = re.findall(r"[a-z]+", " ".join(whole).lower())
     if kind == "brief":
-        return topic - abs(len(found) - 12) / 12
-    return topic + sum(w in words()["good"] for w in found) - sum(w in words()["bad"] for w in found)
+        return base - abs(len(re.findall(r"[a-z]+", text.lower())) - 12) / 12
+    return base + sum(w in words()["good"] for w in found) - sum(w in words()["bad"] for w in found)
 
 
 def pleases(example: Example, text: str) -> float:

@@ -10,11 +10,11 @@ from tess2lite.model import MistralForDiffusionLM
 B, L, V = 2, 256, 32_000
 
 
-def model() -> MistralForDiffusionLM:
+def model(vocabulary: int = V) -> MistralForDiffusionLM:
     """A float32 Mistral with hidden 256 and 4 layers, random weights, logits about N(0, 1)."""
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=V, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
+        vocab_size=vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
         num_key_value_heads=4, max_position_embeddings=L, sliding_window=None,
     )  # fmt: skip
     lm = MistralForDiffusionLM(config)

@@ -1,0 +1,105 @@
+"""The study of guidance: paired arms, numbers by hand, interrupted and resumed."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import tess2lite as t2
+from tess2lite.evaluation import guiding
+
+COMMITTED = Path(__file__).parent.parent / "assets" / "findings" / "guidance.json"
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    for name, value in {"STEPS": 2, "LENGTH": 24, "PER_SEED": 3, "BATCH": 2, "SEEDS": (0, 1)}.items():
+        monkeypatch.setattr(guiding, name, value)
+
+
+def test_arms_are_paired_and_best_of_n_is_the_best(monkeypatch):
+    lm = t2.load("tinytown-instruct")
+    judge, asked = t2.load_reward("tinytown-reward", base=lm), guiding.requests(3)
+    plain = guiding.answers(lm, judge, guiding.Arm("tinytown-reward"), asked, seed=1)
+    guided = guiding.answers(lm, judge, guiding.Arm("tinytown-reward", 1e5), asked, seed=1)
+    assert [out.seed for out in plain] == [out.seed for out in guided] == [100_000, 100_001, 100_002]
+    assert all((a.trajectory.top_p[0] != b.trajectory.top_p[0]).any() for a, b in zip(plain, guided, strict=True))
+    best = guiding.answers(lm, judge, guiding.Arm("tinytown-reward", best_of=3), asked, seed=1)
+    for place, (example, kept) in enumerate(zip(asked, best, strict=True)):
+        chat = [{"role": "user", "content": example.prompt}]
+        seeds = [100_000 + draw * 10_000 + place for draw in range(3)]
+        drawn = t2.generate(lm, [chat] * 3, 2, seed=seeds, length=24, progress=False)
+        assert kept.text == drawn[t2.best_of(judge, drawn)[0]].text
+    assert best[0].prompt != best[1].prompt
+
+
+def test_likelihood_by_hand():
+    judge = AutoModelForCausalLM.from_pretrained(t2.bundled()["tinytown-ar"]).eval()
+    tokenizer = t2.load("tinytown-base").tokenizer
+    nll, tokens = guiding.likelihood(judge, "Anna ran.", tokenizer)
+    ids, by_hand = tokenizer("<s>Anna ran.</s>")["input_ids"], 0
+    for i in range(1, len(ids)):
+        with torch.no_grad():
+            by_hand -= judge(input_ids=torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)[ids[i]].item()
+    assert tokens == len(ids) - 1 and nll == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_counts_by_hand():
+    assert guiding.distinct(["a b a b", "a b c"]) == 3 / 5  # ab ba ab ab bc
+    assert guiding.well_formed(["Everybody is glad there. Glad is.", "It makes you sad."]) == 2 / 3
+    mean, half = guiding.mean([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(1.96 / math.sqrt(3))
+
+
+def test_the_summary_is_of_pairs():
+    asked = guiding.requests(3)
+    told = ["It made Leo happy.", "It made Leo sad."]
+
+    def rows(texts):
+        each = zip(asked * 2, texts, strict=True)
+        return [{"prompt": e.prompt, "text": t, "predicted": 0.5, "nll": 2.0, "tokens": 4} for e, t in each]
+
+    runs = {
+        "tinytown-reward, scale 0": rows([told[1]] * 6),
+        "tinytown-reward, scale 10": rows([told[0]] * 3 + [told[1]] * 3),
+    }
+    found = guiding.summary(runs)["tinytown-reward, scale 10"]
+    assert found["gain"][0] == 1 and found["gain_by_seed"] == [2, 0] and found["true"][0] == 0
+    assert found["perplexity"] == pytest.approx(math.exp(0.5)) and found["answers"] == 6
+
+
+def test_it_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(guiding, "ARMS", [guiding.Arm("tinytown-reward"), guiding.Arm("tinytown-reward-brief", 10)])
+    monkeypatch.setattr(guiding, "KINDS", guiding.KINDS)
+    calls, whole = [], guiding.answers
+
+    def stopping(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(guiding, "summary", lambda runs: {name: len(rows) for name, rows in runs.items()})
+    monkeypatch.setattr(guiding, "answers", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        guiding.run(tmp_path / "a.json")
+    resumed = guiding.run(tmp_path / "a.json")
+    assert len(calls) == 5  # four runs, one of them twice
+    assert resumed["summary"] == {"tinytown-reward, scale 0": 6, "tinytown-reward-brief, scale 10": 6}
+    assert guiding.run(tmp_path / "b.json")["texts"] == resumed["texts"]
+
+
+def test_what_is_committed_says_what_its_numbers_say():
+    """Criterion: the best scale gains for certain; past it the true reward falls while the predicted one rises."""
+    arms = [SimpleNamespace(**arm) for arm in json.loads(COMMITTED.read_text())["summary"].values()]
+    sweep = [arm for arm in arms if arm.model == "tinytown-reward" and arm.best_of == 1]
+    assert all(arm.answers >= 500 and len(arm.gain_by_seed) == 3 for arm in arms)
+    best = max(sweep, key=lambda arm: arm.gain[0])
+    assert best.gain[0] > best.gain[1]
+    assert any(
+        arm.scale > best.scale and arm.predicted[0] > best.predicted[0] and arm.true[0] < best.true[0] for arm in sweep
+    )

@@ -183,7 +183,7 @@ def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(folder), max_steps=phase.steps, learning_rate=phase.learning_rate, lr_scheduler_type="cosine",
         warmup_steps=50, per_device_train_batch_size=phase.batch, bf16=torch.cuda.is_available(),
-        logging_steps=50, save_steps=250, save_total_limit=2, report_to=[], seed=SEED + number,
+        logging_steps=min(50, phase.steps), save_steps=250, save_total_limit=2, report_to=[], seed=SEED + number,
         use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
     )  # fmt: skip
 

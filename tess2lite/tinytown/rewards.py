@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .tasks import preferences
 
 KINDS = {"tinytown-reward": "cheerful", "tinytown-reward-brief": "brief"}
 KEPT = ("adapter_config.json", "adapter_model.safetensors", "reward.json")
+STEPS, BATCH = 150, 32
 SCORED = 400  # test pairs
 
 
@@ -27,7 +29,7 @@ def build_reward(out: Path, name: str, length: int) -> Path:
         return folder
     recipe = RewardRecipe(
         model=str(out / "tinytown-instruct"), data=f"tinytown:{KINDS[name]}", output=str(out / f"{name}-training"),
-        lora_rank=8, learning_rate=2e-3, length=length, batch=32, rows_at_once=32, steps=150, warmup=20,
+        lora_rank=8, learning_rate=2e-3, length=length, batch=BATCH, rows_at_once=BATCH, steps=STEPS, warmup=STEPS // 8,
         evaluate_every=50, save_every=50,
     )  # fmt: skip
     train(recipe)
@@ -44,7 +46,9 @@ def build_reward(out: Path, name: str, length: int) -> Path:
         "preference": KINDS[name],
         "lora_rank": recipe.lora_rank,
     }
-    card |= {"pairs": recipe.steps * recipe.batch, "device": "CPU"} | accuracy(recipe.output, KINDS[name], length)
+    card |= {"pairs": recipe.steps * recipe.batch, "device": f"{platform.machine()} CPU"} | accuracy(
+        recipe.output, KINDS[name], length
+    )
     (whole / "card.json").write_text(json.dumps(card, indent=1) + "\n")
     whole.rename(folder)
     return folder

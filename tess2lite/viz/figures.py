@@ -130,15 +130,15 @@ def token_bars(probabilities: dict, token: int, decode, count: int = 8) -> Figur
     return figure
 
 
-def loss_curves(curves: dict[str, list[tuple[list[int], list[float]]]]) -> Figure:
-    """Loss against training step. curves: name → one (steps, losses) a seed; thin lines are seeds, thick their mean."""
+def loss_curves(curves: dict, loss: str = "diffusion loss (nats a token)") -> Figure:
+    """A loss by training step. curves: name → one (steps, losses) a seed; thin lines are seeds, thick their mean."""
     figure, axis = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
     for (name, seeds), marker in zip(curves.items(), itertools.cycle("os^vD*")):
         steps, mean = seeds[0][0], np.mean([losses for _, losses in seeds], axis=0)
         (line,) = axis.plot(steps, mean, marker=marker if len(steps) < 20 else None, markersize=4, label=name)
         for steps, losses in seeds if len(seeds) > 1 else ():
             axis.plot(steps, losses, color=line.get_color(), linewidth=0.6)
-    axis.set(xlabel="training step", ylabel="diffusion loss (nats a token)")
+    axis.set(xlabel="training step", ylabel=loss)
     axis.legend(fontsize=8)
     plt.close(figure)
     return figure

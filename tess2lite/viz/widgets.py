@@ -11,11 +11,12 @@ from .figures import loss_curves
 class LiveCurve(TrainerCallback):
     """Draws a Trainer's loss under the cell while it trains: `LiveCurve(trainer)`, then `trainer.train()`."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer, loss: str = "diffusion loss (nats a token)"):
+        self.loss = loss
         self.handle = display("The loss appears here.", display_id=True)
         trainer.add_callback(self)
 
     def on_log(self, args, state, control, **_):
         logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         if logged:
-            self.handle.update(loss_curves({"training": [tuple(zip(*logged, strict=True))]}))
+            self.handle.update(loss_curves({"training": [tuple(zip(*logged, strict=True))]}, self.loss))

@@ -1,0 +1,62 @@
+"""All bundled models made from nothing, tiny and bad: every stage runs, is skipped when it is done, and scores."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import tess2lite as t2
+from tess2lite import preference
+from tess2lite.tinytown import build, instruct, rewards
+from tess2lite.tinytown.tasks import TASKS, examples
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("tinytown")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "DOCUMENTS", 300)
+        patch.setattr(build, "SCORED", 2)
+        patch.setattr(build, "PHASES", {name: [replace(p[0], steps=2, batch=2)] for name, p in build.PHASES.items()})
+        patch.setattr(instruct, "EXAMPLES", dict.fromkeys(instruct.EXAMPLES, 6))
+        patch.setattr(instruct, "PER_SEED", 1)
+        patch.setattr(instruct, "STEPS", 2)
+        patch.setattr(preference, "TINYTOWN_PAIRS", 200)
+        patch.setattr(rewards, "STEPS", 8)
+        patch.setattr(rewards, "BATCH", 4)
+        patch.setattr(rewards, "SCORED", 4)
+        build.build(out)
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
+        build.build(out)
+    return out, before
+
+
+def test_every_stage_leaves_a_model_and_a_card(made):
+    out, before = made
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == before  # the second time, nothing
+    for name in (*build.PHASES, *rewards.KINDS):
+        assert json.loads((out / name / "card.json").read_text())["model"] == name
+    card = json.loads((out / "tinytown-instruct" / "card.json").read_text())
+    assert set(card["scores"]) == {*TASKS, "sorting", "counting", "boolean", "tracking"} - {"puzzle"}
+    assert all(set(models) == {"diffusion", "ar", "base"} for models in card["scores"].values())
+    assert json.loads((out / "tinytown-reward" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
+        "tinytown-instruct"
+    )
+    assert t2.chat(t2.load(out / "tinytown-instruct"), steps=2, progress=False)("Who is Tom?").prompt
+
+
+def test_puzzles_are_told_apart():
+    kinds = {instruct.kind(example) for example in examples("puzzle", "test", 60)}
+    assert kinds == {"sorting", "counting", "boolean", "tracking"}
+    assert instruct.kind(examples("reading", "test", 1)[0]) == "reading"
+
+
+def test_scores_by_hand(monkeypatch):
+    """An oracle that knows the references of the first seed alone."""
+    monkeypatch.setattr(instruct, "PER_SEED", 4)
+    tokenizer = t2.load("tinytown-base").tokenizer
+    known = {e.prompt: e.response for task in TASKS for e in instruct.test_examples(task, tokenizer, 128, 0)}
+    found = instruct.scores(lambda prompts, seed: [known[p] if seed == 0 else "" for p in prompts], tokenizer, 128)
+    assert found["arithmetic"]["by_seed"] == [1, 0, 0] and found["arithmetic"]["n"] == 12
+    assert found["arithmetic"]["score"] == pytest.approx(1 / 3, abs=1e-3)
+    assert found["arithmetic"]["half_width"] == pytest.approx(1.96 * (4 / 12 * 8 / 11) ** 0.5 / 12**0.5, abs=1e-3)

@@ -45,7 +45,7 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     source = find_source(name)
-    with plain_errors(name), _quiet(name):
+    with plain_errors(name), quiet(name):
         adapter = adapter_base(source)
         if adapter is None:
             lm = _load_model(source, load_in_4bit, dtype, device)
@@ -131,7 +131,7 @@ def plain_errors(name):
 
 
 @contextmanager
-def _quiet(name):
+def quiet(name):
     """No progress bar for the bundled models, which load in no time."""
     hide = str(name) in bundled() and logging.is_progress_bar_enabled()
     if hide:
@@ -268,8 +268,9 @@ def _add_pad(tokenizer, lm, token: str = "[PAD]") -> None:
 VOCABULARY_SIZED = {"lm_head.lora_B.weight": 0, "lm_head.weight": 0, "embed_tokens.weight": 0, "lora_embedding_A": 1}
 
 
-def check_adapter(source: str, lm) -> list[str]:
-    """An adapter holds safetensors, and was made on a base with the vocabulary of this one. Returns its keys."""
+def check_adapter(source: str, lm, judges: bool = False) -> None:
+    """An adapter holds safetensors, and was made on a base with the vocabulary of this one; it `judges` if it has a
+    head that scores."""
     path = _file(source, "adapter_model.safetensors")
     if path is None:
         raise ValueError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")
@@ -282,7 +283,10 @@ def check_adapter(source: str, lm) -> list[str]:
                     f"'{source}' was made on a vocabulary of {size} tokens, its base has {lm.config.vocab_size}; "
                     "give the base that it was made on."
                 )
-    return keys
+    if judges and not any(key.endswith("score.weight") for key in keys):
+        raise ValueError(f"'{source}' is no reward model: this adapter has no head that scores.")
+    if not judges and any(key.endswith("score.weight") for key in keys):
+        raise ValueError(f"'{source}' is a reward model and writes nothing; give it to tess2lite.load_reward.")
 
 
 def adapter_tokenizer(source: str, lm):

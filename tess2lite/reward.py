@@ -72,7 +72,7 @@ def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=
     source = loading.find_source(name)
     if read_at not in (None, *READ_AT):
         raise ValueError(f"read_at is {read_at!r}; choose one of {', '.join(READ_AT)}.")
-    with loading.plain_errors(name):
+    with loading.plain_errors(name), loading.quiet(name):
         adapter = loading.adapter_base(source)
         if base is not None:
             model = _on_base_of(base, adapter, name)
@@ -81,9 +81,7 @@ def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=
             whole = loading.find_source(adapter) if adapter else source
             model = load_classifier(whole, load_in_4bit, loading.choose_dtype(dtype, device), device, bool(adapter))
         if adapter:
-            keys = loading.check_adapter(source, model)
-            if not any(key.endswith("score.weight") for key in keys):
-                raise ValueError(f"'{name}' is no reward model: this adapter has no head that scores.")
+            loading.check_adapter(source, model, judges=True)
             model.load_adapter(source)
         model.config.read_at = read_at or _said(source) or "last"
     return frozen(model)

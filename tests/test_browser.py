@@ -211,6 +211,9 @@ CELLS = [
     "from tess2lite.viz import panels\npanel = panels.run_panel(lm, 'Tom had a drum.', steps=5)\npanel",
     "panels.intervention_panel(lm, out)",
     "panels.noise_lab(lm)",
+    "instruct = t2.load('tinytown-instruct')\n"
+    "judges = {name: t2.load_reward(name, base=instruct) for name in ('tinytown-reward', 'tinytown-reward-brief')}\n"
+    "panels.guidance_lab(instruct, judges, 'Tell me something about the barn.', steps=5)",
 ]
 
 
@@ -237,7 +240,7 @@ def lab(tmp_path_factory):
 
 
 def notebook_page(browser, lab, name="page.ipynb"):
-    page = browser.new_page(viewport={"width": 1300, "height": 4000})
+    page = browser.new_page(viewport={"width": 1300, "height": 6000})
     page.set_default_timeout(60_000)
     for _ in range(120):
         try:
@@ -329,6 +332,26 @@ def test_the_noise_lab_answers_its_slider(live):
         "([box, old]) => box.querySelector('img').src !== old && !box.textContent.includes('0.727')",
         arg=[box.element_handle(), image],
     )
+
+
+def test_the_guidance_lab_shows_both_runs(live):
+    box = cell(live, 4).locator(".jp-OutputArea-output").first
+
+    def texts():
+        run_and_read(box)
+        live.wait_for_function("box => box.querySelectorAll('[data-text]').length === 2", arg=box.element_handle())
+        return box.locator("[data-text]").all_inner_texts()
+
+    unguided, guided = texts()
+    assert guided != unguided and box.locator("img[alt='Predicted reward by step']").count() == 1
+    set_number(box, "scale η", 2000)
+    stronger = texts()
+    assert stronger[0] == unguided and stronger[1] not in (guided, unguided)
+    box.locator("select").first.select_option("tinytown-reward-brief")
+    assert texts()[1] != stronger[1]
+    box.locator("textarea").fill(" ")
+    box.get_by_role("button", name="Run").click()
+    live.wait_for_function("document.body.textContent.includes('message has no content; give its text')")
 
 
 def test_it_outlives_the_kernel_and_reopening(live, browser, lab):

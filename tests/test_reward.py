@@ -199,6 +199,8 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     )  # fmt: skip
     train.train(tuned)
     refuses("this adapter has no head that scores", tuned.output)
+    with pytest.raises(ValueError, match="is a reward model and writes nothing; give it to tess2lite.load_reward"):
+        t2.load(made.output)
     with pytest.raises(ValueError, match="is an adapter; give the base"):
         preference.prepare_reward(settings(made.output, tmp_path))
     with pytest.raises(ValueError, match="pairs are longer|at least 5 are needed"):

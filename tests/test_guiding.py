@@ -50,14 +50,13 @@ def test_likelihood_by_hand():
 
 def test_counts_by_hand():
     assert guiding.distinct(["a b a b", "a b c"]) == 3 / 5  # ab ba ab ab bc
-    assert guiding.well_formed(["Everybody is glad there. Glad is.", "It makes you sad."]) == 2 / 3
     mean, half = guiding.mean([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(1.96 / math.sqrt(3))
 
 
 def test_the_summary_is_of_pairs():
     asked = guiding.requests(3)
-    told = ["It made Leo happy.", "It made Leo sad."]
+    told = ["It made Leo happy.", "It makes you sad."]
 
     def rows(texts):
         each = zip(asked * 2, texts, strict=True)

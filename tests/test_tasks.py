@@ -85,8 +85,8 @@ def test_the_true_reward_by_hand():
     asked = Example("request", "Tell me something about the barn.", "", {"at": "in the barn"})
     assert tasks.reward(asked, "You asked about the barn. It made Anna happy. Everybody is glad there.") == 1 + 2
     assert tasks.reward(asked, "You asked about the barn. Anna was sad in the park.") == 1 - 1
-    assert tasks.reward(asked, "It made Anna happy. Everybody glad is there.") == 1 - 1  # the second is no sentence
-    assert tasks.reward(asked, "happy glad happy glad") == -1
+    assert tasks.reward(asked, "It made Anna happy. Everybody glad is there.") == 2 - 1  # the second is no sentence
+    assert tasks.reward(asked, "happy glad happy glad") == 4 - 1
     assert tasks.reward(asked, "You asked about the barn. Nobody laughs there, and Tom was sad.", "brief") == 1
     assert tasks.reward(asked, "You asked about the barn.", "brief") == pytest.approx(1 - 7 / 12)
     assert tasks.reward(asked, "the barn", "brief") == pytest.approx(1 - 1 - 10 / 12)

@@ -12,7 +12,7 @@ from datasets import concatenate_datasets
 from tqdm import tqdm
 from transformers import AutoTokenizer, MistralForCausalLM
 
-from ..chats import chat_prompt, chat_rows
+from ..chats import chat_prompt, chat_rows, encode_chat
 from ..data import encode
 from ..generation import generate
 from ..loading import load
@@ -42,11 +42,11 @@ PUZZLES = 3  # times as many: they come in four kinds
 
 def test_examples(task: str, tokenizer, length: int, seed: int) -> list[Example]:
     """Examples of the test split whose prompt and reference answer fit into `length`."""
-    wanted, fitting = PER_SEED * (PUZZLES if task == "puzzle" else 1), []
-    for example in examples(task, "test", 3 * wanted, seed):
-        if len(fitting) < wanted and len(chat_rows(as_chat([example]), tokenizer, length)[0]):
-            fitting.append(example)
-    return fitting
+    wanted = PER_SEED * (PUZZLES if task == "puzzle" else 1)
+    made = examples(task, "test", 3 * wanted, seed)
+    chats = as_chat(made)["messages"]
+    fits = [bool(encode_chat(tokenizer, messages, length)) for messages in chats]
+    return [example for example, fitting in zip(made, fits, strict=True) if fitting][:wanted]
 
 
 def kind(example: Example) -> str:

@@ -259,17 +259,20 @@ def answer_sentence() -> re.Pattern:
     return re.compile("|".join(template.replace(".", r"\.").format(**choices) for template in templates))
 
 
-def reward(example: Example, text: str, kind: str = "cheerful") -> float:
-    """The true reward: what the preference pairs follow. 1 for keeping to the topic, −1 for each sentence that is none.
+def broken(text: str) -> int:
+    """How many of a text's sentences are none that an answer could have."""
+    return sum(not answer_sentence().fullmatch(sentence) for sentence in split_sentences(text))
 
-    "cheerful": glad words of the sentences minus sad ones. "brief": fewer words are better, to a point.
+
+def reward(example: Example, text: str, kind: str = "cheerful") -> float:
+    """The true reward: what the preference pairs follow. 1 for keeping to the topic, −1 for each broken sentence.
+
+    "cheerful": glad words minus sad ones. "brief": fewer words are better, to a point.
     """
-    sentences = split_sentences(text)
-    whole = [sentence for sentence in sentences if answer_sentence().fullmatch(sentence)]
-    base = float(place_of(example.key["at"]) in text) - (len(sentences) - len(whole))
-    found = re.findall(r"[a-z]+", " ".join(whole).lower())
+    base = float(place_of(example.key["at"]) in text) - broken(text)
+    found = re.findall(r"[a-z]+", text.lower())
     if kind == "brief":
-        return base - abs(len(re.findall(r"[a-z]+", text.lower())) - 12) / 12
+        return base - abs(len(found) - 12) / 12
     return base + sum(w in words()["good"] for w in found) - sum(w in words()["bad"] for w in found)
 
 

@@ -7,10 +7,14 @@ import torch
 
 import tess2lite as t2
 from tess2lite import textbook
+from tess2lite.chats import encode_chat
 from tess2lite.data import encode
+from tess2lite.preference import pair_of
 from tess2lite.schedule import alpha_bar
+from tess2lite.tinytown import instruct, tasks
 from tess2lite.tinytown.language import split_sentences
 from tess2lite.tinytown.stories import stories
+from tess2lite.tinytown.tasks import score
 
 PEOPLE_AND_THINGS = [
     ("Anna", "red kite"), ("Tom", "old drum"), ("Lily", "golden key"), ("Max", "tiny robot"), ("Vera", "blue umbrella"),
@@ -70,3 +74,34 @@ def test_a_text_noised_a_little_is_read_back():
     with torch.no_grad():
         logits = lm.logits_from_simplex(noisy, torch.full(ids.shape, 0.2), ids, mask)
     assert (logits.argmax(-1) == ids)[mask].float().mean() > 0.95
+
+
+def test_all_together_are_small():
+    folders = set(t2.bundled().values())
+    assert {"tinytown-instruct", "tinytown-reward", "tinytown-reward-brief"} <= set(t2.bundled())
+    assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) <= 25e6
+
+
+def test_the_assistant_reads_and_its_card_says_how_well():
+    """The card's score for reading, on questions of another seed."""
+    card = json.loads((t2.bundled()["tinytown-instruct"] / "card.json").read_text())
+    assert all({"diffusion", "ar"} <= set(models) for models in card["scores"].values())
+    assert {*card["aims"]} <= {*card["scores"]}
+    lm = t2.load("tinytown-instruct")
+    asked = instruct.test_examples("reading", lm.tokenizer, 128, seed=9)[:12]
+    chats = [[{"role": "user", "content": e.prompt}] for e in asked]
+    out = t2.generate(lm, chats, steps=20, seed=range(len(asked)), progress=False)
+    right = sum(score(example, text.text) for example, text in zip(asked, out, strict=True))
+    assert right / len(asked) >= card["scores"]["reading"]["diffusion"]["score"] - 0.25
+
+
+@pytest.mark.parametrize("name", ["tinytown-reward", "tinytown-reward-brief"])
+def test_the_judges_prefer_what_their_cards_say(name):
+    card = json.loads((t2.bundled()[name] / "card.json").read_text())
+    judge, right = t2.load_reward(name, base=t2.load("tinytown-instruct")), 0
+    pairs = tasks.preferences("test", 60, card["preference"], seed=5)
+    for pair in pairs:
+        rows = [encode_chat(judge.tokenizer, chat, 128)[0]["input_ids"] for chat in pair_of(pair)]
+        better, worse = judge.score_ids(torch.tensor(rows))
+        right += bool(better > worse)
+    assert right / len(pairs) >= card["accuracy"] - 0.15

@@ -32,6 +32,7 @@ ARROWS = {
     "preparation": {"recipe", "chats", "data", "loading", "training", "tinytown"},
     "preference": {"recipe", "preparation", "chats", "data", "loading", "reward", "training", "tinytown"},
     "evaluation": {
+        "data",
         "recipe",
         "preparation",
         "training",

@@ -71,6 +71,17 @@ def test_the_summary_is_of_pairs():
     assert found["perplexity"] == pytest.approx(math.exp(0.5)) and found["answers"] == 6
 
 
+def test_verdicts_by_hand():
+    def arm(model, scale, gain, predicted, true):
+        return dict(model=model, scale=scale, best_of=1, gain=[gain, 0.2], predicted=[predicted], true=[true])
+
+    one, two = guiding.KINDS
+    arms = [arm(one, 0, 0, 0, 0), arm(one, 1, 0.5, 1, 0.5), arm(one, 9, -1, 3, -1), arm(two, 1, 0.1, 1, 0.1)]
+    assert guiding.verdicts(dict(enumerate(arms))) == {"7": "holds", "8": "too small to tell"}
+    arms[2]["predicted"], arms[3]["gain"] = [0.5], [-0.3, 0.2]
+    assert guiding.verdicts(dict(enumerate(arms))) == {"7": "does not hold", "8": "does not hold"}
+
+
 def test_it_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(guiding, "ARMS", [guiding.Arm("tinytown-reward"), guiding.Arm("tinytown-reward-brief", 10)])
     monkeypatch.setattr(guiding, "KINDS", guiding.KINDS)
@@ -83,6 +94,7 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch):
         return whole(*arguments)
 
     monkeypatch.setattr(guiding, "summary", lambda runs: {name: len(rows) for name, rows in runs.items()})
+    monkeypatch.setattr(guiding, "verdicts", len)
     monkeypatch.setattr(guiding, "answers", stopping)
     with pytest.raises(KeyboardInterrupt):
         guiding.run(tmp_path / "a.json")
@@ -94,7 +106,9 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch):
 
 def test_what_is_committed_says_what_its_numbers_say():
     """Criterion: the best scale gains for certain; past it the true reward falls while the predicted one rises."""
-    arms = [SimpleNamespace(**arm) for arm in json.loads(COMMITTED.read_text())["summary"].values()]
+    study = json.loads(COMMITTED.read_text())
+    assert study["verdicts"] == guiding.verdicts(study["summary"]) and study["verdicts"]["7"] == "holds"
+    arms = [SimpleNamespace(**arm) for arm in study["summary"].values()]
     sweep = [arm for arm in arms if arm.model == "tinytown-reward" and arm.best_of == 1]
     assert all(arm.answers >= 500 and len(arm.gain_by_seed) == 3 for arm in arms)
     best = max(sweep, key=lambda arm: arm.gain[0])

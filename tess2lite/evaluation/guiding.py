@@ -134,6 +134,19 @@ def summary(runs: dict[str, list[dict]]) -> dict[str, dict]:
     return found
 
 
+def verdicts(found: dict[str, dict]) -> dict[str, str]:
+    """On findings 7 (first helps, then hurts) and 8 (so does another reward model), from a summary."""
+    says = {}
+    for finding, model in zip(("7", "8"), KINDS, strict=True):
+        sweep = [arm for arm in found.values() if arm["model"] == model and arm["best_of"] == 1 and arm["scale"]]
+        best = max(sweep, key=lambda arm: arm["gain"][0])
+        gain, half = best["gain"]
+        fooled = any(arm["predicted"] > best["predicted"] and arm["true"] < best["true"] for arm in sweep)
+        helps = "holds" if gain > half else "too small to tell" if gain > -half else "does not hold"
+        says[finding] = helps if finding == "8" or fooled else "does not hold"
+    return says
+
+
 def run(path: Path) -> dict:
     """All arms and seeds that the file beside `path` lacks; the summary, and the texts of some answers, in `path`."""
     work = path.with_suffix(".runs.json")
@@ -157,7 +170,7 @@ def run(path: Path) -> dict:
         "paper": "AlpacaEval 63.1 → 66.1 at η = 0.25, then gibberish; +3 to 4 points across reward models",
         "command": "python -m tess2lite.evaluation.guiding", "seeds": [*SEEDS], "steps": STEPS,
         "minutes_of_last_run": round((time.monotonic() - start) / 60, 1), "device": f"{platform.machine()} CPU",
-        "summary": summary(runs),
+        "summary": summary(runs), "verdicts": verdicts(summary(runs)),
         "texts": {name: [row["text"] for row in rows[:SHOWN]] for name, rows in runs.items()},
         "prompts": [example.prompt for example in asked[:SHOWN]],
     }  # fmt: skip

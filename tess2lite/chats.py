@@ -50,6 +50,8 @@ class Chat:
     """
 
     def __init__(self, lm, system: str | None = None, **settings):
+        if not hasattr(lm, "embedding_matrix"):
+            raise TypeError(f"lm is a {type(lm).__name__}; give a denoiser from tess2lite.load.")
         self.lm, self.settings = lm, settings
         self.messages = [{"role": "system", "content": system}] if system is not None else []
 

@@ -141,7 +141,7 @@ def best_of(reward_model, generations: list) -> tuple[int, torch.Tensor]:
     The baseline of guidance: `texts = generate(lm, [prompt] * n, seed=range(n))`.
     """
     check_reward_model(reward_model)
-    if not generations:
-        raise ValueError("generations is empty; give what generate returned for a list of prompts.")
+    if not generations or not all(hasattr(g, "token_ids") for g in generations):
+        raise ValueError("generations holds no texts of generate; give what generate returned for a list of prompts.")
     rewards = torch.stack([reward_model.score_ids(torch.tensor([g.token_ids]))[0] for g in generations])
     return int(rewards.argmax()), rewards

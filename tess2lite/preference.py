@@ -19,6 +19,7 @@ from .reward import load_classifier
 from .training import WholeCheckpoints
 
 TINYTOWN_PAIRS = 6_000
+TRL = {"gradient_checkpointing": False, "max_length": None}  # its defaults are others: here the recipe says
 
 
 def pair_of(record: dict) -> tuple[list[dict], list[dict]]:
@@ -48,8 +49,12 @@ def pair_of(record: dict) -> tuple[list[dict], list[dict]]:
 def read_pairs(source: str) -> list[tuple[list[dict], list[dict]]]:
     """Preference pairs of "tinytown:cheerful", of a .jsonl file or of a hub dataset's train split."""
     if source.startswith("tinytown:"):
-        from .tinytown.tasks import preferences
+        from .tinytown.tasks import PREFERENCES, preferences
 
+        if source.partition(":")[2] not in PREFERENCES:
+            raise ValueError(
+                f"'{source}' is no preference of Tinytown; choose tinytown:{' or tinytown:'.join(PREFERENCES)}."
+            )
         records = enumerate(preferences("train", TINYTOWN_PAIRS, source.partition(":")[2]), 1)
     else:
         records = json_lines(source) if Path(source).suffix == ".jsonl" else enumerate(hub(source, streaming=False), 1)
@@ -123,7 +128,7 @@ def prepare_reward(recipe: RewardRecipe) -> PreferenceTrainer:
     kept = min(recipe.held_out, len(rows) // 5)
     return PreferenceTrainer(
         model=model if recipe.lora_rank or recipe.load_in_4bit else model.float(),
-        args=RewardConfig(**arguments(recipe, output, accumulated, model), max_length=None),
+        args=RewardConfig(**(TRL | arguments(recipe, output, accumulated, model))),
         train_dataset=rows.select(range(kept, len(rows))),
         eval_dataset=rows.select(range(kept)),
         processing_class=model.tokenizer,

@@ -72,6 +72,8 @@ def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=
     source = loading.find_source(name)
     if read_at not in (None, *READ_AT):
         raise ValueError(f"read_at is {read_at!r}; choose one of {', '.join(READ_AT)}.")
+    if base is not None and not hasattr(base, "embedding_matrix"):
+        raise TypeError(f"base is a {type(base).__name__}; give a denoiser from tess2lite.load.")
     with loading.plain_errors(name), loading.quiet(name):
         adapter = loading.adapter_base(source)
         if base is not None:

@@ -130,6 +130,8 @@ def test_a_conversation_keeps_both_turns(tiny):
 
 
 def test_a_turn_that_fails_is_not_kept(tiny):
+    with pytest.raises(TypeError, match="lm is a str; give a denoiser"):
+        t2.chat("tinytown-instruct")
     chat = t2.chat(tiny(), steps=1, progress=False)
     with pytest.raises(ValueError, match="The user's message has no content"):
         chat("  ")

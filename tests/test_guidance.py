@@ -157,7 +157,7 @@ def test_best_of_n_is_by_the_same_reward(tiny, tmp_path):
         by_hand.append(judge.score(hidden[0, -1])[0].item())
     close(rewards, torch.tensor(by_hand), 1e-5)
     assert best == max(range(4), key=by_hand.__getitem__)
-    with pytest.raises(ValueError, match="generations is empty"):
+    with pytest.raises(ValueError, match="generations holds no texts"):
         t2.best_of(judge, [])
 
 

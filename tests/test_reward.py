@@ -124,6 +124,14 @@ def test_guidance_in_four_bits(adapter, base):
     assert any("4bit" in type(module).__name__ for module in whole.modules())
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_recipe_decides_on_checkpointing_whatever_trl_prefers(base, tmp_path, wanted):
+    trainer = preference.prepare_reward(settings(base, tmp_path, gradient_checkpointing=wanted, steps=3))
+    trainer.train()
+    layer = trainer.model.base_model.model.model.layers[0]
+    assert layer.gradient_checkpointing == wanted
+
+
 def test_a_whole_classifier_and_resuming(base, tmp_path):
     """Every weight tuned; a run of 20 steps that went on to 30 is the run of 30."""
     straight = train.train(settings(base, tmp_path, lora_rank=0, learning_rate=1e-3))
@@ -181,6 +189,10 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
 
     refuses("is no reward model", GOLDEN / "checkpoint")
     refuses("There is no model", tmp_path / "nothing")
+    with pytest.raises(TypeError, match="base is a str; give a denoiser"):
+        t2.load_reward(made.output, base="tinytown-instruct")
+    with pytest.raises(ValueError, match="'tinytown:funny' is no preference of Tinytown; choose tinytown:cheerful or"):
+        preference.read_pairs("tinytown:funny")
     refuses("read_at is 'middle'; choose one of last, eos", GOLDEN / "reward", read_at="middle")
     refuses("is a whole model, no adapter", GOLDEN / "reward", base=tiny())
     refuses("this denoiser stands on", made.output, base=t2.load("tinytown-base"))

@@ -219,6 +219,7 @@ def f1(answer: str, text: str) -> float:
 
 # ---------------------------------------------------------------- open requests with a tone (AlpacaEval)
 
+PREFERENCES = ("cheerful", "brief")  # kinds of the true reward
 _OPENINGS = ("Let me tell you about {at_p}.", "You asked about {at_p}.", "Here is what I know about {at_p}.")
 _TONES = {
     "cheerful": ("Everybody is {good} there.", "One {good} {creature} lives {at}.", "{who} was {good} all day {at}.",
@@ -344,7 +345,5 @@ def preferences(split: str, n: int, kind: str = "cheerful", seed: int = 0):
     from datasets import Dataset
 
     asked = examples("request", split, n, seed)
-    pairs = [
-        preference_pair(asked[i % len(asked)], random.Random(f"{seed}/{split}/{kind}/{i}"), kind) for i in range(n)
-    ]
-    return Dataset.from_list(pairs)
+    draws = [random.Random(f"{seed}/{split}/{kind}/{i}") for i in range(n)]
+    return Dataset.from_list([preference_pair(asked[i % len(asked)], rng, kind) for i, rng in enumerate(draws)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -12,10 +13,8 @@ import transformers
 
 def stamp() -> dict[str, str]:
     """The environment a figure was measured in."""
-    from .. import __version__
-
     return {
-        "tess2lite": __version__,
+        "tess2lite": version("tess2lite"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

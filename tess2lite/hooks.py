@@ -1,4 +1,4 @@
-"""Interventions in a run, as hooks: pin tokens, take another turn, stop early."""
+"""Interventions in a run, as hooks: pin tokens, take another turn, forget, stop early."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ def _within_the_run(name: str, index: int, step) -> None:
     last = step.index + step.t
     if index > last:
         raise ValueError(f"{name} is {index}; this run has steps 0 to {last}.")
+
+
+class Forget:
+    """Sampling without self-conditioning: no step is shown what the one before it predicted. Put it first."""
+
+    def __call__(self, step) -> None:
+        step.conditioned = False
 
 
 class Halt:

@@ -102,6 +102,8 @@ class Step:
     index: 0 … steps−1. t: timestep, steps−1−index. alpha_bar: ᾱ of the noisy simplex that was read.
     input_ids, span_mask, attention_mask: (B, L), the batch; attention_mask is None where there is no filler.
     reward: (B,) of the prediction, and ascent, what was added to its logits: set by guidance.
+    conditioned: whether the next step is shown this prediction beside its noisy simplex; set False before `tokens` is
+    read, it is shown the uniform belief.
     """
 
     def __init__(self, run: Run, index: int, hidden: torch.Tensor, k: int):
@@ -110,7 +112,7 @@ class Step:
         # The first input is pure noise, whatever the schedule's last entry says.
         self.alpha_bar = float(run.alpha_bar[self.t + 1]) if index else 0.0
         self.input_ids, self.span_mask, self.attention_mask = run.input_ids, run.span_mask, run.attention_mask
-        self.stop, self.reward, self.ascent = False, None, None
+        self.stop, self.reward, self.ascent, self.conditioned = False, None, None, True
         self._k = k
         self._logits = self._projected = self._edited = None
         self._edits: list[Callable] = []
@@ -212,12 +214,8 @@ class Step:
         if k > self._k:
             self._k, self._projected = k, None
         known = self._run.input_ids[..., None].expand(-1, -1, self._k)
-        return self._spread("top_ids", known)[..., :k], self._spread("top_p", self._sure())[..., :k]
-
-    def _sure(self) -> torch.Tensor:
-        p = torch.zeros(*self.span_mask.shape, self._k, device=self.span_mask.device)
-        p[..., 0] = 1
-        return p
+        sure = torch.eye(self._k, device=self.span_mask.device)[0].expand(known.shape)
+        return self._spread("top_ids", known)[..., :k], self._spread("top_p", sure)[..., :k]
 
     @property
     def unguided(self) -> torch.Tensor | None:
@@ -280,7 +278,8 @@ class Step:
         del logits  # V wide: its memory is the noise's now
         if self.t > 0:
             noisy = noisy_simplex_(run.fresh_noise(self.index, block), out["tokens"][rows], run.alpha_bar[self.t])
-            out["soft"][rows] = soft_embedding(self_conditioned(noisy, p), run.embedding)
+            belief = p if self.conditioned else torch.full_like(p, 1 / p.shape[1])
+            out["soft"][rows] = soft_embedding(self_conditioned(noisy, belief), run.embedding)
 
     @torch.no_grad()
     def finish(self) -> torch.Tensor:

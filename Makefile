@@ -1,5 +1,6 @@
 # make lab   set up, then JupyterLab on the quickstart       make test  set up, then the tests
 # make tour  all notebooks without a screen (PROFILE=…)      make bench the benchmark table
+# make findings ROW=9   one row of the paper in miniature again (SMOKE=1: only to see that it runs; no ROW: all of them)
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the CUDA download.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
 
-.PHONY: lab test tour bench setup
+.PHONY: lab test tour bench findings setup
 
 setup: $(READY)
 
@@ -42,3 +43,6 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/sampling.py
 	$(BIN)/python tests/benchmarks/guidance.py
 	$(BIN)/python tests/benchmarks/training.py
+
+findings: $(READY)
+	$(BIN)/python -m tess2lite.evaluation.findings $(ROW) $(if $(SMOKE),--smoke)

@@ -6,8 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 import tess2lite as t2
 from tess2lite.evaluation import guiding
@@ -24,11 +22,11 @@ def small(monkeypatch):
 def test_arms_are_paired_and_best_of_n_is_the_best(monkeypatch):
     lm = t2.load("tinytown-instruct")
     judge, asked = t2.load_reward("tinytown-reward", base=lm), guiding.requests(3)
-    plain = guiding.answers(lm, judge, guiding.Arm("tinytown-reward"), asked, seed=1)
-    guided = guiding.answers(lm, judge, guiding.Arm("tinytown-reward", 1e5), asked, seed=1)
+    plain = guiding.answers(lm, judge, guiding.Arm("tinytown-reward"), asked, seed=1, steps=2)
+    guided = guiding.answers(lm, judge, guiding.Arm("tinytown-reward", 1e5), asked, seed=1, steps=2)
     assert [out.seed for out in plain] == [out.seed for out in guided] == [100_000, 100_001, 100_002]
     assert all((a.trajectory.top_p[0] != b.trajectory.top_p[0]).any() for a, b in zip(plain, guided, strict=True))
-    best = guiding.answers(lm, judge, guiding.Arm("tinytown-reward", best_of=3), asked, seed=1)
+    best = guiding.answers(lm, judge, guiding.Arm("tinytown-reward", best_of=3), asked, seed=1, steps=2)
     for place, (example, kept) in enumerate(zip(asked, best, strict=True)):
         chat = [{"role": "user", "content": example.prompt}]
         seeds = [100_000 + draw * 10_000 + place for draw in range(3)]
@@ -37,19 +35,7 @@ def test_arms_are_paired_and_best_of_n_is_the_best(monkeypatch):
     assert best[0].prompt != best[1].prompt
 
 
-def test_likelihood_by_hand():
-    judge = AutoModelForCausalLM.from_pretrained(t2.bundled()["tinytown-ar"]).eval()
-    tokenizer = t2.load("tinytown-base").tokenizer
-    nll, tokens = guiding.likelihood(judge, "Anna ran.", tokenizer)
-    ids, by_hand = tokenizer("<s>Anna ran.</s>")["input_ids"], 0
-    for i in range(1, len(ids)):
-        with torch.no_grad():
-            by_hand -= judge(input_ids=torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)[ids[i]].item()
-    assert tokens == len(ids) - 1 and nll == pytest.approx(by_hand, rel=1e-4)
-
-
-def test_counts_by_hand():
-    assert guiding.distinct(["a b a b", "a b c"]) == 3 / 5  # ab ba ab ab bc
+def test_means_by_hand():
     mean, half = guiding.mean([1.0, 2.0, 3.0])
     assert mean == 2 and half == pytest.approx(1.96 / math.sqrt(3))
 
@@ -72,14 +58,23 @@ def test_the_summary_is_of_pairs():
 
 
 def test_verdicts_by_hand():
-    def arm(model, scale, gain, predicted, true):
-        return dict(model=model, scale=scale, best_of=1, gain=[gain, 0.2], predicted=[predicted], true=[true])
+    def arm(model, scale, gain):
+        return dict(model=model, scale=scale, best_of=1, gain=[gain, 0.2], true=[gain, 0.1])
 
     one, two = guiding.KINDS
-    arms = [arm(one, 0, 0, 0, 0), arm(one, 1, 0.5, 1, 0.5), arm(one, 9, -1, 3, -1), arm(two, 1, 0.1, 1, 0.1)]
-    assert guiding.verdicts(dict(enumerate(arms))) == {"7": "holds", "8": "too small to tell"}
-    arms[2]["predicted"], arms[3]["gain"] = [0.5], [-0.3, 0.2]
-    assert guiding.verdicts(dict(enumerate(arms))) == {"7": "does not hold", "8": "does not hold"}
+    arms = [arm(one, 0, 0), arm(one, 1, 0.5), arm(one, 9, -1), arm(two, 0, 0), arm(two, 1, -0.1)]
+    helps, hurts, other = guiding.verdicts(dict(enumerate(arms)))
+    assert (helps["row"], helps["verdict"], helps["gain"], helps["sides"]) == (
+        7,
+        "holds",
+        [0.5, 0.2],
+        [[0.5, 0.1], [0, 0.1]],
+    )
+    assert (hurts["row"], hurts["verdict"], hurts["gain"]) == (7, "holds", [1, 0.2])
+    assert (other["row"], other["verdict"]) == (8, "too small to tell")
+    arms[1]["gain"], arms[4]["gain"] = [0.1, 0.2], [-0.3, 0.2]
+    assert [said["verdict"] for said in guiding.verdicts(dict(enumerate(arms)))] == [
+        "too small to tell", "holds", "does not hold"]  # fmt: skip
 
 
 def test_it_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -107,7 +102,8 @@ def test_it_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_what_is_committed_says_what_its_numbers_say():
     """Criterion: the best scale gains for certain; past it the true reward falls while the predicted one rises."""
     study = json.loads(COMMITTED.read_text())
-    assert study["verdicts"] == guiding.verdicts(study["summary"]) and study["verdicts"]["7"] == "holds"
+    assert study["verdicts"] == guiding.verdicts(study["summary"])
+    assert [said["verdict"] for said in study["verdicts"]] == ["holds", "holds", "too small to tell"]
     arms = [SimpleNamespace(**arm) for arm in study["summary"].values()]
     sweep = [arm for arm in arms if arm.model == "tinytown-reward" and arm.best_of == 1]
     assert all(arm.answers >= 500 and len(arm.gain_by_seed) == 3 for arm in arms)

@@ -1,6 +1,7 @@
-"""The paper in miniature: `python -m tess2lite.evaluation.findings 01` trains every arm of a finding with every seed.
+"""The paper in miniature: `python -m tess2lite.evaluation.findings 02` makes row 2 of its table again.
 
-A finding is a YAML file: a recipe, and arms that change its fields or, by `edit`, the model. The results are one JSON
+A finding is a YAML file: arms, which are models trained by a recipe or loaded as they are; what is measured of each;
+and comparisons, which say what should be better than what. Every arm runs with every seed. The results are one JSON
 file that grows run by run; a run that was stopped goes on from its last checkpoint.
 """
 
@@ -8,28 +9,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import shutil
-import statistics
 import sys
 import time
 from pathlib import Path
 
 import torch
-import transformers
 import yaml
-from scipy.stats import t as student
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
+from ..loading import bundled, load
 from ..preparation import prepare
-from ..recipe import NAMED, Recipe
+from ..recipe import NAMED, TRAININGS
 from ..training import last_checkpoint
+from . import guiding
+from .measures import FEWER_IS_BETTER, MEASURES, Subject
+from .results import stamp, write_json
+from .statistics import interval, verdict
+
+HOW = ("edit", "trains", "pretrain", "write")  # what an arm may say beside fields of its recipe
+SMOKE = {"steps": 2, "warmup": 1, "held_out": 2, "evaluate_every": 2, "save_every": 2}
 
 
 def random_weights(lm):
     """The same architecture, nothing learned."""
-    fresh = type(lm)(lm.config).to(lm.device)
-    fresh.tokenizer = lm.tokenizer
-    return fresh
+    return _fresh(type(lm), lm.config, lm)
 
 
 def causal(lm):
@@ -45,106 +56,209 @@ def unshifted(lm):
     return lm
 
 
-EDITS = {edit.__name__: edit for edit in (random_weights, causal, unshifted)}
+def small_mistral(lm):
+    """A Mistral of 1 M weights, nothing learned."""
+    return _fresh(MistralForCausalLM, MistralConfig(**_small(lm), num_key_value_heads=2, sliding_window=None), lm)
+
+
+def small_llama(lm):
+    """The same in Llama's manner: a key and a value for each head, slower rotations (those of Llama 3)."""
+    config = LlamaConfig(
+        **_small(lm), num_key_value_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
+    )
+    return _fresh(LlamaForCausalLM, config, lm)
+
+
+def _small(lm) -> dict:
+    kept = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return {name: getattr(lm.config, name) for name in kept} | shape | {"initializer_range": 0.04}
+
+
+def _fresh(kind, config, lm):
+    fresh = kind(config).to(lm.device)
+    fresh.tokenizer = lm.tokenizer
+    return fresh
+
+
+EDITS = {edit.__name__: edit for edit in (random_weights, causal, unshifted, small_mistral, small_llama)}
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in (NAMED / "findings").glob("*.yaml"))
+
+
+def chosen(name: str) -> list[str]:
+    """The findings meant by a row of the table ("9"), by a file's name ("09-stories") or by a YAML file's path."""
+    rows = [stem for stem in names() if name.lstrip("0") in map(str, _rows(read_finding(stem)))]
+    return rows or [name]
 
 
 def read_finding(name: str) -> dict:
-    """claim, paper, seeds, recipe and arms of a finding that comes with the package ("01") or of a YAML file."""
+    """A finding that comes with the package, by its file's name, or one's own YAML file."""
     path = NAMED / "findings" / f"{name}.yaml"
     path = path if path.exists() else Path(name)
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in (NAMED / "findings").glob("*.yaml")))
-        raise ValueError(f"There is no finding '{name}'; give a YAML file or one of {known}.")
-    return yaml.safe_load(path.read_text())
+        raise ValueError(
+            f"There is no finding '{name}'; give a YAML file, a row of the table (1 to 14), or one of "
+            f"{', '.join(names())}."
+        )
+    return yaml.safe_load(path.read_text()) | {"name": path.stem}
 
 
-def run(name: str, results: Path, work: Path) -> dict:
-    """All runs of a finding that its results lack. Returns the results."""
+def _rows(finding: dict) -> list[int]:
+    return [comparison["row"] for comparison in finding.get("compare", []) if "row" in comparison]
+
+
+def run(name: str, results: Path, work: Path, smoke: bool = False) -> dict:
+    """All runs of a finding that its results lack. smoke: one seed, two steps and two prompts, to see that it runs."""
     finding = read_finding(name)
-    path = results / f"{Path(name).stem}.json"
+    if finding.get("study") == "guidance":  # which compares answers in pairs, and keeps their texts
+        return finding | guiding.run(results / "guidance.json", smoke)
+    if smoke:
+        finding |= {"seeds": finding["seeds"][:1], "prompts": 2, "smoke": True}
+    path = results / f"{finding['name']}.json"
     known = json.loads(path.read_text()) if path.exists() else finding | {"runs": []}
-    if any(known[part] != finding[part] for part in ("recipe", "arms")) and known["runs"]:
+    if known["runs"] and any(known.get(part) != finding.get(part) for part in ("recipe", "arms", "measure")):
         raise ValueError(f"'{path}' holds results of another recipe; move it away first.")
-    known = finding | {"command": f"python -m tess2lite.evaluation.findings {name}", "runs": known["runs"]}
+    known = finding | {"command": f"make findings ROW={finding['name']}", "runs": known["runs"]}
     done = {(entry["arm"], entry["seed"]) for entry in known["runs"]}
     for seed in finding["seeds"]:
-        for arm, changes in finding["arms"].items():
+        for arm in finding["arms"]:
             if (arm, seed) not in done:
-                known["runs"].append(_run(finding["recipe"], changes or {}, arm, seed, work / path.stem))
-                known["summary"] = summary(known)
-                results.mkdir(parents=True, exist_ok=True)
-                part = path.with_suffix(".part")  # a kill in mid-write must not cost what is there
-                part.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-                part.replace(path)
-    return known
+                known["runs"].append(_run(finding, arm, seed, work / path.stem))
+                write_json(path, known | {"summary": summary(known), "verdicts": verdicts(known)})
+    return known | {"summary": summary(known), "verdicts": verdicts(known)}
 
 
-def _run(fields: dict, changes: dict, arm: str, seed: int, work: Path) -> dict:
-    # Named after all that it was made from: a changed recipe does not go on from another's checkpoint.
-    folder = work / hashlib.sha256(json.dumps([fields, changes, seed]).encode()).hexdigest()[:16]
-    edit = EDITS[changes["edit"]] if "edit" in changes else None
-    changes = {name: value for name, value in changes.items() if name != "edit"}
-    recipe = Recipe(**fields | changes, output=str(folder), seed=seed)
+def _run(finding: dict, arm: str, seed: int, work: Path) -> dict:
+    changes, begun = finding["arms"][arm] or {}, time.monotonic()
+    how = {part: changes[part] for part in HOW if part in changes}
+    fields = finding["recipe"] | {name: value for name, value in changes.items() if name not in HOW}
     torch.manual_seed(seed)  # of random weights and of LoRA's
-    trainer, begin = prepare(recipe, edit), time.monotonic()
+    smoke, trained = finding.get("smoke", False), "data" in fields
+    if trained:
+        if "pretrain" in how:
+            fields["model"] = _pretrained(finding, how["pretrain"], seed, work)
+        trainer, folder = _train(fields, how, seed, work, smoke)
+        model = trainer.model
+    else:
+        trainer, model = None, _as_it_is(fields["model"], how, smoke)
+    trained_minutes = (time.monotonic() - begun) / 60
+    write = finding.get("write", {}) | how.get("write", {}) | ({"steps": 2} if smoke else {})
+    subject = Subject(model, trainer, **write)
+    measured = {}
+    for measure, settings in finding["measure"].items():
+        measured |= MEASURES[measure](subject, prompts=finding["prompts"], seed=seed, **settings or {})
+    entry = {"arm": arm, "seed": seed, "measured": {name: round(value, 4) for name, value in measured.items()}}
+    if trained:
+        shutil.rmtree(folder)
+        entry |= _course(trainer) | {"minutes of training": round(trained_minutes, 1)}
+    return entry | {"minutes": round((time.monotonic() - begun) / 60, 1), "environment": stamp()}
+
+
+def _train(fields: dict, how: dict, seed: int, work: Path, smoke: bool):
+    """(trainer, its folder) of a recipe that was run to its end."""
+    # Named after all that it was made from: a changed recipe does not go on from another's checkpoint.
+    folder = work / hashlib.sha256(json.dumps([fields, how, seed]).encode()).hexdigest()[:16]
+    fields = fields | {name: value for name, value in SMOKE.items() if smoke}
+    recipe = TRAININGS[how.get("trains", "denoiser")](**fields, output=str(folder), seed=seed)
+    trainer = prepare(recipe, EDITS[how["edit"]] if "edit" in how else None)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.model.tokenizer = trainer.processing_class
+    return trainer, folder
+
+
+def _pretrained(finding: dict, changes: dict, seed: int, work: Path) -> str:
+    """Folder of a left-to-right model that a finding's arm begins with."""
+    how = {"trains": "ar", **({"edit": changes["edit"]} if "edit" in changes else {})}
+    fields = finding["pretrain"] | {name: value for name, value in changes.items() if name != "edit"}
+    trainer, folder = _train(fields, how, seed, work / "pretrained", finding.get("smoke", False))
+    trainer.save_model(str(folder))
+    return str(folder)
+
+
+def _as_it_is(name: str, how: dict, smoke: bool):
+    if how.get("trains") != "ar":
+        return load(name)
+    folder = bundled().get(name, Path(name))
+    if smoke and not folder.is_dir():  # not bundled, and made in an hour
+        folder = bundled()["tinytown-ar"]
+    if not folder.is_dir():
+        raise ValueError(f"There is no model '{name}'; python -m tess2lite.tinytown.build runs/tinytown makes it.")
+    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+    model.tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model
+
+
+def _course(trainer) -> dict:
+    """The held-out loss on the way, and how many weights were trained."""
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    trainer.grid_masking = "prefix"
-    after_prefix = trainer.evaluate()["eval_loss"]
-    shutil.rmtree(folder)
     return {
-        "arm": arm,
-        "seed": seed,
         "steps": [entry["step"] for entry in evaluations],
         "loss": [round(entry["eval_loss"], 4) for entry in evaluations],
-        "loss_after_prefix": round(after_prefix, 4),
         "loss_at": {key.rsplit("_", 1)[1]: round(v, 4) for key, v in evaluations[-1].items() if "_at_" in key},
         "trained_weights": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-        "minutes": round((time.monotonic() - begin) / 60, 1),
-        "environment": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
-        },
     }
 
 
 def final_losses(finding: dict) -> dict[str, list[float]]:
     """arm → last held-out loss of each seed."""
-    return {arm: [e["loss"][-1] for e in finding["runs"] if e["arm"] == arm] for arm in finding["arms"]}
+    return measured(finding, "loss")
 
 
-def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half width of Student's interval over seeds; infinite from a single one."""
-    mean, n = statistics.mean(values), len(values)
-    if n < 2:
-        return mean, float("inf")
-    return mean, float(student.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / n**0.5
+def measured(finding: dict, metric: str) -> dict[str, list[float]]:
+    """arm → what was measured, seed by seed."""
+    runs = sorted(finding["runs"], key=lambda entry: entry["seed"])
+    return {
+        arm: [entry["measured"][metric] for entry in runs if entry["arm"] == arm and metric in entry["measured"]]
+        for arm in finding["arms"]
+    }
 
 
 def summary(finding: dict) -> dict[str, dict]:
-    """arm → mean, 95 % interval over seeds, whether that lies clear of the first arm's; None from a single seed."""
-    losses = {arm: values for arm, values in final_losses(finding).items() if values}
-    first = interval(next(iter(losses.values())))
-    summed = {}
-    for arm, values in losses.items():
-        mean, half = interval(values)
-        several = half < float("inf")
-        summed[arm] = {
-            "mean": round(mean, 4),
-            "interval": [round(mean - half, 4), round(mean + half, 4)] if several else None,
-            "clear_of_first": abs(mean - first[0]) > half + first[1] if several else None,
-        }
-    return summed
+    """arm → metric → [mean, half width of the 95 % interval over seeds; None from a single one]."""
+    found = {}
+    for metric in dict.fromkeys(name for entry in finding["runs"] for name in entry["measured"]):
+        for arm, values in measured(finding, metric).items():
+            if values:
+                mean, half = interval(values)
+                found.setdefault(arm, {})[metric] = [round(mean, 4), round(half, 4) if len(values) > 1 else None]
+    return found
+
+
+def verdicts(finding: dict) -> list[dict]:
+    """What may be said of each comparison: gains are paired, seed by seed."""
+    says = []
+    for comparison in finding.get("compare", []):
+        values = measured(finding, comparison["metric"])
+        better, than = values[comparison["better"]], values[comparison["than"]]
+        sign = -1 if comparison["metric"].startswith(FEWER_IS_BETTER) else 1
+        gains = [sign * (mine - other) for mine, other in zip(better, than, strict=False)]
+        if len(gains) > 1:
+            mean, half = interval(gains)
+            sides = [interval(better), interval(than)]
+            says.append(comparison | {"sides": sides, "gain": [mean, half], "verdict": verdict(gains)})
+    return says
+
+
+def main(arguments: list[str]) -> None:
+    smoke = "--smoke" in arguments
+    results, work = Path("runs/findings/smoke" if smoke else "assets/findings"), Path("runs/findings")
+    wanted = [stem for name in arguments if name != "--smoke" for stem in chosen(name)]
+    for name in wanted or names():
+        finding = run(name, results, work, smoke)
+        for arm, metrics in finding["summary"].items() if "arms" in finding else ():
+            print(
+                f"{finding['name']} · {arm}: "
+                + ", ".join(f"{m} {v[0]:.4g} ± {v[1] or 0:.2g}" for m, v in metrics.items())
+            )
+        for said in finding["verdicts"]:
+            print("{what}: {verdict} (gain {:.3g} ± {:.2g})".format(*said["gain"], **said))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("Give a finding: python -m tess2lite.evaluation.findings 01.")
     try:
-        finding = run(sys.argv[1], Path("assets/findings"), Path("runs/findings"))
+        main(sys.argv[1:])
     except ValueError as problem:
         sys.exit(str(problem))
-    for arm, values in final_losses(finding).items():
-        print("{:28} {:.3f} ± {:.3f}  ({} seeds)".format(arm, *interval(values), len(values)))

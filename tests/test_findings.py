@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from scipy.stats import t as student
 
 import tess2lite as t2
-from tess2lite.evaluation import findings
+from tess2lite.evaluation import findings, measures, table
 from tess2lite.model import check_bidirectional
+from tess2lite.recipe import TRAININGS
 
 ROOT = Path(__file__).parent.parent
 TINY = {
     "model": "tinytown-ar", "data": "tinytown", "length": 16, "batch": 4, "rows_at_once": 4, "steps": 2,
     "learning_rate": 1e-3, "warmup": 1, "held_out": 4, "evaluate_every": 1, "save_every": 1,
 }  # fmt: skip
+KINDS = ("reading", "knowledge", "arithmetic", "sorting", "counting", "tracking", "boolean")
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +26,11 @@ def few_texts(monkeypatch):
 
 
 def write(path, **changes):
-    finding = {"claim": "c", "paper": "p", "seeds": [0, 1], "recipe": TINY,
-               "arms": {"plain": None, "random": {"edit": "random_weights"}}}  # fmt: skip
+    finding = {
+        "claim": "c", "paper": "p", "seeds": [0, 1], "prompts": 2, "recipe": TINY, "measure": {"loss": None},
+        "arms": {"plain": None, "random": {"edit": "random_weights"}},
+        "compare": [{"row": 1, "what": "plain is better", "metric": "loss", "better": "plain", "than": "random"}],
+    }  # fmt: skip
     path.write_text(yaml.safe_dump(finding | changes))
     return str(path)
 
@@ -41,6 +45,9 @@ def test_results_grow_run_by_run_and_are_kept(tmp_path):
     assert json.loads((tmp_path / "results" / "one.json").read_text())["runs"] == more["runs"]
     losses = findings.final_losses(more)
     assert len({*losses["plain"], *losses["random"]}) == 4  # every arm and every seed is another run
+    (said,) = more["verdicts"]
+    gains = [b - a for a, b in zip(losses["plain"], losses["random"], strict=True)]
+    assert said["gain"][0] == pytest.approx(sum(gains) / 2) and said["row"] == 1
     with pytest.raises(ValueError, match="another recipe"):
         findings.run(write(tmp_path / "one.yaml", arms={"plain": {"steps": 3}}), tmp_path / "results", tmp_path / "w")
 
@@ -48,6 +55,17 @@ def test_results_grow_run_by_run_and_are_kept(tmp_path):
 def test_an_unknown_finding_names_those_there_are():
     with pytest.raises(ValueError, match="no finding '99'.*01"):
         findings.run("99", None, None)
+    assert findings.chosen("9") == ["09", "09-stories"] and findings.chosen("4") == ["09", "09-stories", "ladder"]
+    assert (
+        findings.chosen("09") == ["09"]
+        and findings.chosen("ladder") == ["ladder"]
+        and findings.chosen("7") == ["guidance"]
+    )
+
+
+def test_every_row_of_the_table_has_a_finding():
+    known = {row for name in findings.names() for row in findings._rows(findings.read_finding(name))}
+    assert known == {*table.PAPER} == {*range(1, 15)}
 
 
 def test_edits_do_what_their_names_say():
@@ -64,36 +82,46 @@ def test_edits_do_what_their_names_say():
     check_bidirectional(fresh)
 
 
-def test_the_interval_over_seeds():
-    """Student's t of two degrees of freedom at 97.5 % is 4.303."""
-    mean, half = findings.interval([1.0, 2.0, 3.0])
-    assert mean == 2.0 and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    assert student.cdf(4.303, 2) == pytest.approx(0.975, abs=1e-4)
-    assert findings.interval([1.0]) == (1.0, float("inf"))
+def test_small_bases_differ_as_they_say():
+    lm = t2.load("tinytown-base")
+    mistral, llama = findings.small_mistral(lm), findings.small_llama(lm)
+    assert type(mistral).__name__ == "MistralForCausalLM" and type(llama).__name__ == "LlamaForCausalLM"
+    ids = torch.arange(5, 15)[None]
+    other = ids.clone()
+    other[0, -1] = 99
+    for model in (mistral, llama):
+        before, after = (model(input_ids=i).logits for i in (ids, other))
+        assert torch.equal(before[:, :-1], after[:, :-1]) and model.tokenizer is lm.tokenizer
 
 
-def test_findings_of_the_package_are_whole():
-    for path in sorted((findings.NAMED / "findings").glob("*.yaml")):
-        finding = findings.read_finding(path.stem)
-        for arm, changes in finding["arms"].items():
-            changes = {k: v for k, v in (changes or {}).items() if k != "edit" or v not in findings.EDITS}
-            findings.Recipe(**finding["recipe"] | changes, output="x"), arm
+@pytest.mark.parametrize("name", findings.names())
+def test_findings_of_the_package_are_whole(name):
+    finding = findings.read_finding(name)
+    if "study" in finding:
+        return
+    metrics = {"loss", "loss at 128 tokens", "log-perplexity", *KINDS, *(f"seconds for {n}" for n in (1024,))}
+    assert {c["metric"] for c in finding.get("compare", [])} <= metrics
+    assert all({c["better"], c["than"]} <= finding["arms"].keys() for c in finding.get("compare", []))
+    assert finding["measure"].keys() <= measures.MEASURES.keys()
+    for arm, changes in finding["arms"].items():
+        changes = changes or {}
+        assert changes.get("edit", "causal") in findings.EDITS, arm
+        measures.Subject(None, **finding.get("write", {}) | changes.get("write", {}))
+        fields = finding["recipe"] | {k: v for k, v in changes.items() if k not in findings.HOW}
+        if "data" in fields:
+            TRAININGS[changes.get("trains", "denoiser")](**fields, output="x")
 
 
-@pytest.mark.parametrize("name", ["01", "lora", "ladder"])
-def test_what_is_committed_is_its_recipes_and_sums_up_right(name):
-    committed = json.loads((ROOT / "assets" / "findings" / f"{name}.json").read_text())
-    recipe = findings.read_finding(name)
-    assert all(committed[part] == recipe[part] for part in ("recipe", "arms", "seeds", "claim"))
+@pytest.mark.parametrize("path", sorted((ROOT / "assets" / "findings").glob("*.json")), ids=lambda path: path.stem)
+def test_what_is_committed_is_its_recipes_and_sums_up_right(path):
+    if path.stem not in findings.names() or path.stem == "guidance":
+        return
+    committed, recipe = json.loads(path.read_text()), findings.read_finding(path.stem)
+    assert all(committed[part] == recipe[part] for part in ("recipe", "arms", "seeds", "claim", "measure"))
     done = [(run["arm"], run["seed"]) for run in committed["runs"]]
     assert sorted(done) == sorted((arm, seed) for arm in recipe["arms"] for seed in recipe["seeds"])
-    assert committed["summary"] == findings.summary(committed)
-
-
-def test_the_left_to_right_past_helps():
-    committed = json.loads((ROOT / "assets" / "findings" / "01.json").read_text())["summary"]
-    assert committed["from AR weights"]["interval"][1] < committed["from random weights"]["interval"][0]
-    assert committed["from random weights"]["clear_of_first"]
+    assert committed["summary"] == json.loads(json.dumps(findings.summary(committed)))
+    assert committed["verdicts"] == json.loads(json.dumps(findings.verdicts(committed)))
 
 
 def test_lora_and_four_bits_come_close_to_full_tuning():
@@ -102,11 +130,60 @@ def test_lora_and_four_bits_come_close_to_full_tuning():
     assert losses["rank 64"][0] <= 1.15 * full and losses["rank 64, nf4"][0] <= 1.1 * losses["rank 64"][0]
 
 
-def test_summary_by_hand():
-    losses = {"a": [1.0, 2.0, 3.0], "b": [11.0, 12.0, 13.0], "c": [2.0, 3.0, 4.0]}
-    runs = [{"arm": arm, "seed": seed, "loss": [9.0, losses[arm][seed]]} for arm in losses for seed in range(3)]
-    summed = findings.summary({"arms": {"a": None, "b": None, "c": None}, "runs": runs})
+def test_summary_and_verdicts_by_hand():
+    losses = {"a": [1.0, 2.0, 3.0], "b": [11.0, 12.0, 13.5], "c": [2.0, 1.0, 3.0]}
+    runs = [{"arm": arm, "seed": s, "measured": {"loss": losses[arm][s]}} for s in (2, 0, 1) for arm in losses]
+    compare = [
+        {"what": "", "metric": "loss", "better": better, "than": than} for better, than in ("ab", "ba", "ac")
+    ]  # fmt: skip
+    finding = {"arms": dict.fromkeys(losses), "runs": runs, "compare": compare}
     half = 4.3027 / 3**0.5  # Student's for two degrees of freedom
-    assert summed["a"]["mean"] == 2 and summed["a"]["interval"] == pytest.approx([2 - half, 2 + half], abs=1e-3)
-    assert summed["b"]["clear_of_first"] and not summed["c"]["clear_of_first"]
-    assert findings.summary({"arms": {"a": None}, "runs": runs[:1]})["a"]["interval"] is None
+    assert findings.summary(finding)["a"]["loss"] == [2, pytest.approx(half, abs=1e-3)]
+    assert findings.summary(finding | {"runs": runs[:1]})["a"]["loss"][1] is None
+    holds, does_not, unclear = findings.verdicts(finding)
+    assert holds["gain"][0] == pytest.approx((10 + 10 + 10.5) / 3) and holds["verdict"] == "holds"
+    assert does_not["verdict"] == "does not hold" and unclear["verdict"] == "too small to tell"
+    # Gains are paired seed by seed: their spread is not that of the arms.
+    assert holds["gain"][1] == pytest.approx(4.3027 * 0.5 / 3, abs=1e-3)
+    assert findings.verdicts(finding | {"runs": runs[:1]}) == []
+
+
+def test_smoke_runs_one_seed_in_two_steps_and_writes_elsewhere(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    findings.main([write(tmp_path / "one.yaml", recipe=TINY | {"steps": 500, "warmup": 99}), "--smoke"])
+    (result,) = (tmp_path / "runs/findings/smoke").glob("*.json")
+    assert [run["steps"][-1] for run in json.loads(result.read_text())["runs"]] == [2, 2]
+    assert not (tmp_path / "assets").exists() and "one · plain: loss" in capsys.readouterr().out
+
+
+def test_an_arm_may_make_its_own_base_and_another_kind_of_model(tmp_path):
+    arms = {
+        "base": {"pretrain": {"edit": "small_llama", "objective": "prefix"}},
+        "masked": {"trains": "masked", "model": "tinytown-ar"},
+        "left to right": {"trains": "ar", "model": "tinytown-ar"},
+        "as it is": {"model": "tinytown-base", "data": "tinytown"},
+    }
+    name = write(tmp_path / "two.yaml", arms=arms, seeds=[0], pretrain=TINY, recipe=TINY | {"model": ""}, compare=[])
+    found = findings.run(name, tmp_path / "results", tmp_path / "work")
+    sizes = {run["arm"]: run["trained_weights"] for run in found["runs"]}
+    assert sizes["base"] < sizes["masked"] == sizes["left to right"] == sizes["as it is"] - 192  # no timestep there
+
+
+def test_a_model_that_is_not_there_says_how_to_make_it():
+    with pytest.raises(ValueError, match="no model 'runs/nowhere'; python -m tess2lite.tinytown.build"):
+        findings._as_it_is("runs/nowhere", {"trains": "ar"}, smoke=False)
+    model = findings._as_it_is("runs/nowhere", {"trains": "ar"}, smoke=True)
+    assert measures.left_to_right(model, "Tom had a drum.").strip()
+
+
+def test_the_table_says_what_the_results_say(tmp_path):
+    said = {"row": 9, "what": "more steps", "metric": "reading", "sides": [[0.5, 0.1], [0.25, 0.05]], "gain": [0, 0]}
+    (tmp_path / "a.json").write_text(json.dumps({"seeds": [0, 1], "verdicts": [said | {"verdict": "holds"}]}))
+    rows = table.rows(tmp_path)
+    assert rows[8].here == ["more steps: **holds** (reading 50 ± 10 % against 25 ± 5 %, 2 seeds)"]
+    assert rows[0].here == ["not measured"] and len(rows) == 14
+    assert "| 9 | More diffusion steps" in table.markdown(rows) and "`make findings ROW=9`" in table.markdown(rows)
+
+
+def test_the_readme_shows_the_table_of_the_committed_results():
+    assert table.markdown(table.rows(ROOT / "assets" / "findings")) in (ROOT / "README.md").read_text()

@@ -15,6 +15,8 @@ from tess2lite.viz.figures import (
     loss_curves,
     recovery,
     schedules,
+    steps_against_quality,
+    time_against_length,
     token_bars,
     trajectory_map,
 )
@@ -75,6 +77,25 @@ def test_loss_curves_show_every_seed_and_their_mean():
     axis = loss_curves({"one": [([1, 2], [4.0, 2.0]), ([1, 2], [2.0, 1.0])], "alone": [([1], [3.0])]}).axes[0]
     drawn = [line.get_ydata().tolist() for line in axis.lines]
     assert drawn == [[3.0, 1.5], [4.0, 2.0], [2.0, 1.0], [3.0]]
+
+
+def test_steps_against_quality_draws_both_axes():
+    arms = {
+        "5 steps": {"valid": [0.1, 0.05], "CPU seconds a text": [1.0, None], "steps": [5, 0]},
+        "50 steps": {"valid": [0.4, None], "CPU seconds a text": [9.0, None], "steps": [50, 0]},
+        "50 steps, halted": {"valid": [0.3, None], "CPU seconds a text": [9.0, None], "steps": [25, 0]},
+    }
+    quality, clock = steps_against_quality(arms, "valid").axes
+    points = [container[0].get_xydata().tolist() for container in quality.containers]
+    assert points == [[[5, 0.1], [50, 0.4]], [[50, 0.3]]]
+    assert [line.get_xydata().tolist() for line in clock.lines] == [[[5, 1.0], [50, 9.0]], [[50, 4.5]]]
+    assert [text.get_text() for text in quality.get_legend().get_texts()] == ["self-conditioned", "halted"]
+
+
+def test_time_against_length_draws_each_arm():
+    arms = {"AR": {"seconds for 8": [1.0, 0.1], "seconds for 64": [8.0, None], "steps": [3, 0]}}
+    (axis,) = time_against_length(arms).axes
+    assert axis.containers[0][0].get_xydata().tolist() == [[8, 1.0], [64, 8.0]]
 
 
 def test_the_live_curve_follows_the_trainer(monkeypatch):

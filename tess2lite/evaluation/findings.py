@@ -89,9 +89,9 @@ def names() -> list[str]:
 
 
 def chosen(name: str) -> list[str]:
-    """The findings meant by a row of the table ("9"), by a file's name ("09-stories") or by a YAML file's path."""
-    rows = [stem for stem in names() if name.lstrip("0") in map(str, _rows(read_finding(stem)))]
-    return rows or [name]
+    """The findings meant by a file's name ("09-stories"), by a row of the table ("9") or by a YAML file's path."""
+    rows = [stem for stem in names() if name in map(str, _rows(read_finding(stem)))]
+    return [name] if name in names() else rows or [name]
 
 
 def read_finding(name: str) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -87,16 +88,21 @@ def long_loss(subject: Subject, prompts: int, seed: int, **_) -> dict[str, float
 
 
 def told(subject: Subject, prompts: int, seed: int, **_) -> dict[str, float]:
-    """Test stories continued after two sentences: how many are valid, perplexity under the AR judge, dist-2."""
+    """Test stories continued after two sentences: how many are valid, perplexity under the AR judge, dist-2.
+
+    Of perplexities it is the logarithm that is compared: a single broken word may multiply one.
+    """
     tellable = [" ".join(split_sentences(text)[:2]) for text in stories("test", prompts, seed)]
     begun = time.process_time()  # a shared machine's clock says more of the others
     written = subject.write(tellable, [seed * 10_000 + i for i in range(prompts)])
     seconds, texts = time.process_time() - begun, [text for text, _ in written]
     judge = AutoModelForCausalLM.from_pretrained(bundled()[JUDGE], use_safetensors=True).eval()
+    judged = corpus_perplexity(perplexity(judge, subject.lm.tokenizer, texts, tellable))
     valid = [verify(prompt + text) is None for prompt, text in zip(tellable, texts, strict=True)]
     return {
         "valid stories": statistics.mean(valid),
-        "perplexity": corpus_perplexity(perplexity(judge, subject.lm.tokenizer, texts, tellable)),
+        "perplexity": judged,
+        "log-perplexity": math.log(judged),
         "dist-2": distinct(texts, 2),
         "steps": statistics.mean(steps for _, steps in written),
         "CPU seconds a text": seconds / prompts,
@@ -135,4 +141,4 @@ def timed(subject: Subject, prompts: int, seed: int, lengths: list[int]) -> dict
 
 
 MEASURES = {measure.__name__: measure for measure in (loss, long_loss, told, answered, timed)}
-FEWER_IS_BETTER = ("loss", "perplexity", "seconds", "CPU seconds")  # metrics that begin so
+FEWER_IS_BETTER = ("loss", "perplexity", "log-perplexity", "seconds", "CPU seconds")  # metrics that begin so

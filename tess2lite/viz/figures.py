@@ -155,6 +155,50 @@ def reward_curves(runs: dict) -> Figure:
     return figure
 
 
+def steps_against_quality(arms: dict, metric: str, cost: str = "CPU seconds a text") -> Figure:
+    """A metric by diffusion steps, with its interval, and what a text costs on a second axis.
+
+    arms: "50 steps, halted" → {metric: [mean, half width], …}, as a finding's `summary` has them; what follows the
+    comma names the curve.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    clock, curves = axis.twinx(), {}
+    for arm, measured in arms.items():
+        steps, _, kind = arm.partition(" steps")
+        curves.setdefault(kind.strip(", ") or "self-conditioned", []).append((int(steps), measured))
+    for (kind, points), marker in zip(curves.items(), itertools.cycle("os^D")):
+        steps, means = [step for step, _ in points], [measured[metric][0] for _, measured in points]
+        halves = [measured[metric][1] or 0 for _, measured in points]
+        line = axis.errorbar(steps, means, halves, marker=marker, capsize=3, label=kind)
+        # A run of all steps was watched; a text that halts would have cost its share of them.
+        seconds = [m[cost][0] * m.get("steps", [step])[0] / step for step, m in points]
+        clock.plot(steps, seconds, ":", marker=marker, markersize=3, color=line[0].get_color())
+    axis.set(xscale="log", xlabel="diffusion steps", ylabel=metric)
+    axis.set_xticks(sorted({step for points in curves.values() for step, _ in points}), minor=False)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.minorticks_off()
+    clock.set_ylabel(f"{cost} (dotted)")
+    axis.legend(fontsize=8)
+    plt.close(figure)
+    return figure
+
+
+def time_against_length(arms: dict, prefix: str = "seconds for ") -> Figure:
+    """Seconds by the number of tokens written. arms: name → {"seconds for 64": [mean, half width], …}."""
+    figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    for (name, measured), marker in zip(arms.items(), itertools.cycle("os^D")):
+        points = [(int(key.removeprefix(prefix)), *value) for key, value in measured.items() if key.startswith(prefix)]
+        lengths, means, halves = zip(*points, strict=True)
+        axis.errorbar(lengths, means, [half or 0 for half in halves], marker=marker, capsize=3, label=name)
+    axis.set(xscale="log", yscale="log", xlabel="tokens written", ylabel="seconds")
+    axis.set_xticks(lengths)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.minorticks_off()
+    axis.legend(fontsize=8)
+    plt.close(figure)
+    return figure
+
+
 def drawable(text: str) -> str:
     """Text as matplotlib can draw it: one line, no dollar mathematics, no signs its font lacks."""
     flat = " ".join(text.replace("$", r"\$").split())

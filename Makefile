@@ -27,7 +27,7 @@ endif
 ifneq ($(TORCH_INDEX),)
 	$(BIN)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch
 endif
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,test]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,eval,test]'
 	@touch $@
 
 lab: $(READY)

@@ -24,7 +24,7 @@ def test_dependencies_are_listed_once():
     """environment.yml names python, pip and the package; constraints only pin."""
     lines = (ROOT / "environment.yml").read_text().splitlines()
     wanted = [line.strip(" -") for line in lines if line.strip().startswith("- ")]
-    assert wanted == ["python>=3.11", "pip", "pip:", "c constraints.txt", "e .[lab,test]"]
+    assert wanted == ["python>=3.11", "pip", "pip:", "c constraints.txt", "e .[lab,eval,test]"]
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     pinned = {
         line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line

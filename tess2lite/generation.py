@@ -71,6 +71,8 @@ def generate(
 ) -> Generation | list[Generation]:
     """Continue a prompt: all new tokens are denoised together. A list of prompts gives a list of generations.
 
+    A model that was trained as masked diffusion (`config.diffusion`) writes as such (`masked.py`).
+
     prompt: a text that is continued as it stands, or messages, [{"role": "user", "content": …}], that the assistant
     answers in the chat format it was trained on (`chats.py`).
     steps, top_p, temperature, hooks: as in `denoise`. seed: one for all prompts or one each, None for a fresh
@@ -214,7 +216,7 @@ def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start
     steps, top_p, temperature, seed = chosen
     seeds = inputs.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
     hooks, recorder = inputs.callables(hooks), Recorder(inputs.whole("record", record, 1))
-    run = denoise(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder], start=start)
+    run = _denoising(lm)(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder], start=start)
     settings = {
         "model": lm.name_or_path,
         "steps": int(steps),
@@ -242,6 +244,15 @@ def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start
             raise
         raise Interrupted(len(recorder.steps), steps - start, generations()) from None
     return generations()
+
+
+def _denoising(lm):
+    """The sampler of the diffusion that the model was trained as."""
+    if getattr(lm.config, "diffusion", "simplex") == "simplex":
+        return denoise
+    from . import masked  # with the trainer, which most who generate do not need
+
+    return masked.denoise
 
 
 def _batch(rows) -> dict[str, torch.Tensor]:

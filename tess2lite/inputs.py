@@ -65,6 +65,12 @@ def check_ids(ids: torch.Tensor, vocabulary: int) -> None:
         raise ValueError(f"There are token ids outside this model's vocabulary of {vocabulary}; check the tokenizer.")
 
 
+def check_simplex(lm) -> None:
+    """This model's states are noisy simplexes, not half-hidden texts."""
+    if getattr(lm.config, "diffusion", "simplex") != "simplex":
+        raise ValueError("This model is one of masked diffusion; use tess2lite.masked.denoise, or generate.")
+
+
 def check_batch(lm, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The batch on the model's device, or one sentence on what is wrong with it."""
     missing = [name for name in ("input_ids", "span_mask") if name not in batch]

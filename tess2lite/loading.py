@@ -270,7 +270,7 @@ VOCABULARY_SIZED = {"lm_head.lora_B.weight": 0, "lm_head.weight": 0, "embed_toke
 
 def check_adapter(source: str, lm, judges: bool = False) -> None:
     """An adapter holds safetensors, and was made on a base with the vocabulary of this one; it `judges` if it has a
-    head that scores."""
+    head that scores. Which diffusion it learned is not the base's to say: `lm.config` is told."""
     path = _file(source, "adapter_model.safetensors")
     if path is None:
         raise ValueError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")
@@ -287,6 +287,8 @@ def check_adapter(source: str, lm, judges: bool = False) -> None:
         raise ValueError(f"'{source}' is no reward model: this adapter has no head that scores.")
     if not judges and any(key.endswith("score.weight") for key in keys):
         raise ValueError(f"'{source}' is a reward model and writes nothing; give it to tess2lite.load_reward.")
+    vars(lm.config).pop("diffusion", None)
+    vars(lm.config).update(read_json(source, "diffusion.json"))  # of a `masked.MaskedTrainer`
 
 
 def adapter_tokenizer(source: str, lm):

@@ -16,7 +16,9 @@ from transformers import TrainingArguments
 from .chats import chat_rows, read_chats
 from .data import Packed, Rows, endless, read_hub, read_jsonl, read_text
 from .loading import load
-from .recipe import Recipe, Training
+from .masked import MaskedTrainer
+from .pretraining import PretrainingTrainer, collator, load_left_to_right
+from .recipe import MaskedRecipe, PretrainingRecipe, Recipe, Training
 from .training import DiffusionCollator, DiffusionTrainer
 
 TINYTOWN_TEXTS = 30_000  # however long the run: a longer one must see the same rows first
@@ -41,14 +43,19 @@ def texts(recipe: Recipe, split: str = "train") -> Iterable[str]:
 
 def chats(recipe: Recipe, split: str = "train"):
     """The recipe's chats, a `datasets.Dataset` of `messages`."""
-    if recipe.data != "tinytown":
+    world, _, task = recipe.data.partition(":")
+    if world != "tinytown":
         return read_chats(recipe.data)
     from datasets import concatenate_datasets
 
     from .tinytown.tasks import TASKS, as_chat, examples
 
-    number = TINYTOWN_CHATS if split == "train" else TINYTOWN_CHATS // 50
-    return concatenate_datasets([as_chat(examples(task, split, number)) for task in TASKS])
+    if task and task not in TASKS:
+        raise ValueError(
+            f"'{recipe.data}' is no task of Tinytown; choose tinytown, or tinytown: and {', '.join(TASKS)}."
+        )
+    number = TINYTOWN_CHATS * (len(TASKS) if task else 1) // (1 if split == "train" else 50)
+    return concatenate_datasets([as_chat(examples(one, split, number)) for one in ([task] if task else TASKS)])
 
 
 def chat_datasets(recipe: Recipe, tokenizer):
@@ -61,7 +68,7 @@ def chat_datasets(recipe: Recipe, tokenizer):
         )
     enough(recipe, len(rows), 5, "give more of them or a larger length")
     kept = min(recipe.held_out, len(rows) // 5)
-    if recipe.data == "tinytown":
+    if recipe.data.startswith("tinytown"):
         held_out, _ = chat_rows(chats(recipe, "validation").shuffle(0), tokenizer, recipe.length)
         held_out = held_out.select(range(min(kept, len(held_out))))
     else:
@@ -125,26 +132,33 @@ def adapt(lm, recipe: Recipe):
     return adapted
 
 
-def prepare(recipe: Recipe, edit: Callable | None = None) -> DiffusionTrainer:
+def prepare(recipe: Recipe | PretrainingRecipe, edit: Callable | None = None) -> DiffusionTrainer:
     """Everything loaded and checked; `.train()` is what is left to do.
 
     edit: lm → lm, an experiment on the model before it is adapted.
     """
     output, accumulated = writable(recipe.output), accumulated_passes(recipe)
-    lm = load(recipe.model, recipe.load_in_4bit, recipe.dtype)
+    left_to_right = isinstance(recipe, PretrainingRecipe)
+    lm = load_left_to_right(recipe) if left_to_right else load(recipe.model, recipe.load_in_4bit, recipe.dtype)
     if lm.tokenizer is None:
         raise ValueError(f"'{recipe.model}' has no tokenizer; a recipe needs one to read text.")
     fit_context(recipe, lm)
     lm = edit(lm) if edit else lm
     train_rows, held_out = datasets(recipe, lm.tokenizer)
-    return DiffusionTrainer(
+    shared = {
+        "args": TrainingArguments(**arguments(recipe, output, accumulated, lm)),
+        "train_dataset": train_rows,
+        "eval_dataset": held_out,
+        "processing_class": lm.tokenizer,
+    }
+    if left_to_right:
+        return PretrainingTrainer(lm, data_collator=collator(lm, recipe.objective, recipe.seed), **shared)
+    vars(lm.config).pop("diffusion", None)  # what it was before; a MaskedTrainer says it anew
+    return (MaskedTrainer if isinstance(recipe, MaskedRecipe) else DiffusionTrainer)(
         model=adapt(lm, recipe),
-        args=TrainingArguments(**arguments(recipe, output, accumulated, lm)),
-        train_dataset=train_rows,
-        eval_dataset=held_out,
         data_collator=DiffusionCollator("given" if recipe.masking == "response" else recipe.masking, recipe.seed),
-        processing_class=lm.tokenizer,
         self_conditioning=recipe.self_conditioning,
+        **shared,
     )
 
 

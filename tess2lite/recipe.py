@@ -71,7 +71,8 @@ class Recipe(Training):
     """Adaptation of a left-to-right model to diffusion, and instruction tuning of a denoiser.
 
     data: "tinytown", a .txt or .jsonl file, or a hub dataset, streamed. With masking "response" it is a set of chats:
-    "tinytown", a .jsonl file or a hub dataset, in any form that `chats.messages_of` reads.
+    "tinytown", "tinytown:arithmetic" (one of its tasks), a .jsonl file or a hub dataset, in any form that
+    `chats.messages_of` reads.
     """
 
     column: str = "text"  # of .jsonl and hub datasets; Dolma's name
@@ -79,14 +80,56 @@ class Recipe(Training):
     self_conditioning: float = 0.5  # share of steps; the paper's (and TESS's)
     embeddings: str = "lora"  # under LoRA, of E and the head: "lora", "trained" (whole copies) or "frozen"
 
+    maskings = ("ul2", "prefix", "response")
+
     def _check(self) -> None:
         super()._check()
-        choices = {"masking": ("ul2", "prefix", "response"), "embeddings": ("lora", "trained", "frozen")}
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(accepted)}.")
+        _one_of(self, "masking", self.maskings)
+        _one_of(self, "embeddings", ("lora", "trained", "frozen"))
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
+
+
+@dataclass
+class MaskedRecipe(Recipe):
+    """The same as masked diffusion with an absorbing token (LLaDA), to compare with; `masked.py`.
+
+    masking: which positions may be absorbed; "all" but the first is LLaDA's, "response" for chats.
+    """
+
+    masking: str = "all"
+    self_conditioning: float = 0.0  # there is none
+
+    maskings = ("all", *Recipe.maskings)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.self_conditioning:
+            raise ValueError(f"self_conditioning is {self.self_conditioning}; masked diffusion has none: leave it out.")
+
+
+@dataclass
+class PretrainingRecipe(Training):
+    """A left-to-right model, further trained or made from nothing: a baseline, or a base to adapt; `pretraining.py`.
+
+    model: whose architecture, tokenizer and (unless `weights` is "random") weights it starts from. data: as in
+    `Recipe`. All weights are trained, and the result is a plain transformers model.
+    """
+
+    column: str = "text"  # of .jsonl and hub datasets
+    masking: str = "none"  # loss on every token; "response": chats, loss on the response and its EOS
+    objective: str = "causal"  # "prefix": half of the rows bidirectional in a prefix; "masked": as BERT's
+    weights: str = "pretrained"  # or "random", drawn from `seed`
+
+    def _check(self) -> None:
+        super()._check()
+        _one_of(self, "masking", ("none", "response"))
+        _one_of(self, "objective", ("causal", "prefix", "masked"))
+        _one_of(self, "weights", ("pretrained", "random"))
+        if self.masking == "response" and self.objective != "causal":
+            raise ValueError(f"objective is {self.objective!r}; responses are learned with objective 'causal'.")
+        if self.lora_rank:
+            raise ValueError(f"lora_rank is {self.lora_rank}; a left-to-right model is trained whole: leave it out.")
 
 
 @dataclass
@@ -102,7 +145,13 @@ class RewardRecipe(Training):
     warmup: int = 30
 
 
-TRAININGS = {"denoiser": Recipe, "reward": RewardRecipe}  # by a recipe file's field `trains`
+# By a recipe file's field `trains`.
+TRAININGS = {"denoiser": Recipe, "masked": MaskedRecipe, "ar": PretrainingRecipe, "reward": RewardRecipe}
+
+
+def _one_of(recipe: Training, name: str, accepted: tuple[str, ...]) -> None:
+    if getattr(recipe, name) not in accepted:
+        raise ValueError(f"{name} is {getattr(recipe, name)!r}; choose one of {', '.join(accepted)}.")
 
 
 def _reads_as_float(value) -> bool:
@@ -115,7 +164,7 @@ def _reads_as_float(value) -> bool:
 def read_recipe(source: str | Path, **changes) -> Training:
     """A recipe from a YAML file or the name of one that comes with the package; `changes` win over its fields.
 
-    The file's field `trains` says what: a "denoiser", as by default, or a "reward" model.
+    The file's field `trains` says what: a "denoiser", as by default, a "masked" or "ar" baseline, or a "reward" model.
     """
     path = NAMED / f"{source}.yaml" if (NAMED / f"{source}.yaml").exists() else Path(source)
     if not path.is_file():

@@ -322,6 +322,7 @@ def denoise(
 
     The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
     """
+    inputs.check_simplex(lm)
     steps = inputs.whole("steps", steps, 1)
     inputs.check_numbers(top_p, temperature)
     hooks = inputs.callables(hooks)

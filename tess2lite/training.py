@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer
 
 from .data import Rows
-from .masking import prefix, ul2
+from .masking import after, prefix, ul2
 from .schedule import TRAINING_TIMESTEPS, alpha_bar
 from .simplex import noisy_simplex_, rows_per_chunk, soft_embedding, stream
 
@@ -95,22 +95,27 @@ class _SoftPath:
         return belief
 
 
-def cross_entropy(head, hidden: torch.Tensor, targets: torch.Tensor, size: int) -> torch.Tensor:
-    """Summed cross-entropy of head(hidden), `size` rows at a time; logits are made again in the backward pass."""
+def cross_entropy(head, hidden: torch.Tensor, targets: torch.Tensor, size: int, weights=None) -> torch.Tensor:
+    """Summed cross-entropy of head(hidden), `size` rows at a time; logits are made again in the backward pass.
 
-    def chunk(h, y):
-        return F.cross_entropy(head(h), y, reduction="sum")
+    hidden: (N, H). targets: (N,). weights: (N,), None for 1 each. No rows give 0, with a gradient of 0.
+    """
 
-    starts = range(0, len(hidden), size)
-    parts = [checkpoint(chunk, hidden[i : i + size], targets[i : i + size], use_reentrant=False) for i in starts]
-    return torch.stack(parts).sum()
+    def chunk(rows):
+        if weights is None:
+            return F.cross_entropy(head(hidden[rows]), targets[rows], reduction="sum")
+        return (weights[rows] * F.cross_entropy(head(hidden[rows]), targets[rows], reduction="none")).sum()
+
+    blocks = [slice(start, start + size) for start in range(0, max(1, len(hidden)), size)]
+    return torch.stack([checkpoint(chunk, rows, use_reentrant=False) for rows in blocks]).sum()
 
 
 @dataclass
 class DiffusionCollator:
     """Rows of ids → a batch with masks and timesteps, each a function of (seed, example).
 
-    masking: "ul2" or "prefix" (`masking.py`), or "given" where rows bring their own `span_mask`, as chats do.
+    masking: "ul2" or "prefix" (`masking.py`), "all" but the first token, or "given" where rows bring their own
+    `span_mask`, as chats do.
     labels, as transformers' Trainer counts them: ids under the mask, −100 elsewhere.
     """
 
@@ -134,7 +139,10 @@ class DiffusionCollator:
         t = torch.randint(TRAINING_TIMESTEPS, (), generator=generator)
         if self.masking == "given":
             return torch.tensor(row["span_mask"]), t
-        return {"ul2": ul2, "prefix": prefix}[self.masking](len(row["input_ids"]), generator), t
+        length = len(row["input_ids"])
+        if self.masking == "all":
+            return after(length, 1), t
+        return {"ul2": ul2, "prefix": prefix}[self.masking](length, generator), t
 
 
 WHOLE = "whole"  # marks a checkpoint that was saved to its end
@@ -189,7 +197,7 @@ class DiffusionTrainer(WholeCheckpoints, Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         coin = torch.rand((), generator=stream(self.args.seed, self.state.global_step, "coin", torch.device("cpu")))
         loss = self._batch_loss(model, inputs, bool(coin < self.self_conditioning), self.args.seed)
-        count = inputs["span_mask"].sum() if num_items_in_batch is None else num_items_in_batch
+        count = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / count
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -217,22 +225,28 @@ class DiffusionTrainer(WholeCheckpoints, Trainer):
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         self.model.eval()
-        losses = {t: self._loss_at(rows, t) for t in GRID}
+        metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in self._measured(rows).items()}
         self.model.train()
-        metrics = {f"{metric_key_prefix}_loss": sum(losses.values()) / len(losses)}
-        metrics |= {f"{metric_key_prefix}_loss_at_{t}": loss for t, loss in losses.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _loss_at(self, rows, t: int) -> float:
-        collate = DiffusionCollator("given" if "span_mask" in rows[0] else self.grid_masking, GRID_SEED)
+    def _measured(self, rows) -> dict[str, float]:
+        masked = DiffusionCollator("given" if "span_mask" in rows[0] else self.grid_masking, GRID_SEED)
+
+        def at(t):
+            return lambda some: masked(some) | {"t": torch.full((len(some),), t)}
+
+        losses = {t: self._mean_loss(rows, at(t)) for t in GRID}
+        return {"loss": sum(losses.values()) / len(losses)} | {f"loss_at_{t}": loss for t, loss in losses.items()}
+
+    def _mean_loss(self, rows, collate) -> float:
+        """Over all labels of all rows, however they are cut into batches."""
         total = count = 0
         for start in range(0, len(rows), self.args.per_device_eval_batch_size):
             some = range(start, min(start + self.args.per_device_eval_batch_size, len(rows)))
             inputs = self._prepare_inputs(collate([rows[j] for j in some]))
-            inputs["t"] = torch.full_like(inputs["t"], t)
             with self.compute_loss_context_manager():
                 total += float(self._batch_loss(self.model, inputs, self.self_conditioning > 0, GRID_SEED))
-            count += int(inputs["span_mask"].sum())
+            count += int((inputs["labels"] != -100).sum())
         return total / count

@@ -29,10 +29,15 @@ ARROWS = {
     "training": {"schedule", "simplex", "masking", "model", "data"},
     "chats": {"data", "generation"},  # a conversation generates, when it is asked to
     "recipe": set(),
-    "preparation": {"recipe", "chats", "data", "loading", "training", "tinytown"},
+    "masked": {"schedule", "simplex", "inputs", "sampling", "training"},
+    "pretraining": {"simplex", "loading", "masked", "model", "recipe", "training"},
+    "preparation": {"recipe", "chats", "data", "loading", "masked", "pretraining", "training", "tinytown"},
     "preference": {"recipe", "preparation", "chats", "data", "loading", "reward", "training", "tinytown"},
     "evaluation": {
+        "chats",
         "data",
+        "inputs",
+        "masked",
         "recipe",
         "preparation",
         "training",
@@ -41,6 +46,9 @@ ARROWS = {
         "hooks",
         "loading",
         "reward",
+        "sampling",
+        "schedule",
+        "simplex",
         "tinytown",
     },
     "memory": {"simplex"},
@@ -48,7 +56,7 @@ ARROWS = {
     "guidance": {"inputs", "reward"},
     "museum": {"guidance"},
     "hooks": {"inputs"},
-    "generation": {"sampling", "trajectory", "chats", "data", "masking", "viz", "inputs"},
+    "generation": {"sampling", "masked", "trajectory", "chats", "data", "masking", "viz", "inputs"},
 }
 
 

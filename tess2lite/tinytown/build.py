@@ -32,7 +32,8 @@ from transformers import (
 from ..data import Rows, pack
 from ..generation import generate
 from ..loading import load
-from ..training import DiffusionCollator, DiffusionTrainer, WholeCheckpoints, last_checkpoint
+from ..pretraining import PretrainingCollator, PretrainingTrainer
+from ..training import DiffusionCollator, DiffusionTrainer, last_checkpoint
 from . import instruct, rewards
 from .language import skeletons, split_sentences, words
 from .muon import MuonAdamW
@@ -79,22 +80,19 @@ the town. Please tell a gloomy story. What do foxes eat? Each bag holds 6 nuts. 
 """
 
 
-class NextTokenTrainer(WholeCheckpoints, Trainer):
-    """transformers' Trainer, as it is."""
-
-
 def build(out: Path) -> None:
     """All stages, each skipped where it is done."""
     tokenizer, rows = prepare(out)
-    train(out, "tinytown-ar", lambda: new_model(tokenizer), NextTokenTrainer, _next_token, tokenizer, rows)
+    causal = PretrainingCollator("causal", SEED, EOS)
+    train(out, "tinytown-ar", lambda: new_model(tokenizer), PretrainingTrainer, causal, tokenizer, rows)
     denoised = DiffusionCollator("ul2", SEED)
     train(out, "tinytown-base", lambda: load(out / "tinytown-ar"), DiffusionTrainer, denoised, tokenizer, rows)
     chats = instruct.rows(tokenizer, LENGTH, SEED)
     given = DiffusionCollator("given", SEED)
     train(out, "tinytown-instruct", lambda: load(out / "tinytown-base"), DiffusionTrainer, given, tokenizer, chats)
     train(
-        out, "tinytown-ar-instruct", lambda: MistralForCausalLM.from_pretrained(out / "tinytown-ar"), NextTokenTrainer,
-        _response_only, tokenizer, chats,
+        out, "tinytown-ar-instruct", lambda: MistralForCausalLM.from_pretrained(out / "tinytown-ar"),
+        PretrainingTrainer, causal, tokenizer, chats,
     )  # fmt: skip
     instruct.score_models(out, LENGTH)
     for name in rewards.KINDS:
@@ -186,18 +184,6 @@ def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:
         logging_steps=min(50, phase.steps), save_steps=250, save_total_limit=2, report_to=[], seed=SEED + number,
         use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
     )  # fmt: skip
-
-
-def _next_token(rows) -> dict:
-    ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
-    return {"input_ids": ids, "labels": ids}
-
-
-def _response_only(rows) -> dict:
-    """Loss on the response and its EOS alone: a model that writes from left to right needs no padding to end."""
-    ids, mask = (torch.tensor([row[name] for row in rows]) for name in ("input_ids", "span_mask"))  # (B, L)
-    ends = (mask & (ids == EOS)).int()
-    return {"input_ids": ids, "labels": ids.masked_fill(~mask | (ends.cumsum(1) - ends > 0), -100)}
 
 
 def _last_loss(trainer: Trainer) -> float:

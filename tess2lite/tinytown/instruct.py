@@ -40,9 +40,9 @@ SEEDS, PER_SEED, STEPS, BATCH = (0, 1, 2), 25, 50, 50  # of the scores
 PUZZLES = 3  # times as many: they come in four kinds
 
 
-def test_examples(task: str, tokenizer, length: int, seed: int, number: int = PER_SEED) -> list[Example]:
+def test_examples(task: str, tokenizer, length: int, seed: int, number: int | None = None) -> list[Example]:
     """Examples of the test split whose prompt and reference answer fit into `length`; of puzzles, three times more."""
-    wanted = number * (PUZZLES if task == "puzzle" else 1)
+    wanted = (number or PER_SEED) * (PUZZLES if task == "puzzle" else 1)
     made = examples(task, "test", 3 * wanted, seed)
     chats = as_chat(made)["messages"]
     fits = [bool(encode_chat(tokenizer, messages, length)) for messages in chats]

@@ -1,0 +1,250 @@
+"""The model `tess2lite` of the EleutherAI harness: `python -m tess2lite.evaluation.harness run --model tess2lite …`.
+
+The command registers the model and hands over to lm-eval's own; `--model_args` are those of `Denoiser`. lm-eval's own
+command knows no model of another package, but before it looks one up it imports what a YAML file among its tasks names,
+and tess2lite.yaml, beside this file, is a group of no tasks that names it:
+
+    lm_eval --model tess2lite --model_args pretrained=NAME --tasks gsm8k,tess2lite/evaluation/tess2lite.yaml
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .. import inputs
+from ..chats import chat_prompt
+from ..data import encode, encode_continuation
+from ..loading import find_source, load
+from ..sampling import denoise
+from .likelihood import log_likelihood
+from .results import Log
+
+try:
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+except ImportError as problem:
+    raise ImportError("Evaluation on public tasks needs lm-eval: pip install 'tess2lite[eval]'.") from problem
+
+LENGTH = 256  # tokens, where neither the task nor the user says how many
+
+
+class Denoiser(LM):
+    """A denoiser that answers the harness's requests.
+
+    pretrained: any name that `load` takes, or a loaded denoiser. steps, top_p: of the sampler; of a task's own
+    settings `until` and the length count, its temperature is for left-to-right models. length: of answers in tokens, at
+    most; the task may ask for less. A prompt that leaves less than that, and less than half of the model's context,
+    loses tokens on its left, with a warning. samples: of the bound that stands for a log-likelihood (`likelihood.py`).
+    chat: put each prompt into the chat template as the user's turn. answers: a JSON-lines file that keeps all answers,
+    with the bound's standard error, and from which an interrupted evaluation goes on. Noise is a function of `seed` and
+    of a request's own text, so that scores depend neither on batch_size nor on the order.
+    """
+
+    def __init__(
+        self, pretrained, steps=50, top_p=0.99, length=None, batch_size=8, seed=0, samples=4, chat=False,
+        load_in_4bit=False, device=None, answers=None, **unknown,
+    ):  # fmt: skip
+        super().__init__()
+        if unknown:
+            accepted = (
+                "pretrained, steps, top_p, length, batch_size, seed, samples, chat, load_in_4bit, device, answers"
+            )
+            raise ValueError(f"tess2lite has no argument {', '.join(unknown)}; it has {accepted}.")
+        self.steps, self.samples = inputs.whole("steps", steps, 1), inputs.whole("samples", samples, 1)
+        inputs.check_numbers(top_p, 1.0)
+        self.top_p, self.length = top_p, None if length is None else inputs.whole("length", length, 1)
+        batch_size = int(batch_size) if str(batch_size).isdigit() else batch_size  # text, from lm-eval's own option
+        self.batch_size, self.seed = inputs.whole("batch_size", batch_size, 1), inputs.whole("seed", seed, 0)
+        for name, value in (("chat", chat), ("load_in_4bit", load_in_4bit)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is {value!r}; give true or false.")
+        self.chat, self.log, self.cut = chat, Log(answers) if answers else None, 0
+        named = isinstance(pretrained, (str, Path))
+        self.lm = load(pretrained, load_in_4bit, device=device) if named else pretrained
+        self.weights = [self.lm.name_or_path, str(self.lm.dtype), load_in_4bit, *(_files(pretrained) if named else ())]
+        self._device, self.context = self.lm.device, self.lm.config.max_position_embeddings
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict, additional_config=None):
+        """As lm-eval has it, but `model_args` win over its options, which have defaults of their own."""
+        extra = {name: value for name, value in (additional_config or {}).items() if value is not None}
+        if not torch.cuda.is_available():
+            extra.pop("device", None)  # it says cuda:0 on any machine
+        return cls(**extra | arg_dict)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.lm.name_or_path
+
+    def apply_chat_template(self, chat_history, add_generation_prompt=True) -> str:
+        if self.chat:
+            raise ValueError("chat=true puts prompts into the chat template already; leave --apply_chat_template out.")
+        return chat_prompt(chat_history)
+
+    @property
+    def settings(self) -> dict:
+        """What an answer depends on besides weights and seed."""
+        return {name: getattr(self, name) for name in ("steps", "top_p", "length", "samples", "chat")}
+
+    def get_model_info(self) -> dict:
+        """What a reader of the results has to know."""
+        return self.settings | {"log_likelihood": "a lower bound, by Monte Carlo", "prompts_cut": self.cut}
+
+    def generate_until(self, requests, disable_tqdm=False) -> list[str]:
+        """Answers, cut at the first of the task's `until` and at EOS."""
+        return [record["text"] for record in self._answered("generate_until", requests, self._write)]
+
+    def loglikelihood(self, requests, disable_tqdm=False) -> list[tuple[float, bool]]:
+        """A lower bound of log p(continuation | context), and whether argmax writing of as many tokens gives it."""
+        records = self._answered("loglikelihood", requests, self._score)
+        return [(record["log_likelihood"], record["is_greedy"]) for record in records]
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=False) -> list[float]:
+        """A lower bound of log p(text): texts longer than the context are the sum of pieces that know only BOS."""
+        records = self._answered("loglikelihood_rolling", requests, self._score_whole)
+        return [record["log_likelihood"] for record in records]
+
+    def _answered(self, kind: str, requests, compute) -> list[dict]:
+        """A record for each request: from the log where it has it, else computed, a batch at a time."""
+        seen, keys, seeds = Counter(), [], []
+        for request in requests:
+            text = json.dumps([kind, *request.args])
+            seen[text] += 1  # asked again, it is answered anew
+            keys.append(_digest([*self.weights, self.settings, self.seed, text, seen[text]]))
+            seeds.append(int(_digest([self.seed, request.args[0], seen[text]])[:8], 16))
+        known = self.log.known if self.log else {}
+        waiting = [i for i, key in enumerate(keys) if key not in known]
+        for start in tqdm(range(0, len(waiting), self.batch_size), desc=kind, unit="batch", leave=False):
+            some = waiting[start : start + self.batch_size]
+            for i, record in zip(
+                some, compute([requests[i].args for i in some], [seeds[i] for i in some]), strict=True
+            ):
+                known[keys[i]] = record
+                if self.log:
+                    self.log.add(keys[i], record)
+                answer = tuple(v for name, v in record.items() if name in ("text", "log_likelihood", "is_greedy"))
+                self.cache_hook.add_partial(kind, requests[i].args, answer if len(answer) > 1 else answer[0])
+        cut = sum(known[key].get("cut", False) for key in keys)
+        if cut:
+            logging.getLogger(__name__).warning("%d prompts were longer than fits and lost their left side.", cut)
+        self.cut += cut
+        return [known[key] for key in keys]
+
+    def _prompt(self, text: str) -> str:
+        return chat_prompt([{"role": "user", "content": text}]) if self.chat else text
+
+    def _fitting(self, ids: list[int], room: int) -> tuple[list[int], bool]:
+        """BOS and the last ids that leave `room` for what is written, and whether that lost some."""
+        lost = max(0, len(ids) + 1 + room - self.context)
+        return [self.lm.tokenizer.bos_token_id, *ids[lost:]], lost > 0
+
+    def _write(self, requests, seeds) -> list[dict]:
+        rows, settings = [], [normalize_gen_kwargs(given, LENGTH) for _, given in requests]
+        for (text, _), given in zip(requests, settings, strict=True):
+            wanted = inputs.whole("max_gen_toks", min(given["max_gen_toks"], self.length or given["max_gen_toks"]), 1)
+            known, cut = self._fitting(encode(self.lm.tokenizer, self._prompt(text)), min(wanted, self.context // 2))
+            rows.append((known, [self.lm.tokenizer.pad_token_id] * min(wanted, self.context - len(known)), cut))
+        written, records = self._denoised(rows, self.top_p, seeds), []
+        for (text, _), given, ids, (_, _, cut) in zip(requests, settings, written, rows, strict=True):
+            end = ids.index(self.lm.tokenizer.eos_token_id) if self.lm.tokenizer.eos_token_id in ids else None
+            answer = self.lm.tokenizer.decode(ids[:end], skip_special_tokens=True)
+            for stop in filter(None, given["until"]):
+                answer = answer.split(stop)[0]
+            records.append({"prompt": text, "text": answer, "ended": end is not None, "cut": cut})
+        return records
+
+    def _denoised(self, rows, top_p, seeds) -> list[list[int]]:
+        batch, sampler = _batch(rows), denoise
+        if getattr(self.lm.config, "diffusion", "simplex") != "simplex":
+            from ..masked import denoise as sampler
+        for step in sampler(self.lm, batch, self.steps, top_p, seed=seeds):
+            tokens = step.tokens
+        return [ids[mask].tolist() for ids, mask in zip(tokens.cpu(), batch["span_mask"], strict=True)]
+
+    def _score(self, requests, seeds) -> list[dict]:
+        rows = [self._pair(*request) for request in requests]
+        means, errors = log_likelihood(self.lm, _batch(rows), self.steps, self.samples, seeds)
+        written = self._denoised(rows, None, seeds)
+        return [
+            {
+                "context": context, "continuation": continuation, "log_likelihood": mean, "standard_error": error,
+                "is_greedy": likeliest == row[1], "cut": row[2],
+            }
+            for (context, continuation), row, mean, error, likeliest in zip(
+                requests, rows, means.tolist(), errors.tolist(), written, strict=True
+            )
+        ]  # fmt: skip
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int], bool]:
+        if self.chat:
+            known = encode(self.lm.tokenizer, self._prompt(context))
+            scored = encode_continuation(self.lm.tokenizer, continuation.lstrip())
+        else:
+            # Spaces belong to the word that follows them.
+            bare = context.rstrip(" ")
+            known = encode(self.lm.tokenizer, bare)
+            scored = encode(self.lm.tokenizer, context + continuation)[len(known) :]
+        if not 0 < len(scored) < self.context:
+            raise ValueError(
+                f"The continuation {continuation[:60]!r} has {len(scored)} tokens; this model scores 1 to "
+                f"{self.context - 1}."
+            )
+        known, cut = self._fitting(known, len(scored))
+        return known, scored, cut
+
+    def _score_whole(self, requests, seeds) -> list[dict]:
+        records = []
+        for (text,), seed in zip(requests, seeds, strict=True):
+            ids, size = encode(self.lm.tokenizer, text), self.context - 1
+            rows = [([self.lm.tokenizer.bos_token_id], ids[i : i + size]) for i in range(0, len(ids), size)]
+            found = [log_likelihood(self.lm, _batch([row]), self.steps, self.samples, seed) for row in rows]
+            mean, error = sum(float(m) for m, _ in found), sum(float(e) ** 2 for _, e in found) ** 0.5
+            records.append({"text_scored": text, "log_likelihood": mean, "standard_error": error})
+        return records
+
+
+def _batch(rows: list[tuple]) -> dict[str, torch.Tensor]:
+    """Rows that begin with (known ids, written ids), side by side, filler on the right."""
+
+    def stack(lists):
+        return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in lists], batch_first=True)
+
+    return {
+        "input_ids": stack([known + written for known, written, *_ in rows]),
+        "span_mask": stack([[False] * len(known) + [True] * len(written) for known, written, *_ in rows]),
+        "attention_mask": stack([[1] * len(known + written) for known, written, *_ in rows]),
+    }
+
+
+def _digest(content) -> str:
+    return hashlib.blake2b(json.dumps(content, ensure_ascii=False).encode(), digest_size=16).hexdigest()
+
+
+def _files(name) -> list:
+    """Which weights a folder holds: a model that is trained on needs new answers."""
+    found = [(path.name, path.stat()) for path in sorted(Path(find_source(name)).glob("*.safetensors"))]
+    return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in found]
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    from . import harness  # noqa: F401  registers the model: a class of __main__ would be another one
+
+    try:
+        cli_evaluate()
+    except ValueError as problem:
+        sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit(130)
+else:
+    register_model("tess2lite")(Denoiser)

@@ -1,0 +1,190 @@
+"""Masked diffusion with an absorbing state, the other kind of diffusion language model, to compare with.
+
+As in LLaDA (Nie et al. 2025): tokens become one absorbing token, the tokenizer's `<unk>`, which ordinary text never
+holds; the model learns to tell what they were, and writes by revealing what it is surest of. Backbone, label shift
+and masks are those of simplex diffusion, as DiffuLLaMA (Gong et al. 2025) has them; a timestep is never read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from . import inputs
+from .sampling import Hook, Run, Step
+from .schedule import TRAINING_TIMESTEPS
+from .simplex import rows_per_chunk, stream
+from .training import DiffusionTrainer, cross_entropy
+
+MASKED = "masked"  # `config.diffusion` of these models; others have none
+
+
+def absorbing_token(lm) -> int:
+    """The id of `<unk>`. Raises ValueError where there is none."""
+    token = getattr(lm.tokenizer, "unk_token_id", None)
+    if token is None:
+        raise ValueError(f"'{lm.name_or_path}' has no tokenizer with an <unk>, which stands for what is masked.")
+    return token
+
+
+def absorbed(span_mask: torch.Tensor, share: torch.Tensor, examples: list[int], seed: int) -> torch.Tensor:
+    """Which positions are absorbed, (B, L) bool: each one under the mask by itself, with the row's probability.
+
+    share: (B,), in (0, 1]. examples: the number of each row; what is drawn is a function of (seed, example).
+    """
+    streams = [stream(seed, example, "absorbed", torch.device("cpu")) for example in examples]
+    u = torch.stack([torch.rand(span_mask.shape[1], generator=generator) for generator in streams])  # (B, L)
+    return span_mask & (u.to(share.device) < share[:, None])
+
+
+def masked_loss(lm, input_ids, gone, share, token: int) -> torch.Tensor:
+    """Σ 1/t · −log p(w) over the absorbed positions: LLaDA's equation 3 and, once `compute_loss` has divided it by the
+    number of positions that could be absorbed in all rows together, its algorithm 1.
+
+    input_ids, gone: (B, L). share: (B,), t of the paper. token: what the absorbed positions show.
+    """
+    matrix = lm.embedding_matrix()
+    hidden = lm.hidden_states(F.embedding(input_ids.masked_fill(gone, token), matrix), None)
+    weights = (1 / share)[gone.nonzero()[:, 0]]  # (N,)
+    size = rows_per_chunk(len(matrix), matrix.device)
+    return cross_entropy(lm.head, hidden[:, :-1][gone[:, 1:]], input_ids[gone], size, weights)
+
+
+class MaskedTrainer(DiffusionTrainer):
+    """The masked loss on the same rows, masks and batches as `DiffusionTrainer`'s; t is (timestep + 1)/T.
+
+    `evaluate` reports the weighted loss at each t of the grid, in nats a position: its mean is the bound on the
+    negative log-likelihood, and it is finite (0) where nothing happens to be absorbed.
+    """
+
+    grid_masking = "all"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.token = absorbing_token(self.model)
+        self.model.config.diffusion = MASKED
+        for name, parameter in self.model.named_parameters():
+            if "timestep_embed" in name:
+                parameter.requires_grad_(False)
+
+    def _batch_loss(self, model, inputs, conditioned: bool, seed: int) -> torch.Tensor:
+        share = (inputs["t"] + 1) / TRAINING_TIMESTEPS
+        gone = absorbed(inputs["span_mask"], share, inputs["example"].tolist(), seed)
+        return model(run=lambda lm: masked_loss(lm, inputs["input_ids"], gone, share, self.token))
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and hasattr(self.model, "peft_config"):  # an adapter has no config of the model
+            folder = Path(output_dir or self.args.output_dir)
+            (folder / "diffusion.json").write_text(json.dumps({"diffusion": MASKED}) + "\n")
+
+
+class MaskedRun(Run):
+    """What stays the same through a run; its input are token ids alone."""
+
+    def __init__(self, lm, batch, steps, top_p, temperature, seeds):
+        super().__init__(lm, batch, steps, top_p, temperature, seeds, noise=None)
+        self.token = absorbing_token(lm)
+        self.alpha_bar = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # index t+1: the share revealed
+
+    @torch.no_grad()
+    def read(self, ids: torch.Tensor) -> torch.Tensor:
+        """Hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
+        hidden = self.lm.hidden_states(self.embedding[ids], self.attention_mask)
+        return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
+
+
+class MaskedStep(Step):
+    """One step: every absorbed position is predicted, and the surest are revealed, for good.
+
+    Read as `sampling.Step`, with these differences. tokens: what is revealed after the step, the absorbing token
+    elsewhere; the last step's, and those of one whose `stop` is set, are all revealed. Tokens that are replaced are
+    what the next step reads. alpha_bar: share of the positions that was revealed before, as planned. top, argmax,
+    confidence, entropy: of the prediction; what was revealed before is sure.
+    """
+
+    def __init__(self, run: MaskedRun, index: int, ids: torch.Tensor, k: int):
+        super().__init__(run, index, run.read(ids), k)
+        self._ids, self._gone = ids, self.span_mask & (ids == run.token)  # (B, L)
+
+    @Step.tokens.getter
+    def tokens(self) -> torch.Tensor:
+        if self._edited is not None:
+            return self._edited.clone()
+        drawn = self._spread("tokens", self._ids)
+        revealed = ~self._gone | self.stop | self._surest()
+        return torch.where(revealed, drawn, self._run.token)
+
+    def _surest(self) -> torch.Tensor:
+        """The round(N·(i+1)/S) surest of a sequence's N positions, (B, L); those revealed before come first."""
+        sure = self._spread("sure", torch.full(self._ids.shape, -1.0, device=self._ids.device))
+        rank = sure.argsort(dim=1, descending=True, stable=True).argsort(1)  # (B, L); ties from left to right
+        wanted = [round(n * (self.index + 1) / self._run.steps) for n in self.span_mask.sum(1).tolist()]
+        return rank < torch.tensor(wanted, device=rank.device)[:, None]
+
+    def _logits_of(self, rows: slice, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super()._logits_of(rows, hidden)
+        logits[:, self._run.token] = -torch.inf  # nothing is revealed as what stands for the unknown
+        return logits
+
+    def _project_block(self, block, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
+        run, rows, out = self._run, block[2], self._projected
+        logits = self._logits_of(rows, hidden)
+        p = logits.softmax(1)
+        top, best = p.topk(self._k)  # (R, k)
+        if not torch.isfinite(top).all():
+            raise FloatingPointError(f"Step {self.index} predicts no finite numbers; check weights and hooks.")
+        drawn = run.choose(p, logits, self.index, block)
+        sure = p.gather(1, drawn[:, None])[:, 0]
+        known, gone = self._ids[self.span_mask][rows], self._gone[self.span_mask][rows]  # (R,)
+        alone = torch.eye(1, self._k, device=p.device, dtype=p.dtype)  # all on the first
+        out["top_p"][rows] = torch.where(gone[:, None], top, alone).to(out["top_p"].dtype)
+        out["top_ids"][rows] = torch.where(gone[:, None], best, known[:, None])
+        out["entropy"][rows] = (torch.special.entr(p).sum(1) * gone).to(out["entropy"].dtype)
+        out["tokens"][rows] = torch.where(gone, drawn, known)
+        out.setdefault("sure", torch.empty(len(run.places), device=p.device, dtype=p.dtype))
+        out["sure"][rows] = torch.where(gone, sure, 2)  # before any probability
+
+
+def denoise(
+    lm,
+    batch: Mapping[str, torch.Tensor],
+    steps: int = 100,
+    top_p: float | None = 0.99,
+    temperature: float = 1.0,
+    seed: int | Iterable[int] = 0,
+    hooks: Iterable[Hook] = (),
+    start: int = 0,
+) -> Iterator[MaskedStep]:
+    """Reveal all masked positions in `steps` steps, low-confidence remasking (LLaDA, section 2.4).
+
+    Arguments, errors and seeds as in `sampling.denoise`. After step i of S, round(N·(i+1)/S) of a sequence's N
+    positions are revealed: the candidates, drawn as there, that the model gives the highest probability.
+    """
+    steps = inputs.whole("steps", steps, 1)
+    inputs.check_numbers(top_p, temperature)
+    hooks = inputs.callables(hooks)
+    if start:
+        raise ValueError(f"start is {start}; a masked model has no noise to begin a text again from: begin at step 0.")
+    if any(hasattr(hook, "check") for hook in hooks):
+        raise ValueError("Guidance moves the logits of a simplex model, and this one is masked; leave it out.")
+    checked = inputs.check_batch(lm, batch)
+    run = MaskedRun(lm, checked, steps, top_p, temperature, inputs.one_each(seed, len(checked[0])))
+    return _loop(run, hooks)
+
+
+def _loop(run: MaskedRun, hooks: list[Hook]) -> Iterator[MaskedStep]:
+    ids = run.input_ids.masked_fill(run.span_mask, run.token)  # (B, L)
+    k = max(getattr(hook, "k", 1) for hook in [None, *hooks])
+    for index in range(run.steps):
+        step = MaskedStep(run, index, ids, min(k, len(run.embedding)))
+        for hook in hooks:
+            hook(step)
+        yield step
+        ids = step.tokens
+        if step.stop:
+            return

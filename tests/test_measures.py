@@ -1,0 +1,115 @@
+"""What findings measure: texts that do not depend on their company, and numbers counted by hand."""
+
+import math
+import random
+
+import pytest
+import torch
+
+import tess2lite as t2
+from tess2lite.evaluation import findings, measures
+from tess2lite.evaluation.measures import Subject
+from tess2lite.tinytown import instruct
+from tess2lite.tinytown.language import split_sentences
+from tess2lite.tinytown.stories import stories
+from tess2lite.tinytown.tasks import score
+from tess2lite.tinytown.world import verify
+
+STEPS, LENGTH = 6, 24
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return t2.load("tinytown-base")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [" ".join(split_sentences(text)[:2]) for text in stories("test", 9, 3)]
+
+
+def written_in_every_company(lm, prompts, monkeypatch):
+    """The same prompts with the same seeds: together, alone, by twos, and in another order."""
+    seeds, order = [100 + i for i in range(len(prompts))], list(range(len(prompts)))
+    random.Random(0).shuffle(order)
+    subject = Subject(lm, steps=STEPS, length=LENGTH)
+    found = []
+    for batch, places in ((9, None), (1, None), (2, None), (4, order)):
+        monkeypatch.setattr(measures, "BATCH", batch)
+        places = places or list(range(len(prompts)))
+        texts = [text for text, _ in subject.write([prompts[i] for i in places], [seeds[i] for i in places])]
+        found.append([text for _, text in sorted(zip(places, texts, strict=True))])
+    return found
+
+
+def test_in_float64_texts_are_the_same_in_every_batch_and_order(prompts, monkeypatch):
+    found = written_in_every_company(t2.load("tinytown-base", dtype="float64"), prompts, monkeypatch)
+    assert all(texts == found[0] for texts in found) and len(set(found[0])) == len(prompts)
+
+
+def test_in_float32_near_ties_are_few(lm, prompts, monkeypatch):
+    found = written_in_every_company(lm, prompts, monkeypatch)
+    differing = sum(a != b for texts in found[1:] for a, b in zip(found[0], texts, strict=True))
+    assert differing <= 2, f"{differing} of {3 * len(prompts)} texts depend on their batch"
+
+
+def test_every_setting_of_writing_changes_the_text(lm, prompts):
+    plain = Subject(lm, steps=STEPS, length=LENGTH).write(prompts, [*range(9)])
+    for changed in ({"steps": 7}, {"length": 25}, {"conditioned": False}):
+        assert Subject(lm, **{"steps": STEPS, "length": LENGTH} | changed).write(prompts, [*range(9)]) != plain
+    halted = Subject(lm, steps=60, length=LENGTH, halted=2).write(prompts, [*range(9)])
+    full = Subject(lm, steps=60, length=LENGTH).write(prompts, [*range(9)])
+    assert {steps for _, steps in full} == {60} and any(steps < 60 for _, steps in halted)
+
+
+def test_stories_told_are_counted_by_hand(lm, monkeypatch):
+    monkeypatch.setattr(measures, "verify", lambda text: None if text.endswith("1") else "wrong")
+    monkeypatch.setattr(Subject, "write", lambda self, prompts, seeds: [(f" a b {s % 3}", 10 + s % 3) for s in seeds])
+    monkeypatch.setattr(measures, "perplexity", lambda *_: [(4.0, 2), (2.0, 1), (6.0, 3)])
+    found = measures.told(Subject(lm), prompts=3, seed=0)
+    assert (found["valid stories"], found["steps"], found["dist-2"]) == (pytest.approx(1 / 3), 11, 4 / 6)
+    assert found["log-perplexity"] == pytest.approx(2) and found["perplexity"] == pytest.approx(math.exp(2))
+
+
+def test_answers_are_scored_by_task_and_kind(monkeypatch):
+    lm = t2.load("tinytown-instruct")
+    right = {
+        e.prompt: e for task in ("reading", "puzzle") for e in instruct.test_examples(task, lm.tokenizer, 128, 5, 4)
+    }
+
+    def half(self, prompts, seeds):
+        examples = [right[chat[0]["content"]] for chat in prompts]
+        return [(example.response if i % 2 else "no", 1) for i, example in enumerate(examples)]
+
+    monkeypatch.setattr(Subject, "write", half)
+    found = measures.answered(Subject(lm), prompts=4, seed=5, tasks=["reading", "puzzle"])
+    assert found["reading"] == 0.5
+    by_kind = {}
+    for i, example in enumerate(e for e in right.values() if e.task == "puzzle"):
+        by_kind.setdefault(instruct.kind(example), []).append(score(example, example.response if i % 2 else "no"))
+    assert {k: found[k] for k in by_kind} == {k: sum(v) / len(v) for k, v in by_kind.items()}
+
+
+def test_time_is_taken_of_as_many_tokens_as_were_asked_for(lm):
+    written = []
+    model = findings._as_it_is("tinytown-ar", {"trains": "ar"}, smoke=False)
+    whole = model.generate
+    model.generate = lambda *args, **kwargs: written.append(whole(*args, **kwargs)) or written[-1]
+    found = measures.timed(Subject(model), prompts=1, seed=0, lengths=[3, 200])
+    known = written[0].shape[1] - 3
+    assert [out.shape[1] - known for out in written] == [3, 200] and found["seconds for 200"] > found["seconds for 3"]
+    assert measures.timed(Subject(t2.load("tinytown-base"), steps=2), 1, 0, [150])["seconds for 150"] > 0
+
+
+def test_greedy_writing_from_left_to_right_is_the_likeliest_each_time():
+    model = findings._as_it_is("tinytown-ar", {"trains": "ar"}, smoke=False)
+    ids = model.tokenizer("<s>Tom had a drum.")["input_ids"]
+    for _ in range(12):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    by_hand = model.tokenizer.decode(ids[len(model.tokenizer("<s>Tom had a drum.")["input_ids"]) :])
+    assert measures.left_to_right(model, "Tom had a drum.").startswith(by_hand.split("</s>")[0])
+
+
+def test_the_judge_of_stories_calls_true_stories_valid():
+    assert all(verify(text) is None for text in stories("test", 20, 1))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 import zlib
+from functools import lru_cache
 
 from . import facts
 from .language import number_word, render, skeletons, words
@@ -308,10 +309,11 @@ def _numbered(split: str, i: int, seed: int) -> random.Random:
     return random.Random(f"{seed}/{SPLITS.index(split) + 1}/{i}")
 
 
-def corpus(split: str, n: int, seed: int = 0) -> list[str]:
+@lru_cache(maxsize=4)  # seconds, and asked for again by every arm of a finding
+def corpus(split: str, n: int, seed: int = 0) -> tuple[str, ...]:
     """What models are pretrained on: six stories to one page of facts."""
     pages = [facts.page(_numbered(split, i, seed)) for i in range(n // 7)]
     told = stories(split, n - len(pages), seed)
     mixed = [*pages, *told]
     random.Random(f"{seed}/{split}").shuffle(mixed)
-    return mixed
+    return tuple(mixed)

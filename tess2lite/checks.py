@@ -220,3 +220,67 @@ def preference_loss(function) -> Verdict:
     return _compared(
         function, [((chosen, rejected), by_hand), (far, 400.0)], "A pair ordered badly must cost, not infinity."
     )
+
+
+def dist(function) -> Verdict:
+    """function(texts, n) → different n-grams of words among those of all texts."""
+    cases = [
+        ((["a b a b"], 1), 0.5), ((["a b a b"], 2), 2 / 3), ((["a b", "a c", "a b"], 2), 2 / 3),
+        ((["a b", "c d"], 2), 1.0), ((["a b c"], 4), 0.0), ((["a", "b c d e"], 3), 1.0),
+    ]  # fmt: skip
+    return _compared(function, cases, "Texts share one set of n-grams, and no n-gram reaches from one into the next.")
+
+
+def win_share(function) -> Verdict:
+    """function(scores_a, scores_b) → share of prompts where A wins, a tie being half a win."""
+    cases = [
+        (([1, 2, 3, 4], [0, 2, 3, 9]), 0.5),
+        (([1.0, 1.0], [1.0, 1.0]), 0.5),
+        (([5, 5, 5, 5], [1, 1, 5, 7]), 0.625),
+    ]
+    return _compared(function, cases, "A tie is half a win, and every prompt counts.")
+
+
+# (name, score(prompts, batch_size), whether it depends on more than the prompt)
+SCORERS = (
+    ("scores each prompt alone", lambda prompts, size: [len(prompt) for prompt in prompts], False),
+    ("adds the prompt's place in its batch", lambda prompts, size: [i % size for i in range(len(prompts))], True),
+    ("goes by the prompt's number", lambda prompts, size: [len(p) * i for i, p in enumerate(prompts)], True),
+    (
+        "reverses each batch, so that the mean stays",
+        lambda prompts, size: [len(p) for i in range(0, len(prompts), size) for p in reversed(prompts[i : i + size])],
+        True,
+    ),
+    (
+        "pads to the longest of the batch",
+        lambda prompts, size: [max(map(len, prompts[i - i % size : i - i % size + size])) for i in range(len(prompts))],
+        True,
+    ),
+)
+
+
+def depends_on_batch(function) -> Verdict:
+    """function(score, prompts) → whether score(prompts, batch_size) gives a prompt another score in another batch."""
+
+    def problem():
+        prompts = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"]
+        for what, score, wanted in SCORERS:
+            found = function(score, list(prompts))
+            if found is None:
+                return "your function returns nothing."
+            if bool(found) != wanted:
+                return f"of a scorer that {what} it says {bool(found)}. Compare score by score, of the same prompts."
+        return None
+
+    return _verdict(problem)
+
+
+def middle_95(function) -> Verdict:
+    """function(scores (n,), drawn (R, n)) → (low, high) of the middle 95 % of the means."""
+    torch.manual_seed(0)
+    cases = []
+    for n in (5, 40):
+        scores, drawn = torch.rand(n, dtype=torch.float64), torch.randint(n, (401, n))
+        means = sorted(float(sum(scores[i] for i in row)) / n for row in drawn.tolist())
+        cases.append(((scores, drawn), [means[10], means[390]]))  # 0.025 and 0.975 of the way from 0 to 400
+    return _compared(function, cases, "One mean for each row of what is drawn, then their 2.5 % and 97.5 % quantiles.")

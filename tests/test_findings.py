@@ -48,6 +48,9 @@ def test_results_grow_run_by_run_and_are_kept(tmp_path):
     (said,) = more["verdicts"]
     gains = [b - a for a, b in zip(losses["plain"], losses["random"], strict=True)]
     assert said["gain"][0] == pytest.approx(sum(gains) / 2) and said["row"] == 1
+    wider = {"plain": None, "random": {"edit": "random_weights"}, "causal": {"edit": "causal"}}
+    widened = findings.run(write(tmp_path / "one.yaml", arms=wider), tmp_path / "results", tmp_path / "work")
+    assert widened["runs"][:4] == more["runs"] and [run["arm"] for run in widened["runs"][4:]] == ["causal"] * 2
     with pytest.raises(ValueError, match="another recipe"):
         findings.run(write(tmp_path / "one.yaml", arms={"plain": {"steps": 3}}), tmp_path / "results", tmp_path / "w")
 

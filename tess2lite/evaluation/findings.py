@@ -119,10 +119,11 @@ def run(name: str, results: Path, work: Path, smoke: bool = False) -> dict:
         finding |= {"seeds": finding["seeds"][:1], "prompts": 2, "smoke": True}
     path = results / f"{finding['name']}.json"
     known = json.loads(path.read_text()) if path.exists() else finding | {"runs": []}
-    if known["runs"] and any(known.get(part) != finding.get(part) for part in ("recipe", "arms", "measure")):
+    done = {(entry["arm"], entry["seed"]) for entry in known["runs"]}
+    changed = any(known["arms"][arm] != finding["arms"].get(arm, "gone") for arm, _ in done)
+    if done and (changed or any(known[part] != finding[part] for part in ("recipe", "measure"))):
         raise ValueError(f"'{path}' holds results of another recipe; move it away first.")
     known = finding | {"command": f"make findings ROW={finding['name']}", "runs": known["runs"]}
-    done = {(entry["arm"], entry["seed"]) for entry in known["runs"]}
     for seed in finding["seeds"]:
         for arm in finding["arms"]:
             if (arm, seed) not in done:

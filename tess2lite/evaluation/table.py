@@ -65,7 +65,7 @@ def line(said: dict, seeds: int) -> str:
 
 
 def _short(number: float) -> str:
-    return f"{number:.3g}" if abs(number) < 100 else f"{number:,.0f}"
+    return f"{number:.2f}" if abs(number) < 100 else f"{number:,.0f}"
 
 
 def markdown(found: list[Row]) -> str:

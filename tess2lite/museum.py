@@ -76,7 +76,7 @@ class _Piling(Ascent):
 
 
 class AccumulatingGuidance(RewardGuidance):
-    """Exhibit 4, the mistake: gradients are never zeroed between inner steps, so the j-th adds the sum of the first j."""
+    """Exhibit 4, the mistake: gradients never zeroed between inner steps, so the j-th adds the sum of the first j."""
 
     ascent = _Piling
 

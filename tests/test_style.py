@@ -54,7 +54,7 @@ ARROWS = {
     "memory": {"simplex"},
     "reward": {"loading"},
     "guidance": {"inputs", "reward"},
-    "museum": {"guidance"},
+    "museum": {"chats", "data", "generation", "guidance", "sampling"},
     "hooks": {"inputs"},
     "generation": {"sampling", "masked", "trajectory", "chats", "data", "masking", "viz", "inputs"},
 }

@@ -284,3 +284,22 @@ def middle_95(function) -> Verdict:
         means = sorted(float(sum(scores[i] for i in row)) / n for row in drawn.tolist())
         cases.append(((scores, drawn), [means[10], means[390]]))  # 0.025 and 0.975 of the way from 0 to 400
     return _compared(function, cases, "One mean for each row of what is drawn, then their 2.5 % and 97.5 % quantiles.")
+
+
+def nf4_round(function) -> Verdict:
+    """function(weights (N, 64), levels (16,)) → weights rounded to a level times the largest of their block."""
+    torch.manual_seed(0)
+    levels = torch.cat([torch.tensor([-1.0]), (2 * torch.rand(14) - 1).sort().values, torch.tensor([1.0])])
+    weights = torch.randn(4, 64) * torch.tensor([1.0, 0.05, 3.0, 10.0])[:, None]
+    largest, between = weights.abs().amax(1, keepdim=True), (levels[1:] + levels[:-1]) / 2
+    wanted = levels[torch.bucketize(weights / largest, between)] * largest
+    return _compared(
+        function, [((weights, levels), wanted)], "Each block has a scale of its own; the nearest level."
+    )
+
+
+def lora_weights(function) -> Verdict:
+    """function(shapes [(in, out), …], rank) → how many weights a LoRA beside these matrices trains."""
+    layer = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14336), (4096, 14336), (14336, 4096)]
+    cases = [((layer, 64), 64 * 81_920), (([(10, 3)], 2), 26), (([], 8), 0)]
+    return _compared(function, cases, "Two thin matrices beside each: (in, r) and (r, out).")

@@ -63,6 +63,16 @@ WRONG = {
     "ascent": lambda logits, matrix, reward, scale: logits + scale * matrix.sum(1),
     "hacking_sets_in": lambda scales, predicted, true: scales[max(range(len(scales)), key=lambda i: true[i])],
     "preference_loss": lambda chosen, rejected: -torch.log(torch.sigmoid(chosen - rejected)).mean(),
+    "dist": lambda texts, n: (lambda w: len({tuple(w[i : i + n]) for i in range(len(w) - n + 1)}) / len(w))(
+        " ".join(texts).split()
+    ),
+    "win_share": lambda a, b: sum(x > y for x, y in zip(a, b, strict=True)) / len(a),
+    "depends_on_batch": lambda score, prompts: sum(score(prompts, 1)) != sum(score(prompts, len(prompts))),
+    "middle_95": lambda scores, drawn: torch.stack([scores[drawn].mean(1).min(), scores[drawn].mean(1).max()]),
+    "nf4_round": lambda weights, levels: (
+        levels[((weights / weights.abs().max())[..., None] - levels).abs().argmin(-1)] * weights.abs().max()
+    ),
+    "lora_weights": lambda shapes, rank: sum(rank * inputs for inputs, _ in shapes),
     "self_conditioning": lambda simplex, previous, E: ((simplex + previous) / 2).softmax(-1) @ E,
 }
 

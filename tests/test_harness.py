@@ -100,7 +100,7 @@ def test_long_prompts_lose_their_left_and_are_counted(lm, tmp_path, caplog):
 
 def test_log_likelihood_is_the_bound_of_the_chain(lm, tmp_path):
     path = tmp_path / "log.jsonl"
-    ((value, greedy),) = model(lm, answers=path).loglikelihood(asking(("Tom has the ", "key")))
+    ((value, greedy),) = model(lm, answers=path, bound_steps=3).loglikelihood(asking(("Tom has the ", "key")))
     known, scored = encode(lm.tokenizer, "Tom has the"), encode(lm.tokenizer, "Tom has the key")
     ids = torch.tensor([[lm.tokenizer.bos_token_id, *scored]])
     mask = torch.arange(ids.shape[1])[None] > len(known)
@@ -122,7 +122,7 @@ def test_is_greedy_when_argmax_writes_it(lm):
 
 
 def test_rolling_adds_up_pieces_of_long_texts(lm):
-    tested = model(lm, steps=1)
+    tested = model(lm, bound_steps=1)
     long = "The dog saw the cat. " * 60
     short, whole = tested.loglikelihood_rolling(asking(("The dog saw the cat.",), (long,)))
     assert whole < short < 0

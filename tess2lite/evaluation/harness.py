@@ -43,23 +43,26 @@ class Denoiser(LM):
     pretrained: any name that `load` takes, or a loaded denoiser. steps, top_p: of the sampler; of a task's own
     settings `until` and the length count, its temperature is for left-to-right models. length: of answers in tokens, at
     most; the task may ask for less. A prompt that leaves less than that, and less than half of the model's context,
-    loses tokens on its left, with a warning. samples: of the bound that stands for a log-likelihood (`likelihood.py`).
+    loses tokens on its left, with a warning. bound_steps, samples: of the bound that stands for a log-likelihood
+    (`likelihood.py`), which is tightest for chains of few steps.
     chat: put each prompt into the chat template as the user's turn. answers: a JSON-lines file that keeps all answers,
     with the bound's standard error, and from which an interrupted evaluation goes on. Noise is a function of `seed` and
     of a request's own text, so that scores depend neither on batch_size nor on the order.
     """
 
     def __init__(
-        self, pretrained, steps=50, top_p=0.99, length=None, batch_size=8, seed=0, samples=4, chat=False,
-        load_in_4bit=False, device=None, answers=None, **unknown,
+        self, pretrained, steps=50, top_p=0.99, length=None, batch_size=8, seed=0, bound_steps=2, samples=4,
+        chat=False, load_in_4bit=False, device=None, answers=None, **unknown,
     ):  # fmt: skip
         super().__init__()
         if unknown:
             accepted = (
-                "pretrained, steps, top_p, length, batch_size, seed, samples, chat, load_in_4bit, device, answers"
+                "pretrained, steps, top_p, length, batch_size, seed, bound_steps, samples, chat, load_in_4bit, device, "
+                "answers"
             )
             raise ValueError(f"tess2lite has no argument {', '.join(unknown)}; it has {accepted}.")
         self.steps, self.samples = inputs.whole("steps", steps, 1), inputs.whole("samples", samples, 1)
+        self.bound_steps = inputs.whole("bound_steps", bound_steps, 1)
         inputs.check_numbers(top_p, 1.0)
         self.top_p, self.length = top_p, None if length is None else inputs.whole("length", length, 1)
         batch_size = int(batch_size) if str(batch_size).isdigit() else batch_size  # text, from lm-eval's own option
@@ -93,7 +96,7 @@ class Denoiser(LM):
     @property
     def settings(self) -> dict:
         """What an answer depends on besides weights and seed."""
-        return {name: getattr(self, name) for name in ("steps", "top_p", "length", "samples", "chat")}
+        return {name: getattr(self, name) for name in ("steps", "top_p", "length", "bound_steps", "samples", "chat")}
 
     def get_model_info(self) -> dict:
         """What a reader of the results has to know."""
@@ -172,7 +175,7 @@ class Denoiser(LM):
 
     def _score(self, requests, seeds) -> list[dict]:
         rows = [self._pair(*request) for request in requests]
-        means, errors = log_likelihood(self.lm, _batch(rows), self.steps, self.samples, seeds)
+        means, errors = log_likelihood(self.lm, _batch(rows), self.bound_steps, self.samples, seeds)
         written = self._denoised(rows, None, seeds)
         return [
             {
@@ -206,7 +209,7 @@ class Denoiser(LM):
         for (text,), seed in zip(requests, seeds, strict=True):
             ids, size = encode(self.lm.tokenizer, text), self.context - 1
             rows = [([self.lm.tokenizer.bos_token_id], ids[i : i + size]) for i in range(0, len(ids), size)]
-            found = [log_likelihood(self.lm, _batch([row]), self.steps, self.samples, seed) for row in rows]
+            found = [log_likelihood(self.lm, _batch([row]), self.bound_steps, self.samples, seed) for row in rows]
             mean, error = sum(float(m) for m, _ in found), sum(float(e) ** 2 for _, e in found) ** 0.5
             records.append({"text_scored": text, "log_likelihood": mean, "standard_error": error})
         return records

@@ -20,9 +20,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import yaml
+from transformers import AutoTokenizer
 
 from .. import inputs
 from ..data import json_lines, read_text
+from ..loading import bundled
+from ..tinytown import instruct
 from ..tinytown import tasks as tinytown
 from .results import stamp, write_json
 from .statistics import bootstrap
@@ -36,7 +39,7 @@ FIELDS = {
     "squad": ({"id": str, "title": str, "context": str, "question": str, "answers": dict}, ("id",)),
 }
 OTHERS = ("squadv2", "squad_completion")  # of lm-eval, for the hub's data alone
-PROMPTS = 200  # of a Tinytown task, where no limit is given
+PROMPTS, CONTEXT = 200, 128  # of a Tinytown task, where no limit is given; tokens that its prompt and answer fit into
 
 
 def read_records(path, family: str) -> list[dict]:
@@ -128,7 +131,8 @@ def _squad() -> dict:
 
 
 def _tinytown(task: str, limit: int | None) -> dict:
-    made = tinytown.examples(task, "test", limit or PROMPTS)
+    tokenizer = AutoTokenizer.from_pretrained(bundled()["tinytown-base"])
+    made = instruct.test_examples(task, tokenizer, CONTEXT, 0, limit or PROMPTS)[: limit or PROMPTS]
     docs = [{"prompt": e.prompt, "response": e.response, "key": json.dumps(e.key)} for e in made]
 
     def scores(doc, results):

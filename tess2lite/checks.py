@@ -293,9 +293,7 @@ def nf4_round(function) -> Verdict:
     weights = torch.randn(4, 64) * torch.tensor([1.0, 0.05, 3.0, 10.0])[:, None]
     largest, between = weights.abs().amax(1, keepdim=True), (levels[1:] + levels[:-1]) / 2
     wanted = levels[torch.bucketize(weights / largest, between)] * largest
-    return _compared(
-        function, [((weights, levels), wanted)], "Each block has a scale of its own; the nearest level."
-    )
+    return _compared(function, [((weights, levels), wanted)], "Each block has a scale of its own; the nearest level.")
 
 
 def lora_weights(function) -> Verdict:

@@ -178,7 +178,7 @@ def steps_against_quality(arms: dict, metric: str, cost: str = "CPU seconds a te
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.minorticks_off()
     clock.set_ylabel(f"{cost} (dotted)")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper center")
     plt.close(figure)
     return figure
 

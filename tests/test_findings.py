@@ -159,6 +159,18 @@ def test_smoke_runs_one_seed_in_two_steps_and_writes_elsewhere(tmp_path, monkeyp
     assert not (tmp_path / "assets").exists() and "one · plain: loss" in capsys.readouterr().out
 
 
+def test_a_finding_is_made_again_beside_the_committed_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = write(tmp_path / "one.yaml", seeds=[0])
+    (tmp_path / "assets/findings").mkdir(parents=True)
+    said = {"what": "plain is better", "gain": [7.0, 1.0], "verdict": "holds"}
+    (tmp_path / "assets/findings/one.json").write_text(json.dumps({"verdicts": [said]}))
+    findings.main([name])
+    assert len(json.loads((tmp_path / "runs/findings/again/one.json").read_text())["runs"]) == 2
+    assert json.loads((tmp_path / "assets/findings/one.json").read_text()) == {"verdicts": [said]}
+    assert "committed · plain is better: holds (gain 7 ± 1)" in capsys.readouterr().out
+
+
 def test_an_arm_may_make_its_own_base_and_another_kind_of_model(tmp_path):
     arms = {
         "base": {"pretrain": {"edit": "small_llama", "objective": "prefix"}},

@@ -23,7 +23,7 @@ MUTATIONS = {
     "self-conditioning left out (textbook)": (
         textbook, "(F.softmax(simplex, -1) + F.softmax(previous_logits, -1)) / 2", "F.softmax(simplex, -1)"),
     "self-conditioning left out (sampler)": (
-        sampling, "self_conditioned(noisy, p)", "noisy.softmax(1)"),
+        sampling, "self_conditioned(noisy, belief)", "noisy.softmax(1)"),
     "self-conditioning left out (training)": (training, "(noisy + belief) / 2", "noisy"),
     "no uniform belief at the start": (sampling, "(soft + self.embedding.mean(0)) / 2", "soft"),
     "ᾱ one step late (sampler)": (sampling, "run.alpha_bar[self.t])", "run.alpha_bar[self.t + 1])"),

@@ -220,5 +220,5 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     with pytest.raises(ValueError, match="knows no field 'masking'"):
         recipe.read_recipe("own-preferences", masking="ul2")
     (tmp_path / "odd.yaml").write_text("trains: poems\nmodel: a\ndata: b\noutput: c\n")
-    with pytest.raises(ValueError, match="trains 'poems'; a recipe trains one of denoiser, reward"):
+    with pytest.raises(ValueError, match="trains 'poems'; a recipe trains one of denoiser, masked, ar, reward"):
         recipe.read_recipe(tmp_path / "odd.yaml")

@@ -2,7 +2,7 @@
 
 A finding is a YAML file: arms, which are models trained by a recipe or loaded as they are; what is measured of each;
 and comparisons, which say what should be better than what. Every arm runs with every seed. The results are one JSON
-file that grows run by run; a run that was stopped goes on from its last checkpoint.
+file in runs/findings/again that grows run by run; a run that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -244,18 +244,19 @@ def verdicts(finding: dict) -> list[dict]:
 
 
 def main(arguments: list[str]) -> None:
-    smoke = "--smoke" in arguments
-    results, work = Path("runs/findings/smoke" if smoke else "assets/findings"), Path("runs/findings")
+    """Makes findings again, in a folder of their own, and shows them beside the ones that are committed."""
+    smoke, work = "--smoke" in arguments, Path("runs/findings")
     wanted = [stem for name in arguments if name != "--smoke" for stem in chosen(name)]
     for name in wanted or names():
-        finding = run(name, results, work, smoke)
+        finding = run(name, work / ("smoke" if smoke else "again"), work, smoke)
         for arm, metrics in finding["summary"].items() if "arms" in finding else ():
-            print(
-                f"{finding['name']} · {arm}: "
-                + ", ".join(f"{m} {v[0]:.4g} ± {v[1] or 0:.2g}" for m, v in metrics.items())
-            )
-        for said in finding["verdicts"]:
-            print("{what}: {verdict} (gain {:.3g} ± {:.2g})".format(*said["gain"], **said))
+            numbers = (f"{metric} {mean:.4g} ± {half or 0:.2g}" for metric, (mean, half) in metrics.items())
+            print(f"{finding['name']} · {arm}: {', '.join(numbers)}")
+        committed = Path("assets/findings") / f"{finding['name']}.json"
+        known = json.loads(committed.read_text())["verdicts"] if committed.exists() else []
+        for which, verdicts_ in (("here", finding["verdicts"]), ("committed", known)):
+            for said in verdicts_:
+                print("{:9} · {what}: {verdict} (gain {:.3g} ± {:.2g})".format(which, *said["gain"], **said))
 
 
 if __name__ == "__main__":

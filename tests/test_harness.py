@@ -98,6 +98,15 @@ def test_long_prompts_lose_their_left_and_are_counted(lm, tmp_path, caplog):
     assert tested.cut == 0  # it fits, and has the rest of the context to write in
 
 
+def test_a_prompt_keeps_its_beginning_where_no_length_is_asked_for(lm):
+    """Of 128 tokens, 4 are kept for the answer; all that is left is written in."""
+    tested, size = model(lm), len(encode(lm.tokenizer, " dog" * 8)) // 8
+    tested.generate_until(asking((" dog" * (120 // size), {"until": []})))
+    assert tested.cut == 0 and tested._wanted(-1) == (256, 4) and tested._wanted(1000) == (1000, 64)
+    tested.generate_until(asking((" dog" * (126 // size), {"until": []})))
+    assert tested.cut == 1 and model(lm, length=7)._wanted(-1) == (7, 7) and model(lm, length=7)._wanted(5) == (5, 5)
+
+
 def test_log_likelihood_is_the_bound_of_the_chain(lm, tmp_path):
     path = tmp_path / "log.jsonl"
     ((value, greedy),) = model(lm, answers=path, bound_steps=3).loglikelihood(asking(("Tom has the ", "key")))

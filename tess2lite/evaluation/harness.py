@@ -34,20 +34,20 @@ try:
 except ImportError as problem:
     raise ImportError("Evaluation on public tasks needs lm-eval: pip install 'tess2lite[eval]'.") from problem
 
-LENGTH = 256  # tokens, where neither the task nor the user says how many
+LENGTH, UNSAID = 256, -1  # tokens, where neither the task nor the user says how many
 
 
 class Denoiser(LM):
     """A denoiser that answers the harness's requests.
 
     pretrained: any name that `load` takes, or a loaded denoiser. steps, top_p: of the sampler; of a task's own
-    settings `until` and the length count, its temperature is for left-to-right models. length: of answers in tokens, at
-    most; the task may ask for less. A prompt that leaves less than that, and less than half of the model's context,
-    loses tokens on its left, with a warning. bound_steps, samples: of the bound that stands for a log-likelihood
-    (`likelihood.py`), which is tightest for chains of few steps.
+    settings `until` and the length count, its temperature is for left-to-right models. length: of answers in tokens,
+    at most; the task may ask for less. A prompt that leaves less than that, and less than half of the model's context
+    (a 32nd where nobody says a length), loses tokens on its left, with a warning. bound_steps, samples: of the bound
+    that stands for a log-likelihood (`likelihood.py`), which is tightest for chains of few steps.
     chat: put each prompt into the chat template as the user's turn. answers: a JSON-lines file that keeps all answers,
-    with the bound's standard error, and from which an interrupted evaluation goes on. Noise is a function of `seed` and
-    of a request's own text, so that scores depend neither on batch_size nor on the order.
+    with the bound's standard error, and from which an interrupted evaluation goes on. Noise is a function of `seed`
+    and of a request's own text, so that scores depend neither on batch_size nor on the order.
     """
 
     def __init__(
@@ -145,16 +145,24 @@ class Denoiser(LM):
     def _prompt(self, text: str) -> str:
         return chat_prompt([{"role": "user", "content": text}]) if self.chat else text
 
+    def _wanted(self, asked: int) -> tuple[int, int]:
+        """Tokens to write at most, and the room for them that a long prompt must leave."""
+        if asked == UNSAID and self.length is None:
+            return LENGTH, self.context // 32
+        wanted = inputs.whole("max_gen_toks", self.length if asked == UNSAID else asked, 1)
+        wanted = min(wanted, self.length or wanted)
+        return wanted, min(wanted, self.context // 2)
+
     def _fitting(self, ids: list[int], room: int) -> tuple[list[int], bool]:
         """BOS and the last ids that leave `room` for what is written, and whether that lost some."""
         lost = max(0, len(ids) + 1 + room - self.context)
         return [self.lm.tokenizer.bos_token_id, *ids[lost:]], lost > 0
 
     def _write(self, requests, seeds) -> list[dict]:
-        rows, settings = [], [normalize_gen_kwargs(given, LENGTH) for _, given in requests]
+        rows, settings = [], [normalize_gen_kwargs(given, UNSAID) for _, given in requests]
         for (text, _), given in zip(requests, settings, strict=True):
-            wanted = inputs.whole("max_gen_toks", min(given["max_gen_toks"], self.length or given["max_gen_toks"]), 1)
-            known, cut = self._fitting(encode(self.lm.tokenizer, self._prompt(text)), min(wanted, self.context // 2))
+            wanted, room = self._wanted(given["max_gen_toks"])
+            known, cut = self._fitting(encode(self.lm.tokenizer, self._prompt(text)), room)
             rows.append((known, [self.lm.tokenizer.pad_token_id] * min(wanted, self.context - len(known)), cut))
         written, records = self._denoised(rows, self.top_p, seeds), []
         for (text, _), given, ids, (_, _, cut) in zip(requests, settings, written, rows, strict=True):

@@ -39,7 +39,7 @@ FIELDS = {
     "squad": ({"id": str, "title": str, "context": str, "question": str, "answers": dict}, ("id",)),
 }
 OTHERS = ("squadv2", "squad_completion")  # of lm-eval, for the hub's data alone
-PROMPTS, CONTEXT = 200, 128  # of a Tinytown task, where no limit is given; tokens that its prompt and answer fit into
+PROMPTS, FITTING = 200, 124  # of a Tinytown task, where no limit is given; tokens of prompt and answer, of 128
 
 
 def read_records(path, family: str) -> list[dict]:
@@ -132,7 +132,7 @@ def _squad() -> dict:
 
 def _tinytown(task: str, limit: int | None) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(bundled()["tinytown-base"])
-    made = instruct.test_examples(task, tokenizer, CONTEXT, 0, limit or PROMPTS)[: limit or PROMPTS]
+    made = instruct.test_examples(task, tokenizer, FITTING, 0, limit or PROMPTS)[: limit or PROMPTS]
     docs = [{"prompt": e.prompt, "response": e.response, "key": json.dumps(e.key)} for e in made]
 
     def scores(doc, results):

@@ -187,3 +187,11 @@ def read_recipe(source: str | Path, **changes) -> Training:
         what = f"knows no field '{unknown[0]}'" if unknown else f"lacks '{missing[0]}'"
         raise ValueError(f"'{source}' {what}; fields are {', '.join(known)}.")
     return TRAININGS[kind](**fields)
+
+
+def value_of(text: str):
+    """A field's value on a command line: as in a YAML file; what is no YAML is a word."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text

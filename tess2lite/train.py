@@ -19,7 +19,7 @@ from transformers import Trainer
 from .memory import estimate, measured_peak, table
 from .preference import prepare_reward
 from .preparation import prepare
-from .recipe import Recipe, RewardRecipe, Training, read_recipe
+from .recipe import Recipe, RewardRecipe, Training, read_recipe, value_of
 from .training import last_checkpoint
 
 
@@ -105,16 +105,8 @@ def main(arguments: list[str]) -> None:
     for change in arguments[1:]:
         if "=" not in change:
             raise ValueError(f"'{change}' changes nothing; write field=value, for example steps=500.")
-    changes = {name: _value(value) for name, value in (change.split("=", 1) for change in arguments[1:])}
+    changes = {name: value_of(value) for name, value in (change.split("=", 1) for change in arguments[1:])}
     train(read_recipe(arguments[0], **changes))
-
-
-def _value(text: str):
-    """As in a YAML file; what is no YAML is a word."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
-import yaml
 from transformers import AutoTokenizer
 
 from .. import inputs
 from ..data import json_lines, read_text
 from ..loading import bundled
+from ..recipe import value_of
 from ..tinytown import instruct
 from ..tinytown import tasks as tinytown
 from .results import stamp, write_json
@@ -298,25 +298,17 @@ def main(arguments: list[str]) -> None:
             raise ValueError(
                 f"'{field}' says nothing new; write each field once, as field=value, for example limit=20."
             )
-        fields[name] = _value(value)
+        fields[name] = value_of(value)
     if "model" not in fields:
         raise ValueError("Which model? Give model=NAME, for example model=tinytown-instruct.")
     if isinstance(fields.get("seeds"), str):
-        fields["seeds"] = [_value(seed) for seed in fields["seeds"].split(",")]
+        fields["seeds"] = [value_of(seed) for seed in fields["seeds"].split(",")]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     for task, scores in evaluate(arguments[0], **fields)["scores"].items():
         for name, score in scores.items():
             if isinstance(score, dict):
                 spread = f" ({score['low']:.3f} to {score['high']:.3f})" if "low" in score else ""
                 print(f"{task}, {name}: {score['mean']:.3f}{spread}, {scores['prompts']} prompts")
-
-
-def _value(text: str):
-    """As in a YAML file; what is no YAML is a word."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def chat_datasets(recipe: Recipe, tokenizer):
         )
     enough(recipe, len(rows), 5, "give more of them or a larger length")
     kept = min(recipe.held_out, len(rows) // 5)
-    if recipe.data.startswith("tinytown"):
+    if recipe.data.partition(":")[0] == "tinytown":
         held_out, _ = chat_rows(chats(recipe, "validation").shuffle(0), tokenizer, recipe.length)
         held_out = held_out.select(range(min(kept, len(held_out))))
     else:

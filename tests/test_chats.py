@@ -190,3 +190,16 @@ def test_tinytown_as_chats(monkeypatch):
     )  # fmt: skip
     rows, held_out = preparation.datasets(made, t2.load("tinytown-base").tokenizer)
     assert len(rows) == 4 and 0 < len(held_out) <= 4 and torch.tensor(held_out[0]["span_mask"]).any()
+
+
+def test_a_file_that_is_named_after_tinytown_holds_out_rows_of_its_own(tmp_path):
+    path = tmp_path / "tinytown-chats.jsonl"
+    path.write_text("".join(f'{{"prompt": "Count to {n}.", "response": "{n}"}}\n' for n in range(20)))
+    made = recipe.Recipe(
+        model="tinytown-base", data=path.name, output="unused", masking="response", length=64, steps=2, warmup=1,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        rows, held_out = preparation.datasets(made, t2.load("tinytown-base").tokenizer)
+    train = {tuple(row["input_ids"]) for row in rows.rows}
+    assert len(held_out) and not any(tuple(row["input_ids"]) in train for row in held_out)

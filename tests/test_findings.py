@@ -52,7 +52,9 @@ def test_results_grow_run_by_run_and_are_kept(tmp_path):
     widened = findings.run(write(tmp_path / "one.yaml", arms=wider), tmp_path / "results", tmp_path / "work")
     assert widened["runs"][:4] == more["runs"] and [run["arm"] for run in widened["runs"][4:]] == ["causal"] * 2
     with pytest.raises(ValueError, match="another recipe"):
-        findings.run(write(tmp_path / "one.yaml", arms={"plain": {"steps": 3}}), tmp_path / "results", tmp_path / "w")
+        findings.run(
+            write(tmp_path / "one.yaml", arms={"plain": {"steps": 3}}, compare=[]), tmp_path / "results", tmp_path / "w"
+        )
 
 
 def test_an_unknown_finding_names_those_there_are():
@@ -64,6 +66,27 @@ def test_an_unknown_finding_names_those_there_are():
         and findings.chosen("ladder") == ["ladder"]
         and findings.chosen("7") == ["guidance"]
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"seeds": None}, "has no seeds; a finding has seeds, prompts, recipe, arms, measure"),
+        ({"measure": {"beauty": None}}, "no measure 'beauty'; choose one of loss"),
+        ({"arms": {"plain": {"edit": "magic"}, "random": None}}, "no edit 'magic'; choose one of random_weights"),
+        ({"arms": {"plain": None}}, "no arm 'random'; choose one of plain"),
+    ],
+)
+def test_ones_own_finding_is_checked_before_it_runs(tmp_path, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        findings.read_finding(write(tmp_path / "mine.yaml", **changes))
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "{: no"])
+def test_a_file_that_is_no_finding(tmp_path, text):
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(ValueError, match="has no seeds|is not YAML"):
+        findings.read_finding(str(tmp_path / "odd.yaml"))
 
 
 def test_every_row_of_the_table_has_a_finding():

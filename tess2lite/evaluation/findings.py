@@ -35,6 +35,7 @@ from .results import stamp, write_json
 from .statistics import interval, verdict
 
 HOW = ("edit", "trains", "pretrain", "write")  # what an arm may say beside fields of its recipe
+PARTS = ("seeds", "prompts", "recipe", "arms", "measure")  # that a finding cannot do without
 SMOKE = {"steps": 2, "warmup": 1, "held_out": 2, "evaluate_every": 2, "save_every": 2}
 
 
@@ -103,7 +104,29 @@ def read_finding(name: str) -> dict:
             f"There is no finding '{name}'; give a YAML file, a row of the table (1 to 14), or one of "
             f"{', '.join(names())}."
         )
-    return yaml.safe_load(path.read_text()) | {"name": path.stem}
+    try:
+        finding = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as problem:
+        raise ValueError(f"'{path}' is not YAML: {str(problem).splitlines()[0]}.") from None
+    _check(path, finding)
+    return finding | {"name": path.stem}
+
+
+def _check(path: Path, finding) -> None:
+    """One's own finding, before hours are spent on it."""
+    if isinstance(finding, dict) and "study" in finding:
+        return
+    missing = [part for part in PARTS if not isinstance(finding, dict) or not finding.get(part)]
+    if missing:
+        raise ValueError(f"'{path}' has no {missing[0]}; a finding has {', '.join(PARTS)}, and perhaps compare.")
+    used = {
+        "measure": ([*finding["measure"]], MEASURES),
+        "edit": ([arm["edit"] for arm in finding["arms"].values() if arm and "edit" in arm], EDITS),
+        "arm": ([c.get(side) for c in finding.get("compare", []) for side in ("better", "than")], finding["arms"]),
+    }
+    for what, (given, known) in used.items():
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"'{path}' has no {what} '{unknown[0]}'; choose one of {', '.join(known)}.")
 
 
 def _rows(finding: dict) -> list[int]:
@@ -264,3 +287,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except ValueError as problem:
         sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit("Stopped; the same command goes on from the last checkpoint.")

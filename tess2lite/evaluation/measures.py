@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from transformers import AutoModelForCausalLM
 
-from ..chats import chat_prompt
 from ..data import encode, pack
 from ..generation import generate
 from ..hooks import Forget
 from ..loading import bundled
 from ..tinytown import instruct
+from ..tinytown.instruct import continued as left_to_right
 from ..tinytown.language import split_sentences
 from ..tinytown.stories import corpus, stories
 from ..tinytown.tasks import score
@@ -59,17 +59,6 @@ class Subject:
                 else [tuple(reversed(row[self.halted])) for row in bystander.halted]
             )
         return written
-
-
-@torch.inference_mode()
-def left_to_right(model, prompt) -> str:
-    """A left-to-right model's greedy continuation of a text, or its answer to a chat."""
-    tokenizer = model.tokenizer
-    text = chat_prompt(prompt) if isinstance(prompt, list) else prompt
-    ids = torch.tensor([[tokenizer.bos_token_id, *encode(tokenizer, text)]])
-    limits = {"max_length": model.config.max_position_embeddings, "pad_token_id": tokenizer.pad_token_id}
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **limits)
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 def loss(subject: Subject, prompts: int, seed: int, **_) -> dict[str, float]:

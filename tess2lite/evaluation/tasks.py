@@ -174,9 +174,7 @@ def load_tasks(task: str, data=None, fewshot=None, shots: int | None = None, lim
         if any(given is not None for given in (data, fewshot, shots)):
             raise ValueError(f"{task} is Tinytown's and makes its own prompts; leave data, fewshot and shots out.")
         return list(harness.TaskManager(include_defaults=False).load([_tinytown(task, limit)])["tasks"].values())
-    family = next(
-        (name for name in FIELDS if task.startswith(name) and task not in ("squadv2", "squad_completion")), None
-    )
+    family = next((name for name in FIELDS if task.startswith(name) and task not in OTHERS), None)
     folder = Path(harness.__file__).parent / (family or "")  # to read all of them takes seconds
     manager = harness.TaskManager(include_path=str(folder), include_defaults=False)
     if task != "squad" and task not in manager.all_tasks:

@@ -100,21 +100,19 @@ def by_denoising(folder: Path):
 def left_to_right(folder: Path):
     """Answers of an AR model, the likeliest token each time: prompts → texts."""
     model = MistralForCausalLM.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model.tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda prompts, seed: [continued(model, [{"role": "user", "content": prompt}]) for prompt in prompts]
 
-    def answer(prompts: list[str], seed: int) -> list[str]:
-        texts = []
-        for prompt in prompts:
-            ids = [tokenizer.bos_token_id, *encode(tokenizer, chat_prompt([{"role": "user", "content": prompt}]))]
-            with torch.inference_mode():
-                out = model.generate(
-                    torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
-                    max_length=model.config.max_position_embeddings, pad_token_id=tokenizer.pad_token_id,
-                )  # fmt: skip
-            texts.append(tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
-        return texts
 
-    return answer
+@torch.inference_mode()
+def continued(model, prompt) -> str:
+    """A left-to-right model's greedy continuation of a text, or its answer to a chat. model: with its `tokenizer`."""
+    tokenizer = model.tokenizer
+    text = chat_prompt(prompt) if isinstance(prompt, list) else prompt
+    ids = torch.tensor([[tokenizer.bos_token_id, *encode(tokenizer, text)]])
+    limits = {"max_length": model.config.max_position_embeddings, "pad_token_id": tokenizer.pad_token_id}
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **limits)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 
 def score_models(out: Path, length: int) -> None:

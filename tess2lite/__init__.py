@@ -11,10 +11,13 @@ from .chats import Chat as chat  # noqa: E402
 from .generation import Generation, Interrupted, generate, infill, replay  # noqa: E402
 from .guidance import RewardGuidance, best_of  # noqa: E402
 from .loading import bundled, load  # noqa: E402
+from .notebook import short_mistakes  # noqa: E402
 from .profile import pick  # noqa: E402
 from .reward import load_reward  # noqa: E402
 from .sampling import Step, denoise  # noqa: E402
 from .trajectory import Trajectory  # noqa: E402
+
+short_mistakes()
 
 __all__ = [
     "Generation",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from .data import encode, encode_continuation, hub, json_lines
+from .data import encode, encode_continuation, records
+from .inputs import check_denoiser
 
 ROLES = ("system", "user", "assistant")
 # Columns of a question and of its answer, as public instruction sets name them; `input` is added to the question.
@@ -24,9 +23,8 @@ def check_chat(messages) -> None:
     roles = [message["role"] for message in messages]
     turns = roles[roles[0] == "system" :]
     if turns != [ROLES[1 + i % 2] for i in range(len(turns))]:
-        raise ValueError(
-            f"The roles come as {', '.join(roles)}; they are perhaps a system prompt, then user and assistant in turn."
-        )
+        said = ", ".join(roles)
+        raise ValueError(f"The roles come as {said}; they are perhaps a system prompt, then user, assistant in turn.")
 
 
 def chat_prompt(messages: list[dict[str, str]]) -> str:
@@ -50,8 +48,7 @@ class Chat:
     """
 
     def __init__(self, lm, system: str | None = None, **settings):
-        if not hasattr(lm, "embedding_matrix"):
-            raise TypeError(f"lm is a {type(lm).__name__}; give a denoiser from tess2lite.load.")
+        check_denoiser(lm)
         self.lm, self.settings = lm, settings
         self.messages = [{"role": "system", "content": system}] if system is not None else []
 
@@ -67,8 +64,7 @@ class Chat:
                 "shorten `chat.messages`, or begin anew."
             )
         answer = generate(self.lm, asked, **(self.settings | settings))
-        said = answer.text.strip() or "…"
-        self.messages = [*asked, {"role": "assistant", "content": said}]
+        self.messages = [*asked, {"role": "assistant", "content": answer.text.strip() or "…"}]
         return answer
 
 
@@ -116,16 +112,14 @@ def messages_of(record: dict) -> list[dict[str, str]]:
     `prompt` with `response` or `completion`; `question` with `answer`. Each with `system`, or without.
     """
     if isinstance(record.get("messages"), list):
-        messages = [{key: m.get(key) for key in ("role", "content")} for m in record["messages"] if isinstance(m, dict)]
+        messages = record["messages"]
     else:
         if record.get("instances"):
             record = {**record, **record["instances"][0]}
         form = next((form for form in FORMS if all(isinstance(record.get(name), str) for name in form)), None)
         if form is None:
-            raise ValueError(
-                f"There is no chat in the columns {', '.join(record)}; give messages, instruction and output, "
-                "prompt and response, or question and answer."
-            )
+            accepted = "messages, instruction and output, prompt and response, or question and answer"
+            raise ValueError(f"There is no chat in the columns {', '.join(record)}; give {accepted}.")
         question = "\n".join(filter(None, (record[form[0]], record.get("input"))))
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": record[form[1]]}]
         if record.get("system"):
@@ -133,18 +127,22 @@ def messages_of(record: dict) -> list[dict[str, str]]:
     check_chat(messages)
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("No assistant turn: there is nothing to learn to write; give the answer as well.")
-    return messages
+    return [{key: message[key] for key in ("role", "content")} for message in messages]
+
+
+def read_records(source: str, read) -> list:
+    """What `read` makes of every record of a .jsonl file or a hub dataset; its complaints name the record."""
+    found = []
+    for number, record in records(source):
+        try:
+            found.append(read(record))
+        except ValueError as problem:
+            raise ValueError(f"Record {number} of '{source}': {problem}") from None
+    return found
 
 
 def read_chats(source: str):
     """An instruction set as a `datasets.Dataset` of `messages`: a .jsonl file, or a hub dataset's train split."""
     from datasets import Dataset
 
-    records = json_lines(source) if Path(source).suffix == ".jsonl" else enumerate(hub(source, streaming=False), 1)
-    chats = []
-    for number, record in records:
-        try:
-            chats.append({"messages": messages_of(record)})
-        except ValueError as problem:
-            raise ValueError(f"Record {number} of '{source}': {problem}") from None
-    return Dataset.from_list(chats)
+    return Dataset.from_list([{"messages": messages} for messages in read_records(source, messages_of)])

@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,12 +13,11 @@ import torch
 
 def read_text(path) -> str:
     """The text of a UTF-8 file of the user's."""
-    path = Path(path)
+    path = Path(str(path))
     if not path.is_file():
         raise ValueError(f"There is no text file '{path}'; give the path of an existing one.")
-    raw = path.read_bytes()
     try:
-        text = raw.decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"'{path}' is not UTF-8 text; convert it, or give a plain .txt file.") from None
     if "\x00" in text or not text.strip():
@@ -45,15 +43,13 @@ def encode_blanks(tokenizer, text: str) -> tuple[list[int], list[bool]]:
     Returns (ids with BOS, span mask); ids under the mask are PAD and never read.
     """
     ids, mask = [tokenizer.bos_token_id], [False]
-    for piece in re.split(r"( ?_+)", text):  # a token carries its own leading space
-        blank = piece.lstrip(" ")
-        if blank and set(blank) == {"_"}:
-            ids += [tokenizer.pad_token_id] * len(blank)
-            mask += [True] * len(blank)
-        elif piece:
+    for i, piece in enumerate(re.split(r"( ?_+)", text)):  # every other one is blanks; a token carries its own space
+        if i % 2:
+            new = [tokenizer.pad_token_id] * piece.count("_")
+        else:
             new = encode(tokenizer, piece) if len(ids) == 1 else encode_continuation(tokenizer, piece)
-            ids += new
-            mask += [False] * len(new)
+        ids += new
+        mask += [i % 2 == 1] * len(new)
     return ids, mask
 
 
@@ -63,6 +59,8 @@ def pack(texts: Iterable[str], tokenizer, length: int) -> Iterator[list[int]]:
     A text that the end of a row cuts starts the next row again, so that rows begin as prompts do; one longer than
     a row goes on there. What is left at the very end is dropped.
     """
+    if length < 1:  # rows of nothing would have no end
+        raise ValueError(f"length is {length}; give 1 or more tokens a row.")
     row = []
     for text in texts:
         ids = [tokenizer.bos_token_id, *encode(tokenizer, text), tokenizer.eos_token_id]
@@ -97,36 +95,23 @@ class Rows(torch.utils.data.Dataset):
         return {**(row if isinstance(row, dict) else {"input_ids": row}), "example": j}
 
 
-@dataclass
-class Packed:
-    """Packed rows of a source that is read anew at each pass, after the first `skip` of them."""
+def endless(texts: Callable[[], Iterable[str]], tokenizer, length: int, skip: int, seed: int):
+    """Packed rows of a source too large to hold, which is read anew at each pass, after the first `skip` of them.
 
-    texts: Callable[[], Iterable[str]]
-    tokenizer: object
-    length: int
-    skip: int = 0
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return itertools.islice(pack(self.texts(), self.tokenizer, self.length), self.skip, None)
-
-
-def endless(rows: Iterable[list[int]], seed: int, buffer: int = 10_000):
-    """The same from a source too large to hold: shuffled within a buffer of rows, seeded, repeated without end.
-
-    Returns a `datasets.IterableDataset` of `input_ids` and `example`.
+    Returns a `datasets.IterableDataset` of `input_ids` and `example`: shuffled within 10,000 rows, seeded, without end.
     """
     from datasets import IterableDataset
 
-    def read(rows):
-        yield from ({"input_ids": row} for row in rows)
+    def read():
+        yield from ({"input_ids": row} for row in itertools.islice(pack(texts(), tokenizer, length), skip, None))
 
-    shuffled = IterableDataset.from_generator(read, gen_kwargs={"rows": rows}).shuffle(seed=seed, buffer_size=buffer)
+    shuffled = IterableDataset.from_generator(read).shuffle(seed=seed, buffer_size=10_000)
     return shuffled.repeat(None).map(lambda row, j: row | {"example": j}, with_indices=True)
 
 
 def json_lines(path) -> Iterator[tuple[int, dict]]:
     """(line number, record) of a JSON-lines file of records."""
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -138,36 +123,24 @@ def json_lines(path) -> Iterator[tuple[int, dict]]:
         yield number, record
 
 
-def read_jsonl(path, column: str = "text") -> Iterator[str]:
-    """The texts of one column of a JSON-lines file."""
-    for number, record in json_lines(path):
-        if not isinstance(record.get(column), str):
-            found = ", ".join(record)
-            raise ValueError(f"Line {number} of '{path}' has no text in column '{column}'; it has: {found}.")
-        yield record[column]
-
-
-def hub(name: str, streaming: bool):
-    """The train split of a hub dataset. name: "owner/set", or "owner/set:configuration"."""
+def records(source: str, streaming: bool = False) -> Iterator[tuple[int, dict]]:
+    """(number, record) of a .jsonl file, or of a hub dataset's train split: "owner/set", "owner/set:configuration"."""
+    if Path(source).suffix == ".jsonl":
+        return json_lines(source)
     from datasets import load_dataset
 
-    name, _, configuration = name.partition(":")
+    name, _, configuration = source.partition(":")
     try:
-        return load_dataset(name, configuration or None, split="train", streaming=streaming)
+        return enumerate(load_dataset(name, configuration or None, split="train", streaming=streaming), 1)
     except Exception as problem:  # many libraries' words for: not there, no network, not a dataset
-        first = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        first = (str(problem) or type(problem).__name__).splitlines()[0]
         raise ValueError(f"There is no file and no reachable hub dataset '{name}': {first}") from problem
 
 
-def read_hub(name: str, column: str = "text") -> Iterator[str]:
-    """The texts of one column of a hub dataset, streamed."""
-    records = hub(name, streaming=True)
-    if records.column_names is not None and column not in records.column_names:
-        raise ValueError(f"'{name}' has no column '{column}'; it has: {', '.join(records.column_names)}.")
-    return (_column(record, column, name) for record in records)
-
-
-def _column(record: dict, column: str, name: str) -> str:
-    if column not in record:
-        raise ValueError(f"'{name}' has a record without a column '{column}'; it has: {', '.join(record)}.")
-    return record[column]
+def read_column(source: str, column: str) -> Iterator[str]:
+    """The texts of one column of `records`, streamed."""
+    for number, record in records(source, streaming=True):
+        if not isinstance(record.get(column), str):
+            found = ", ".join(record)
+            raise ValueError(f"Record {number} of '{source}' has no text in column '{column}'; it has: {found}.")
+        yield record[column]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import FunctionType
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from . import inputs
 from .chats import chat_prompt
 from .data import encode, encode_blanks
 from .masking import after
-from .sampling import Hook, denoise
+from .sampling import denoise
 from .trajectory import Recorder, Trajectory, pieces_of
+from .viz.html import explorer, run_of
 
 CHOSEN = ("steps", "top_p", "temperature", "seed")
 
@@ -40,8 +41,6 @@ class Generation:
         return self.text
 
     def _repr_html_(self) -> str:
-        from .viz.html import explorer
-
         note = "" if self.ended else "The text filled its room without an end (no EOS). "
         made, planned = self.trajectory.first + len(self.trajectory), self.trajectory.settings["steps"]
         return explorer(self.trajectory, note + (f"Stopped after {made} of {planned} steps." if made < planned else ""))
@@ -51,23 +50,12 @@ class Interrupted(KeyboardInterrupt):
     """A run was stopped by the keyboard; `generations` holds what there was."""
 
     def __init__(self, made: int, planned: int, generations: list[Generation]):
-        super().__init__(
-            f"Stopped after {made} of {planned} steps; `except t2.Interrupted as stop` finds them in stop.generations."
-        )
+        super().__init__(f"Stopped after {made} of {planned} steps; catch t2.Interrupted, its `generations` are there.")
         self.generations = generations
 
 
 def generate(
-    lm,
-    prompt: str | list,
-    steps: int = 100,
-    top_p: float | None = 0.99,
-    temperature: float = 1.0,
-    seed: int | Iterable[int] | None = 0,
-    length: int | None = None,
-    hooks: Iterable[Hook] = (),
-    record: int = 5,
-    progress: bool = True,
+    lm, prompt, steps=100, top_p=0.99, temperature=1.0, seed=0, length=None, hooks=(), record=5, progress=True
 ) -> Generation | list[Generation]:
     """Continue a prompt: all new tokens are denoised together. A list of prompts gives a list of generations.
 
@@ -80,67 +68,44 @@ def generate(
     default the rest of the model's context, at most 256. record: how many of the likeliest tokens of each position
     the trajectory keeps. progress: show a bar. An interrupt raises `Interrupted`, which holds what there is.
     """
-    _check_model(lm)
-    length = None if length is None else inputs.whole("length", length, 1)
+    check_model(lm)
     single = isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(m, dict) for m in prompt))
-    prompts = _texts("prompt", _spelled([prompt] if single and prompt else prompt))
+    prompts = [prompt] if single and prompt else prompt
+    if isinstance(prompts, (list, tuple)):
+        prompts = [chat_prompt(each) if isinstance(each, list) else each for each in prompts]
+    prompts = check_texts("prompt", prompts)
     rows = [_continuation(lm, text, length) for text in prompts]
     written = _run(lm, prompts, rows, (steps, top_p, temperature, seed), hooks, record, progress)
     return written[0] if single else written
 
 
-def _spelled(prompts):
-    """Prompts with chats as the text that their model was trained to continue."""
-    if not isinstance(prompts, (list, tuple)):
-        return prompts
-    return [chat_prompt(prompt) if isinstance(prompt, list) else prompt for prompt in prompts]
-
-
 def infill(
-    lm,
-    text: str | list[str],
-    steps: int = 100,
-    top_p: float | None = 0.99,
-    temperature: float = 1.0,
-    seed: int | Iterable[int] | None = 0,
-    hooks: Iterable[Hook] = (),
-    record: int = 5,
-    progress: bool = True,
+    lm, text, steps=100, top_p=0.99, temperature=1.0, seed=0, hooks=(), record=5, progress=True
 ) -> Generation | list[Generation]:
-    """Fill the blanks of a text; every underscore is one token: `"Tom saw a ___ in the barn."` has three.
+    """Fill the blanks of a text or of each in a list; every underscore is one token: `"A ___ in the barn."` has three.
 
     Other arguments as in `generate`. For any other mask call `denoise` with `input_ids` and `span_mask`.
     """
-    _check_model(lm)
-    texts = _texts("text", text)
+    check_model(lm)
+    texts = check_texts("text", text)
     rows = [_blanks(lm, text) for text in texts]
-    chosen = (steps, top_p, temperature, seed)
-    written = _run(lm, texts, rows, chosen, hooks, record, progress, from_start=True)
+    written = _run(lm, texts, rows, (steps, top_p, temperature, seed), hooks, record, progress, from_start=True)
     return written[0] if isinstance(text, str) else written
 
 
-def replay(
-    lm,
-    trajectory: Trajectory,
-    hooks: Iterable[Hook] = (),
-    seed: int | None = None,
-    start: int = 0,
-    span_mask: torch.Tensor | None = None,
-    progress: bool = True,
-) -> Generation:
+def replay(lm, trajectory: Trajectory, hooks=(), seed=None, start=0, span_mask=None, progress=True) -> Generation:
     """A recorded run once more: to the bit the same on the same model, alone in its batch, unless something is changed.
 
     hooks: interventions such as `Pin` or `Branch`; a run that was made with hooks needs them again. seed: another one.
     start: above 0, the recorded text is noised as step `start` would read it, and denoised again from there.
     span_mask: (L,) bool, write only here and keep the rest of the recorded text.
     """
-    _check_model(lm)
-    trajectory, hooks = getattr(trajectory, "trajectory", trajectory), inputs.callables(hooks)
+    check_model(lm)
+    trajectory, hooks = run_of(trajectory), inputs.callables(hooks)
     settings = trajectory.settings | ({} if seed is None else {"seed": seed})
     if missing := {"prompt", "from_start", "start", "hooks", "model", *CHOSEN} - settings.keys():
-        raise ValueError(
-            f"This trajectory does not say its {', '.join(sorted(missing))}; replay one of generate or infill."
-        )
+        lost = ", ".join(sorted(missing))
+        raise ValueError(f"This trajectory does not say its {lost}; replay one of generate or infill.")
     if pieces_of(trajectory.pieces, lm.tokenizer.decode) != trajectory.pieces:
         raise ValueError(f"This trajectory was written with another tokenizer; load its model, '{settings['model']}'.")
     if settings["start"] and not start:
@@ -148,60 +113,47 @@ def replay(
     if absent := set(settings["hooks"]) - {type(hook).__name__ for hook in hooks}:
         raise ValueError(f"This run was made with {', '.join(sorted(absent))}; give these hooks again.")
     mask = trajectory.span_mask if span_mask is None else torch.as_tensor(span_mask, dtype=torch.bool)
-    if mask.shape != trajectory.span_mask.shape:
-        raise ValueError(
-            f"span_mask has shape {tuple(mask.shape)}; this text needs {tuple(trajectory.span_mask.shape)}."
-        )
+    needed = trajectory.span_mask.shape
+    if mask.shape != needed:
+        raise ValueError(f"span_mask has shape {tuple(mask.shape)}; this text needs {tuple(needed)}.")
     row, chosen = (trajectory.tokens[-1].long(), mask), [settings[name] for name in CHOSEN]
-    from_start = settings["from_start"] or span_mask is not None
-    record = trajectory.top_ids.shape[-1]
+    record, from_start = trajectory.top_ids.shape[-1], settings["from_start"] or span_mask is not None
     return _run(lm, [settings["prompt"]], [row], chosen, hooks, record, progress, start, from_start)[0]
 
 
-def _check_model(lm) -> None:
-    if not hasattr(lm, "embedding_matrix"):
-        raise TypeError(f"lm is a {type(lm).__name__}; give a denoiser from tess2lite.load.")
+def check_model(lm) -> None:
+    inputs.check_denoiser(lm)
     if lm.tokenizer is None:
         raise ValueError("This model was loaded without a tokenizer; use denoise with token ids, or set lm.tokenizer.")
 
 
-def _texts(name: str, given) -> list[str]:
+def check_texts(name: str, given) -> list[str]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{name} is {type(given).__name__}; give a string, or a list of strings.")
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"{name} is empty; give at least one word to start from.")
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{name} {text[:60]!r} has half a sign in it; give text that can be encoded.") from None
+    if halves := [text for text in texts if any("\ud800" <= sign <= "\udfff" for sign in text)]:
+        raise ValueError(f"{name} {halves[0][:60]!r} has half a sign in it; give text that can be encoded.")
     return list(texts)
 
 
 def _known(lm, text: str, ids: list[int]) -> None:
     if lm.tokenizer.unk_token_id in ids:
-        raise ValueError(
-            f"This model's tokenizer has no tokens for part of {text[:60]!r}; leave the unusual signs out."
-        )
+        raise ValueError(f"The tokenizer has no tokens for part of {text[:60]!r}; leave the unusual signs out.")
 
 
 def _continuation(lm, prompt: str, length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     ids = [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, prompt)]
     _known(lm, prompt, ids)
-    context = lm.config.max_position_embeddings
-    room = context - len(ids)
-    if room < 1:
-        raise ValueError(
-            f"The prompt is {len(ids)} tokens long and fills this model's context of {context}; shorten it."
-        )
-    if length is not None and length > room:
-        raise ValueError(
-            f"length is {length}, but after a prompt of {len(ids)} tokens only {room} of {context} are left."
-        )
-    length = length or min(room, 256)
-    total = len(ids) + length
-    return torch.tensor(ids + [lm.tokenizer.pad_token_id] * length), after(total, len(ids))
+    known, context = len(ids), lm.config.max_position_embeddings
+    if known >= context:
+        raise ValueError(f"The prompt is {known} tokens long and fills this model's context of {context}; shorten it.")
+    room = context - known
+    length = min(room, 256) if length is None else inputs.whole("length", length, 1)
+    if length > room:
+        raise ValueError(f"length is {length}, but after a prompt of {known} tokens only {room} of {context} are left.")
+    return torch.tensor(ids + [lm.tokenizer.pad_token_id] * length), after(known + length, known)
 
 
 def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -216,27 +168,24 @@ def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start
     steps, top_p, temperature, seed = chosen
     seeds = inputs.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
     hooks, recorder = inputs.callables(hooks), Recorder(inputs.whole("record", record, 1))
-    run = _denoising(lm)(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder], start=start)
-    settings = {
-        "model": lm.name_or_path,
-        "steps": int(steps),
-        "top_p": None if top_p is None else float(top_p),
-        "temperature": float(temperature),
-        "start": start,
-        "hooks": [type(hook).__name__ for hook in hooks if not isinstance(hook, FunctionType)],
-        "from_start": from_start,  # whether the texts show what was known, too
-    }
+    denoising = denoise
+    if getattr(lm.config, "diffusion", "simplex") != "simplex":
+        from .masked import denoise as denoising  # with the trainer, which most who generate do not need
+    run = denoising(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder], start=start)
+    top_p = None if top_p is None else float(top_p)
+    settings = {"model": lm.name_or_path, "steps": int(steps), "top_p": top_p, "temperature": float(temperature)}
+    settings["hooks"] = [type(hook).__name__ for hook in hooks if not isinstance(hook, FunctionType)]
+    settings |= {"start": start, "from_start": from_start}  # whether texts show what was known before the first blank
 
     def generations():
         return [
-            _generation(lm.tokenizer, row, i, recorder, settings | {"prompt": prompt, "seed": seeds[i]}, from_start)
-            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
+            _generation(lm.tokenizer, span_mask, i, recorder, settings | {"prompt": prompt, "seed": seeds[i]})
+            for i, (prompt, (_, span_mask)) in enumerate(zip(prompts, rows, strict=True))
         ]
 
+    bar = tqdm(run, total=steps, initial=start, desc="denoising", unit="step", disable=not progress, leave=False)
     try:
-        with tqdm(
-            run, total=steps, initial=start, desc="denoising", unit="step", disable=not progress, leave=False
-        ) as bar:
+        with bar:
             for step in bar:
                 bar.set_postfix(entropy=f"{step.entropy[step.span_mask].mean():.2f} nats", refresh=False)
     except KeyboardInterrupt:
@@ -246,35 +195,19 @@ def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start
     return generations()
 
 
-def _denoising(lm):
-    """The sampler of the diffusion that the model was trained as."""
-    if getattr(lm.config, "diffusion", "simplex") == "simplex":
-        return denoise
-    from . import masked  # with the trainer, which most who generate do not need
-
-    return masked.denoise
-
-
 def _batch(rows) -> dict[str, torch.Tensor]:
     """Rows of different lengths side by side; filler on the right is neither attended nor written."""
-
-    def stack(tensors):
-        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)  # (B, L)
-
     ids, masks = zip(*rows, strict=True)
-    real = [torch.ones_like(row) for row in ids]
-    return {"input_ids": stack(ids), "span_mask": stack(masks), "attention_mask": stack(real)}
+    parts = {"input_ids": ids, "span_mask": masks, "attention_mask": [torch.ones_like(row) for row in ids]}
+    return {name: pad_sequence(part, batch_first=True) for name, part in parts.items()}  # (B, L)
 
 
-def _generation(tokenizer, row, index, recorder, settings, from_start) -> Generation:
-    span_mask = row[1]
-    first = int(span_mask.nonzero()[0, 0])
-    shown_from = 1 if from_start else first
+def _generation(tokenizer, span_mask, index, recorder, settings) -> Generation:
+    shown_from = 1 if settings["from_start"] else int(span_mask.nonzero()[0, 0])
     trajectory = recorder.trajectory(index, span_mask, tokenizer.decode, shown_from, settings)
     ids = trajectory.tokens[-1].tolist()
     last_known = int((~span_mask).nonzero()[-1, 0])  # an end before known text is none
     end = next((i for i in range(last_known + 1, len(ids)) if ids[i] == tokenizer.eos_token_id), None)
     text = tokenizer.decode(ids[shown_from:end], skip_special_tokens=True)
-    # Blanks with known text after them have their end given.
-    ended = end is not None or not bool(span_mask[-1])
+    ended = end is not None or not bool(span_mask[-1])  # blanks with known text after them have their end given
     return Generation(settings["prompt"], text, ids, ended, settings["seed"], trajectory)

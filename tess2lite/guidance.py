@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -64,6 +64,8 @@ class RewardGuidance:
             check_reward_model(model)
         _number("scale", scale, 0, LARGEST)
         self.scale, self.inner_steps = scale, inputs.whole("inner_steps", inner_steps, 1)
+        if not isinstance(weights, Iterable | None):
+            raise TypeError(f"weights is {weights!r}; give a list with one for each reward model.")
         self.weights = [1.0] * len(self.models) if weights is None else list(weights)
         if not self.models or len(self.weights) != len(self.models):
             raise ValueError(
@@ -141,7 +143,8 @@ def best_of(reward_model, generations: list) -> tuple[int, torch.Tensor]:
     The baseline of guidance: `texts = generate(lm, [prompt] * n, seed=range(n))`.
     """
     check_reward_model(reward_model)
-    if not generations or not all(hasattr(g, "token_ids") for g in generations):
+    several = isinstance(generations, (list, tuple)) and generations
+    if not several or not all(hasattr(g, "token_ids") for g in generations):
         raise ValueError("generations holds no texts of generate; give what generate returned for a list of prompts.")
     rewards = torch.stack([reward_model.score_ids(torch.tensor([g.token_ids]))[0] for g in generations])
     return int(rewards.argmax()), rewards

@@ -25,8 +25,7 @@ class Pin:
         _within_the_run("start", self.start, step)
         if not self.start <= step.index < self.stop:
             return
-        outside = [i for i in self.tokens if not 0 <= i < step.span_mask.shape[1] or not step.span_mask[:, i].all()]
-        if outside:
+        if outside := [i for i in self.tokens if i >= step.span_mask.shape[1] or not step.span_mask[:, i].all()]:
             raise ValueError(f"Position {outside[0]} is not written by this run; pin one inside the span mask.")
         tokens = step.tokens
         for position, token in self.tokens.items():
@@ -51,9 +50,8 @@ class Branch:
 
 
 def _within_the_run(name: str, index: int, step) -> None:
-    last = step.index + step.t
-    if index > last:
-        raise ValueError(f"{name} is {index}; this run has steps 0 to {last}.")
+    if index > step.index + step.t:
+        raise ValueError(f"{name} is {index}; this run has steps 0 to {step.index + step.t}.")
 
 
 class Forget:

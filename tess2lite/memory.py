@@ -29,26 +29,22 @@ def estimate(config, recipe, device: str, bytes_per_weight: int) -> dict[str, fl
     trained = linear + embeddings
     if recipe.lora_rank:
         trained = recipe.lora_rank * layers * sum(a + b for a, b in shapes)
-        trained += {"lora": 2 * recipe.lora_rank * (vocabulary + hidden), "trained": embeddings, "frozen": 0}[
-            recipe.embeddings
-        ]
+        of_embeddings = {"lora": 2 * recipe.lora_rank * (vocabulary + hidden), "trained": embeddings, "frozen": 0}
+        trained += of_embeddings[recipe.embeddings]
     rows = recipe.rows_at_once * recipe.length
     layer = rows * bytes_per_weight * (8 * hidden + 2 * keys + 4 * config.intermediate_size)
     stored = layers * rows * hidden * bytes_per_weight + layer if recipe.gradient_checkpointing else layers * layer
     if recipe.lora_rank and recipe.embeddings == "lora":  # E with its LoRA, made anew for each step, with gradient
         stored += 2 * vocabulary * hidden * bytes_per_weight
-    small_optimizer = recipe.load_in_4bit and device != "cpu"  # paged 8-bit Adam
-    parts = {
+    sizes = {
         "weights": weights,
         "adapters": 4 * trained if recipe.lora_rank else 0,
         "gradients": 4 * trained,
-        "optimizer": (2 if small_optimizer else 8) * trained,
+        "optimizer": (2 if recipe.load_in_4bit and device != "cpu" else 8) * trained,  # 2: paged 8-bit Adam
         "activations": stored,
         "simplex chunk": 4 * 4 * min(CHUNK[device], rows * vocabulary),
-    }
-    if device == "cpu":
-        parts["program"] = PROGRAM
-    return {name: size / GB for name, size in parts.items()}
+    } | ({"program": PROGRAM} if device == "cpu" else {})
+    return {name: size / GB for name, size in sizes.items()}
 
 
 def table(parts: dict[str, float]) -> str:

@@ -55,13 +55,10 @@ class SimplexDenoiser:
         counted from each row's first real token, so left padding changes nothing. Returns (B, L, H).
         """
         position_ids = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
-        output = self.model(
-            inputs_embeds=inputs_embeds.to(self.model.norm.weight.dtype),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            use_cache=False,
-        )
-        return output.last_hidden_state
+        return self.model(
+            inputs_embeds=inputs_embeds.to(self.model.norm.weight.dtype), use_cache=False,
+            attention_mask=attention_mask, position_ids=position_ids,
+        ).last_hidden_state  # fmt: skip
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """(R, H) → logits (R, V), in float32 at least."""

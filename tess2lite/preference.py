@@ -1,25 +1,21 @@
 """Preference pairs, and a reward model trained on them by TRL's RewardTrainer."""
 
-from __future__ import annotations
-
-import json
 import random
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from datasets import Dataset
 from trl import RewardConfig, RewardTrainer
 
-from . import loading
-from .chats import check_chat, encode_chat
-from .data import hub, json_lines
-from .preparation import ATTENTION_AND_MLP, accumulated_passes, arguments, enough, fit_context, writable
+from .chats import check_chat, encode_chat, read_records
+from .loading import bundled, find_source, plain_errors
+from .preparation import ATTENTION_AND_MLP, arguments, fit, hold_out, lora
 from .recipe import RewardRecipe
 from .reward import load_classifier
+from .tinytown.tasks import PREFERENCES, preferences
 from .training import WholeCheckpoints
 
 TINYTOWN_PAIRS = 6_000
-TRL = {"gradient_checkpointing": False, "max_length": None}  # its defaults are others: here the recipe says
 
 
 def pair_of(record: dict) -> tuple[list[dict], list[dict]]:
@@ -48,23 +44,13 @@ def pair_of(record: dict) -> tuple[list[dict], list[dict]]:
 
 def read_pairs(source: str) -> list[tuple[list[dict], list[dict]]]:
     """Preference pairs of "tinytown:cheerful", of a .jsonl file or of a hub dataset's train split."""
-    if source.startswith("tinytown:"):
-        from .tinytown.tasks import PREFERENCES, preferences
-
-        if source.partition(":")[2] not in PREFERENCES:
-            raise ValueError(
-                f"'{source}' is no preference of Tinytown; choose tinytown:{' or tinytown:'.join(PREFERENCES)}."
-            )
-        records = enumerate(preferences("train", TINYTOWN_PAIRS, source.partition(":")[2]), 1)
-    else:
-        records = json_lines(source) if Path(source).suffix == ".jsonl" else enumerate(hub(source, streaming=False), 1)
-    pairs = []
-    for number, record in records:
-        try:
-            pairs.append(pair_of(record))
-        except ValueError as problem:
-            raise ValueError(f"Record {number} of '{source}': {problem}") from None
-    return pairs
+    world, _, kind = source.partition(":")
+    if world == "tinytown":
+        if kind not in PREFERENCES:
+            known = " or tinytown:".join(PREFERENCES)
+            raise ValueError(f"'{source}' is no preference of Tinytown; choose tinytown:{known}.")
+        return [pair_of(record) for record in preferences("train", TINYTOWN_PAIRS, kind)]
+    return read_records(source, pair_of)
 
 
 def pair_rows(pairs, tokenizer, length: int, seed: int):
@@ -72,24 +58,16 @@ def pair_rows(pairs, tokenizer, length: int, seed: int):
 
     Each text is followed by some PAD, as what a denoiser writes is: up to `length`, how much follows from the seed.
     """
-    from datasets import Dataset
-
     rows = []
     for number, pair in enumerate(pairs):
-        last_turns = [encode_chat(tokenizer, chat, length, from_turn=-1) for chat in pair]
-        if all(last_turns):
+        turns = [encode_chat(tokenizer, chat, length, from_turn=-1) for chat in pair]
+        if all(turns):
             rng = random.Random(f"{seed}/{number}")
-            chosen, rejected = (_padded(turn[0]["input_ids"], tokenizer, rng) for turn in last_turns)
+            texts = [turn[0]["input_ids"] for turn in turns]
+            ends = [length - ids[::-1].index(tokenizer.eos_token_id) for ids in texts]  # where PAD begins
+            chosen, rejected = (ids[: rng.randint(end, length)] for ids, end in zip(texts, ends, strict=True))
             rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
     return Dataset.from_list(rows), len(pairs) - len(rows)
-
-
-def _padded(ids: list[int], tokenizer, rng: random.Random) -> list[int]:
-    """The row with only some of its PAD."""
-    end = len(ids)
-    while ids[end - 1] == tokenizer.pad_token_id:
-        end -= 1
-    return ids[: rng.randint(end, len(ids))]
 
 
 class PreferenceTrainer(WholeCheckpoints, RewardTrainer):
@@ -101,46 +79,22 @@ class PreferenceTrainer(WholeCheckpoints, RewardTrainer):
     def save_model(self, output_dir=None, _internal_call=False):
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / "reward.json").write_text(json.dumps({"read_at": "last"}) + "\n")
+            Path(output_dir or self.args.output_dir, "reward.json").write_text('{"read_at": "last"}\n')
 
 
 def prepare_reward(recipe: RewardRecipe) -> PreferenceTrainer:
     """Everything loaded and checked; `.train()` is what is left to do."""
-    output, accumulated = writable(recipe.output), accumulated_passes(recipe)
-    source, device = loading.find_source(recipe.model), loading.choose_device(None)
-    with loading.plain_errors(recipe.model):
-        if loading.adapter_base(source):
-            raise ValueError(f"'{recipe.model}' is an adapter; give the base that it stands on.")
-        torch.manual_seed(recipe.seed)  # of the new head
-        dtype = loading.choose_dtype(recipe.dtype, device)
-        model = load_classifier(source, recipe.load_in_4bit, dtype, device, new_head=True)
-    if model.tokenizer is None:
-        raise ValueError(f"'{recipe.model}' has no tokenizer; a reward model needs the denoiser's own.")
-    fit_context(recipe, model)
-    model.name_or_path = recipe.model if recipe.model in loading.bundled() else str(Path(source).resolve())
+    given, source = arguments(recipe), find_source(recipe.model)
+    torch.manual_seed(recipe.seed)  # of the new head
+    with plain_errors(recipe.model):
+        model = load_classifier(source, recipe.load_in_4bit, recipe.dtype, None, new_head=True)
+    fit(recipe, model)
+    model.name_or_path = recipe.model if recipe.model in bundled() else source
     model.config.read_at = "last"
     rows, dropped = pair_rows(read_pairs(recipe.data), model.tokenizer, recipe.length, recipe.seed)
-    if dropped:
-        print(f"{dropped} of {dropped + len(rows)} pairs are longer than {recipe.length} tokens, and are left out.")
-    enough(recipe, len(rows), 5, "give more of them or a larger length")
-    rows = rows.shuffle(0)
-    kept = min(recipe.held_out, len(rows) // 5)
-    return PreferenceTrainer(
-        model=model if recipe.lora_rank or recipe.load_in_4bit else model.float(),
-        args=RewardConfig(**(TRL | arguments(recipe, output, accumulated, model))),
-        train_dataset=rows.select(range(kept, len(rows))),
-        eval_dataset=rows.select(range(kept)),
-        processing_class=model.tokenizer,
-        peft_config=_lora(recipe) if recipe.lora_rank else None,
-    )
-
-
-def _lora(recipe: RewardRecipe) -> LoraConfig:
-    return LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_rank,
-        target_modules=ATTENTION_AND_MLP,
-        task_type="SEQ_CLS",
-        modules_to_save=["score"],
-    )
+    train_rows, held_out = hold_out(recipe, rows, dropped, "pairs")
+    config = lora(recipe.lora_rank, ATTENTION_AND_MLP, ["score"], task_type="SEQ_CLS") if recipe.lora_rank else None
+    return PreferenceTrainer(  # rows have their length: TRL shall not cut them
+        model=model if config else model.float(), args=RewardConfig(max_length=None, **given), peft_config=config,
+        train_dataset=train_rows, eval_dataset=held_out, processing_class=model.tokenizer,
+    )  # fmt: skip

@@ -5,16 +5,12 @@ causal: every token from those before it. prefix: half of the rows are read in b
 2019, with `<unk>` as the only replacement).
 """
 
-from __future__ import annotations
-
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from .loading import adapter_base, choose_device, find_source, find_tokenizer, load, plain_errors
-from .masked import absorbing_token
+from .loading import choose_device, find_source, find_tokenizer, load, plain_errors
 from .model import DENOISERS
 from .recipe import PretrainingRecipe
 from .simplex import stream
@@ -51,10 +47,9 @@ class PretrainingCollator:
 
 def _prefix(ids: torch.Tensor, streams) -> dict[str, torch.Tensor]:
     """Loss after the prefix, which is 1 … L−1 tokens in half of the rows and 1, the same as causal, in the others."""
-    length = ids.shape[1]
-    drawn = [(torch.rand((), generator=s) < 0.5, torch.randint(1, length, (), generator=s)) for s in streams]
-    places = torch.arange(length)
-    inside = places < torch.stack([end if both_ways else torch.tensor(1) for both_ways, end in drawn])[:, None]
+    places = torch.arange(ids.shape[1])
+    ends = [torch.randint(1, len(places), (), generator=s) if torch.rand((), generator=s) < 0.5 else 1 for s in streams]
+    inside = places < torch.tensor(ends)[:, None]
     seen = (places[:, None] >= places) | inside[:, None, :]  # (B, L, L): whether position i sees position j
     added = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]  # to the attention's scores
     return {"input_ids": ids, "labels": ids.masked_fill(inside, -100), "attention_mask": added}
@@ -62,19 +57,14 @@ def _prefix(ids: torch.Tensor, streams) -> dict[str, torch.Tensor]:
 
 def _masked(ids: torch.Tensor, streams, unknown: int) -> dict[str, torch.Tensor]:
     """Loss on the hidden tokens, each read at its own position: `shift_labels` tells transformers not to shift."""
-    batch, length = ids.shape
+    length = ids.shape[1]
     number = max(1, round(HIDDEN * (length - 1)))
     places = 1 + torch.stack([torch.randperm(length - 1, generator=s)[:number] for s in streams])  # (B, number)
     hidden = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, places, True)
     labels = ids.masked_fill(~hidden, -100)
-    everything = torch.zeros(batch, 1, length, length)  # added to the attention's scores: all is seen
-    hidden_ids = ids.masked_fill(hidden, unknown)
-    return {"input_ids": hidden_ids, "labels": labels, "shift_labels": labels, "attention_mask": everything}
-
-
-def collator(lm, objective: str, seed: int) -> PretrainingCollator:
-    unknown = absorbing_token(lm) if objective == "masked" else None
-    return PretrainingCollator(objective, seed, lm.tokenizer.eos_token_id, unknown)
+    seen = torch.zeros(len(ids), 1, length, length)  # added to the attention's scores: all is seen
+    ids = ids.masked_fill(hidden, unknown)
+    return {"input_ids": ids, "labels": labels, "shift_labels": labels, "attention_mask": seen}
 
 
 class PretrainingTrainer(DiffusionTrainer):
@@ -85,15 +75,13 @@ class PretrainingTrainer(DiffusionTrainer):
         return model(**inputs, num_items_in_batch=1, use_cache=False).loss  # the sum: compute_loss divides
 
     def _measured(self, rows) -> dict[str, float]:
-        return {"loss": self._mean_loss(rows, dataclasses.replace(self.data_collator, seed=GRID_SEED))}
+        return {"loss": self._mean_loss(rows, replace(self.data_collator, seed=GRID_SEED))}
 
 
 def load_left_to_right(recipe: PretrainingRecipe):
     """The recipe's model as transformers has it, causal, in float32, with `lm.tokenizer`; or fresh weights for it."""
     source = find_source(recipe.model)
     with plain_errors(recipe.model):
-        if adapter_base(source):
-            raise ValueError(f"'{recipe.model}' is an adapter; merge it into its base first.")
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.model_type not in DENOISERS:
             raise ValueError(f"'{source}' is a {config.model_type}; the decoders accepted are {', '.join(DENOISERS)}.")
@@ -105,5 +93,4 @@ def load_left_to_right(recipe: PretrainingRecipe):
     if recipe.weights == "pretrained":
         weights = load(recipe.model, dtype=torch.float32, device="cpu").state_dict()
         lm.load_state_dict({name: weight for name, weight in weights.items() if name != "timestep_embed.weight"})
-    lm.name_or_path = recipe.model
     return lm.to(choose_device(None))

@@ -3,17 +3,17 @@
 `Recipe` holds the paper's values as defaults; `preparation.prepare(recipe)` turns one into a trainer.
 """
 
-from __future__ import annotations
-
-import dataclasses
-import math
-import typing
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import yaml
 
 NAMED = Path(__file__).parent / "recipes"
+Masking = Literal["ul2", "prefix", "response"]  # "ul2": a third each of short spans, long spans and prefix
+LEAST = dict.fromkeys(("batch", "rows_at_once", "steps", "held_out", "evaluate_every", "save_every"), 1)
+LEAST |= {"length": 2, "warmup": 0, "lora_rank": 0, "seed": 0}  # 2, as a row's first token is never masked
 
 
 @dataclass
@@ -39,31 +39,29 @@ class Training:
     save_every: int = 1_000  # steps
 
     def __post_init__(self):
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            value, wanted = getattr(self, field.name), hints[field.name]
-            if wanted is float and _reads_as_float(value):  # YAML takes 1e-4 for a word
-                setattr(self, field.name, float(value))
-            elif not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-                name = getattr(wanted, "__name__", str(wanted))
-                raise ValueError(f"{field.name} is {value!r}; a recipe wants {name} there.")
-        self._check()
-
-    def _check(self) -> None:
-        for name in ("length", "batch", "rows_at_once", "steps", "evaluate_every", "save_every", "held_out"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more.")
-        for name in ("lora_rank", "warmup", "seed"):
-            if not 0 <= getattr(self, name) < 2**32:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more.")
-        if self.length < 2:
-            raise ValueError(f"length is {self.length}; give 2 or more: the first token of a row is never masked.")
+        for field in fields(self):
+            self._check_type(field.name, field.type)
+        for name, least in LEAST.items():
+            if not least <= getattr(self, name) < 2**32:
+                raise ValueError(f"{name} is {getattr(self, name)}; give {least} or more, and less than 2**32.")
         if self.load_in_4bit and not self.lora_rank:
             raise ValueError("load_in_4bit needs LoRA: 4-bit weights cannot be tuned; set lora_rank, say 64.")
         if self.warmup >= self.steps:
             raise ValueError(f"warmup is {self.warmup} of {self.steps} steps; give fewer, or more steps.")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate is {self.learning_rate}; give a number above 0.")
+
+    def _check_type(self, name: str, wanted) -> None:
+        value = getattr(self, name)
+        if wanted is float and not isinstance(value, bool):  # YAML takes 1e-4 for a word
+            with suppress(TypeError, ValueError):
+                value = float(value)
+                setattr(self, name, value)
+        if get_origin(wanted) is Literal:
+            if value not in get_args(wanted):
+                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(get_args(wanted))}.")
+        elif not isinstance(value, wanted) or isinstance(value, bool) != (wanted is bool):
+            raise ValueError(f"{name} is {value!r}; a recipe wants {getattr(wanted, '__name__', wanted)} there.")
 
 
 @dataclass
@@ -76,16 +74,12 @@ class Recipe(Training):
     """
 
     column: str = "text"  # of .jsonl and hub datasets; Dolma's name
-    masking: str = "ul2"  # the paper's: a third each of short spans, long spans, prefix; "prefix"; "response": chats
+    masking: Masking = "ul2"  # the paper's, for adaptation; "response" for chats
     self_conditioning: float = 0.5  # share of steps; the paper's (and TESS's)
-    embeddings: str = "lora"  # under LoRA, of E and the head: "lora", "trained" (whole copies) or "frozen"
+    embeddings: Literal["lora", "trained", "frozen"] = "lora"  # of E and the head, under LoRA; "trained": whole copies
 
-    maskings = ("ul2", "prefix", "response")
-
-    def _check(self) -> None:
-        super()._check()
-        _one_of(self, "masking", self.maskings)
-        _one_of(self, "embeddings", ("lora", "trained", "frozen"))
+    def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
 
@@ -97,13 +91,11 @@ class MaskedRecipe(Recipe):
     masking: which positions may be absorbed; "all" but the first is LLaDA's, "response" for chats.
     """
 
-    masking: str = "all"
+    masking: Literal["all", Masking] = "all"
     self_conditioning: float = 0.0  # there is none
 
-    maskings = ("all", *Recipe.maskings)
-
-    def _check(self) -> None:
-        super()._check()
+    def __post_init__(self):
+        super().__post_init__()
         if self.self_conditioning:
             raise ValueError(f"self_conditioning is {self.self_conditioning}; masked diffusion has none: leave it out.")
 
@@ -117,19 +109,17 @@ class PretrainingRecipe(Training):
     """
 
     column: str = "text"  # of .jsonl and hub datasets
-    masking: str = "none"  # loss on every token; "response": chats, loss on the response and its EOS
-    objective: str = "causal"  # "prefix": half of the rows bidirectional in a prefix; "masked": as BERT's
-    weights: str = "pretrained"  # or "random", drawn from `seed`
+    masking: Literal["none", "response"] = "none"  # loss on every token; "response": chats, loss on answers and EOS
+    objective: Literal["causal", "prefix", "masked"] = "causal"  # "prefix": in half of the rows; "masked": as BERT's
+    weights: Literal["pretrained", "random"] = "pretrained"  # "random": drawn from `seed`
 
-    def _check(self) -> None:
-        super()._check()
-        _one_of(self, "masking", ("none", "response"))
-        _one_of(self, "objective", ("causal", "prefix", "masked"))
-        _one_of(self, "weights", ("pretrained", "random"))
+    def __post_init__(self):
+        super().__post_init__()
         if self.masking == "response" and self.objective != "causal":
             raise ValueError(f"objective is {self.objective!r}; responses are learned with objective 'causal'.")
-        if self.lora_rank:
-            raise ValueError(f"lora_rank is {self.lora_rank}; a left-to-right model is trained whole: leave it out.")
+        for name in ("lora_rank", "dtype"):
+            if value := getattr(self, name):
+                raise ValueError(f"{name} is {value!r}; a left-to-right model is trained whole, in float32: drop it.")
 
 
 @dataclass
@@ -149,49 +139,33 @@ class RewardRecipe(Training):
 TRAININGS = {"denoiser": Recipe, "masked": MaskedRecipe, "ar": PretrainingRecipe, "reward": RewardRecipe}
 
 
-def _one_of(recipe: Training, name: str, accepted: tuple[str, ...]) -> None:
-    if getattr(recipe, name) not in accepted:
-        raise ValueError(f"{name} is {getattr(recipe, name)!r}; choose one of {', '.join(accepted)}.")
-
-
-def _reads_as_float(value) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
-
-
-def read_recipe(source: str | Path, **changes) -> Training:
+def read_recipe(source: str | Path, /, **changes) -> Training:
     """A recipe from a YAML file or the name of one that comes with the package; `changes` win over its fields.
 
     The file's field `trains` says what: a "denoiser", as by default, a "masked" or "ar" baseline, or a "reward" model.
     """
-    path = NAMED / f"{source}.yaml" if (NAMED / f"{source}.yaml").exists() else Path(source)
+    path = NAMED / f"{source}.yaml" if (NAMED / f"{source}.yaml").exists() else Path(str(source))
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in NAMED.glob("*.yaml")))
         raise ValueError(f"There is no recipe '{source}'; give a YAML file or one of {names}.")
     try:
-        fields = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as problem:
-        raise ValueError(f"'{path}' is not YAML: {str(problem).splitlines()[0]}.") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"'{path}' holds no recipe; write lines of `field: value`.")
-    kind = fields.pop("trains", "denoiser")
+        given = dict(yaml.safe_load(path.read_text()))
+    except (yaml.YAMLError, TypeError, ValueError) as problem:
+        raise ValueError(f"'{path}' holds no recipe; write YAML, lines of `field: value`.") from problem
+    kind = str(given.pop("trains", "denoiser"))
     if kind not in TRAININGS:
         raise ValueError(f"'{source}' trains {kind!r}; a recipe trains one of {', '.join(TRAININGS)}.")
-    fields |= changes
-    known = [field.name for field in dataclasses.fields(TRAININGS[kind])]
-    unknown = [name for name in fields if name not in known]
-    missing = [name for name in ("model", "data", "output") if name not in fields]
-    if unknown or missing:
-        what = f"knows no field '{unknown[0]}'" if unknown else f"lacks '{missing[0]}'"
-        raise ValueError(f"'{source}' {what}; fields are {', '.join(known)}.")
-    return TRAININGS[kind](**fields)
+    given |= changes
+    known = [field.name for field in fields(TRAININGS[kind])]
+    wrong = [f"knows no field '{name}'" for name in given if name not in known]
+    wrong += [f"lacks '{name}'" for name in ("model", "data", "output") if name not in given]
+    if wrong:
+        raise ValueError(f"'{source}' {wrong[0]}; fields are {', '.join(known)}.")
+    return TRAININGS[kind](**given)
 
 
 def value_of(text: str):
     """A field's value on a command line: as in a YAML file; what is no YAML is a word."""
-    try:
+    with suppress(yaml.YAMLError):
         return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+    return text

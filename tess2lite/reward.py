@@ -8,8 +8,6 @@ from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from . import loading
 
-READ_AT = ("last", "eos")
-
 
 class RewardModel:
     """Mixin for `*ForSequenceClassification` with one label: a text's score is read at its row's last real position.
@@ -27,26 +25,21 @@ class RewardModel:
 
     def score_embeddings(self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Rewards of soft texts: (B, L, H) → (B,), in float32 at least."""
-        position_ids = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
+        counted = None if attention_mask is None else attention_mask.cumsum(1)  # of real positions, (B, L)
         hidden = self.model(
-            inputs_embeds=embeddings, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
-        if attention_mask is None:
-            last = hidden[:, -1]
-        else:
-            places = torch.arange(hidden.shape[1], device=hidden.device) * attention_mask
-            last = hidden[torch.arange(len(hidden), device=hidden.device), places.argmax(1)]
-        rewards = self.score(last)[:, 0]
+            inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False,
+            position_ids=None if counted is None else (counted - 1).clamp(min=0),
+        ).last_hidden_state  # fmt: skip
+        last = -1 if counted is None else counted.argmax(1)
+        rewards = self.score(hidden[torch.arange(len(hidden)), last])[:, 0]
         return rewards.float() if rewards.dtype.itemsize < 4 else rewards
 
     @torch.no_grad()
     def score_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Rewards of texts: whole rows of ids (B, L), as `Generation.token_ids`, → (B,)."""
         ids = ids.to(self.device)
-        mask = None
-        if self.config.read_at == "eos":
-            ends = (ids == self.config.eos_token_id).long()
-            mask = (ends.cumsum(1) - ends == 0).long()
+        ends = (ids == self.config.eos_token_id).long()
+        mask = (ends.cumsum(1) - ends == 0).long() if self.config.read_at == "eos" else None
         return self.score_embeddings(self.get_input_embeddings()(ids), mask)
 
 
@@ -70,57 +63,43 @@ def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=
     else "last", as in the official code. Weights are frozen; gradients are taken of its input alone.
     """
     source = loading.find_source(name)
-    if read_at not in (None, *READ_AT):
-        raise ValueError(f"read_at is {read_at!r}; choose one of {', '.join(READ_AT)}.")
+    if read_at not in (None, "last", "eos"):
+        raise ValueError(f"read_at is {read_at!r}; choose one of last, eos.")
     if base is not None and not hasattr(base, "embedding_matrix"):
         raise TypeError(f"base is a {type(base).__name__}; give a denoiser from tess2lite.load.")
-    with loading.plain_errors(name), loading.quiet(name):
+    with loading.plain_errors(name):
         adapter = loading.adapter_base(source)
         if base is not None:
             model = _on_base_of(base, adapter, name)
         else:
-            device = loading.choose_device(device)
             whole = loading.find_source(adapter) if adapter else source
-            model = load_classifier(whole, load_in_4bit, loading.choose_dtype(dtype, device), device, bool(adapter))
+            model = load_classifier(whole, load_in_4bit, dtype, device, new_head=bool(adapter))
         if adapter:
             loading.check_adapter(source, model, judges=True)
             model.load_adapter(source)
-        model.config.read_at = read_at or _said(source) or "last"
+        said = loading.read_json(source, "config.json") | loading.read_json(source, "reward.json")
+        model.config.read_at = read_at or said.get("read_at", "last")
     return frozen(model)
 
 
 def load_classifier(source: str, load_in_4bit: bool, dtype, device, new_head: bool):
     """A reward model from a sequence classifier, or, with a new head, from any model of its family."""
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    if config.model_type not in REWARD_MODELS:
-        raise ValueError(f"'{source}' is a {config.model_type}; reward models are {', '.join(REWARD_MODELS)}.")
-    loading.check_safetensors(source)
-    model, info = REWARD_MODELS[config.model_type].from_pretrained(
-        source, dtype=dtype, device_map={"": device}, use_safetensors=True, output_loading_info=True,
-        quantization_config=loading.nf4(dtype) if load_in_4bit else None, **({"num_labels": 1} if new_head else {}),
-    )  # fmt: skip
-    missing = [key for key in info["missing_keys"] if not (new_head and key == "score.weight")]
-    if model.config.num_labels != 1:
-        raise ValueError(f"'{source}' is no reward model but a classifier with {model.config.num_labels} labels; "
-                         "give a sequence classifier with one label.")  # fmt: skip
-    if missing:
-        raise ValueError(f"'{source}' is no reward model: it lacks {missing[0]}; give a classifier with one label.")
-    model.tokenizer = loading.find_tokenizer(source, model)
-    loading.prepare(model)
-    return model
+    if new_head:
+        new = {"fresh": ("score.weight",), "num_labels": 1}
+        return loading.load_whole(REWARD_MODELS, source, load_in_4bit, dtype, device, **new)
+    if AutoConfig.from_pretrained(source, trust_remote_code=False).num_labels != 1:
+        raise ValueError(f"'{source}' is no reward model; give a sequence classifier with one label, or an adapter.")
+    return loading.load_whole(REWARD_MODELS, source, load_in_4bit, dtype, device)
 
 
 def _on_base_of(lm, adapter: str | None, name):
     """A reward model for an adapter, on the base of a denoiser, if they are the same."""
     if adapter is None:
         raise ValueError(f"'{name}' is a whole model, no adapter; leave base out.")
-    if loading.find_source(adapter) != loading.find_source(lm.base_name):
-        raise ValueError(
-            f"'{name}' is an adapter on '{adapter}', this denoiser stands on '{lm.base_name}'; leave base out, or "
-            "train the adapter on that base."
-        )
-    config = AutoConfig.from_pretrained(loading.find_source(adapter), num_labels=1, vocab_size=lm.config.vocab_size)
-    model = sharing_base(lm, config)
+    source = loading.find_source(adapter)
+    if source != loading.find_source(lm.base_name):
+        raise ValueError(f"'{name}' is an adapter on '{adapter}', base is on '{lm.base_name}'; leave base out.")
+    model = sharing_base(lm, AutoConfig.from_pretrained(source, num_labels=1, vocab_size=lm.config.vocab_size))
     model.tokenizer = lm.tokenizer
     return model
 
@@ -141,12 +120,6 @@ def _without_adapters(module):
     while hasattr(module, "base_layer"):
         module = module.base_layer
     return getattr(module, "original_module", module)
-
-
-def _said(source: str) -> str | None:
-    """Where the model says its score is read: in its config.json, or beside an adapter in reward.json."""
-    said = loading.read_json(source, "config.json") | loading.read_json(source, "reward.json")
-    return said.get("read_at")
 
 
 def frozen(model):

@@ -3,8 +3,6 @@
 With several processes: `accelerate launch -m tess2lite.train recipe.yaml`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import hashlib
@@ -22,17 +20,18 @@ from .preparation import prepare
 from .recipe import Recipe, RewardRecipe, Training, read_recipe, value_of
 from .training import last_checkpoint
 
+RECIPE = "recipe.yaml"  # in every output: whose run it holds
+
 
 def train(recipe: Training) -> Trainer:
     """Runs a recipe to its end, from its last whole checkpoint where there is one, and saves the model in `output`."""
     _same_run(recipe)
     trainer = prepare_reward(recipe) if isinstance(recipe, RewardRecipe) else prepare(recipe)
-    if trainer.is_world_process_zero() and isinstance(recipe, Recipe):
-        lm = trainer.model
-        print("memory, estimated:")
-        print(table(estimate(lm.config, recipe, lm.device.type, lm.dtype.itemsize)))
+    lm, speaks = trainer.model, trainer.is_world_process_zero()
+    if speaks and isinstance(recipe, Recipe):
+        print("memory, estimated:", table(estimate(lm.config, recipe, lm.device.type, lm.dtype.itemsize)), sep="\n")
     try:
-        if trainer.is_world_process_zero():
+        if speaks:
             _write(Path(recipe.output) / RECIPE, yaml.safe_dump(_identity(recipe), sort_keys=False))
         trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output))
         trainer.save_model(recipe.output)
@@ -51,26 +50,21 @@ def train(recipe: Training) -> Trainer:
             f"Saving to '{recipe.output}' failed ({problem}); make room and run it again: "
             f"it goes on from {last_checkpoint(recipe.output) or 'the start'}."
         ) from problem
-    if trainer.is_world_process_zero():
-        print(f"memory, measured: {measured_peak(trainer.model.device):.2f} GB at the peak")
+    if speaks:
+        print(f"memory, measured: {measured_peak(lm.device):.2f} GB at the peak")
     return trainer
 
 
 def _cannot_write(problem: Exception) -> bool:
-    """A full or read-only disk, in the words of Python, safetensors and torch.save."""
-    if isinstance(problem, OSError):
-        return problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-    return "I/O error" in str(problem) or "PytorchStreamWriter" in str(problem)
-
-
-RECIPE = "recipe.yaml"  # in every output: whose run it holds
+    """A full or read-only disk, in the words of safetensors, torch.save and Python."""
+    said = "I/O error" in str(problem) or "PytorchStreamWriter" in str(problem)
+    return said or getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def _identity(recipe: Training) -> dict:
     """A recipe and, where its data is a file, that file's digest."""
-    path = Path(recipe.data)
-    digest = {"data_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
-    return dataclasses.asdict(recipe) | digest
+    fields, path = dataclasses.asdict(recipe), Path(recipe.data)
+    return fields | ({"data_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {})
 
 
 def _write(path: Path, text: str) -> None:
@@ -82,18 +76,19 @@ def _write(path: Path, text: str) -> None:
 
 def _same_run(recipe: Training) -> None:
     """A folder belongs to one recipe and its data; only its length may grow."""
-    path, checkpoint = Path(recipe.output) / RECIPE, last_checkpoint(recipe.output)
+    checkpoint = last_checkpoint(recipe.output) if isinstance(recipe, Training) else None  # what prepares it says so
     if checkpoint is None:
         return
     done = int(checkpoint.rsplit("-", 1)[1])
     if done > recipe.steps:
         raise ValueError(f"'{recipe.output}' has reached step {done}; steps={recipe.steps} asks for less.")
-    before, now = yaml.safe_load(path.read_text()) if path.exists() else {}, _identity(recipe)
-    for name in now:
-        if name not in ("output", "steps", "save_every", "evaluate_every") and before.get(name) != now[name]:
+    path, now = Path(recipe.output) / RECIPE, _identity(recipe)
+    before = yaml.safe_load(path.read_text()) if path.exists() else {}
+    for name, value in now.items():
+        was = before.get(name, value if before else None)  # an earlier version may not have known the field
+        if name not in ("output", "steps", "save_every", "evaluate_every") and was != value:
             raise ValueError(
-                f"'{recipe.output}' holds a run with {name} {before.get(name)!r}, this recipe says {now[name]!r}; "
-                "choose another output, or the same recipe."
+                f"'{recipe.output}' holds a run with {name} {was!r}, this recipe says {value!r}; choose another output."
             )
     if done == recipe.steps:
         print(f"Step {done} was reached before; for more, give more steps.")
@@ -102,11 +97,10 @@ def _same_run(recipe: Training) -> None:
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise ValueError("Give a recipe: python -m tess2lite.train recipe.yaml [field=value …].")
-    for change in arguments[1:]:
-        if "=" not in change:
-            raise ValueError(f"'{change}' changes nothing; write field=value, for example steps=500.")
-    changes = {name: value_of(value) for name, value in (change.split("=", 1) for change in arguments[1:])}
-    train(read_recipe(arguments[0], **changes))
+    changes = [change.partition("=") for change in arguments[1:]]
+    if wrong := [name for name, equals, _ in changes if not equals]:
+        raise ValueError(f"'{wrong[0]}' changes nothing; write field=value, for example steps=500.")
+    train(read_recipe(arguments[0], **{name: value_of(value) for name, _, value in changes}))
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 FORMAT = "tess2lite trajectory 1"
+IDS = ("tokens", "top_ids", "unguided")
 
 
 @dataclass(repr=False)
@@ -71,14 +73,16 @@ class Trajectory:
         """(S, L) ids the model held most likely."""
         return self.top_ids[..., 0]
 
+    def _flipped(self) -> torch.Tensor:
+        return self.argmax.diff(dim=0, prepend=self.argmax[:1]) != 0  # (S, L); the first step changes nothing
+
     def flips(self) -> torch.Tensor:
         """(L,) how often the most likely token changed."""
-        return (self.argmax[1:] != self.argmax[:-1]).sum(0)
+        return self._flipped().sum(0)
 
     def commit_step(self) -> torch.Tensor:
         """(L,) index of the first step from which on the most likely token never changes."""
-        steps = torch.arange(1, len(self))[:, None]  # (S−1, 1)
-        return torch.where(self.argmax[1:] != self.argmax[:-1], steps, 0).amax(0) if len(self) > 1 else 0 * self.flips()
+        return (self._flipped() * torch.arange(len(self))[:, None]).amax(0)
 
     def commit_order(self) -> torch.Tensor:
         """Written positions from the first committed to the last; ties from left to right."""
@@ -86,38 +90,30 @@ class Trajectory:
         return written[self.commit_step()[written].argsort(stable=True)]
 
     def words(self) -> list[tuple[int, int]]:
-        """(first, past last) positions of the final text's words: a piece joins the word before it when both meet
-        in letters."""
+        """(first, past last) positions of the final text's words: pieces that meet in letters are of one word."""
         pieces = [self.pieces[i] for i in self.tokens[-1].tolist()]
-        starts = [0] + [
-            i for i in range(1, len(pieces)) if not (pieces[i][:1].isalnum() and pieces[i - 1][-1:].isalnum())
-        ]
-        return list(zip(starts, [*starts[1:], len(pieces)], strict=True))
+        joined = [left[-1:].isalnum() and right[:1].isalnum() for left, right in pairwise(pieces)]
+        return list(pairwise([0, *(i for i, joins in enumerate(joined, 1) if not joins), len(pieces)]))
 
     def difference(self, other: Trajectory) -> torch.Tensor:
         """(S, L) bool, where another run over the same positions shows other tokens at the same step.
 
         At steps that the other run did not make, nothing differs.
         """
-        if self.tokens.shape[1] != other.tokens.shape[1]:
-            raise ValueError(
-                f"The trajectories have {self.tokens.shape[1]} and {other.tokens.shape[1]} positions; compare runs on "
-                "equally long texts."
-            )
-        begin = max(self.first, other.first)
-        end = max(begin, min(self.first + len(self), other.first + len(other)))
+        ours, theirs = self.tokens.shape[1], other.tokens.shape[1]
+        if ours != theirs:
+            raise ValueError(f"The trajectories have {ours} and {theirs} positions; compare equally long ones.")
         differs = torch.zeros(self.tokens.shape, dtype=torch.bool)
-        mine = slice(begin - self.first, end - self.first)
-        differs[mine] = self.tokens[mine] != other.tokens[begin - other.first : end - other.first]
+        for step in range(max(self.first, other.first), min(self.first + len(self), other.first + len(other))):
+            differs[step - self.first] = self.tokens[step - self.first] != other.tokens[step - other.first]
         return differs
 
     def save(self, path) -> None:
         """One safetensors file, strings in its header."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        strings = {name: tensors.pop(name) for name in ("texts", "pieces", "known", "settings")}
-        kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+        strings = {name: getattr(self, name) for name in ("texts", "pieces", "known", "settings")}
+        tensors = {name: value.contiguous() for name, value in vars(self).items() if torch.is_tensor(value)}
         try:
-            save_file(kept, path, {"format": FORMAT, "strings": json.dumps(strings)})
+            save_file(tensors, path, {"format": FORMAT, "strings": json.dumps(strings)})
         except SafetensorError as problem:
             raise OSError(f"'{path}' could not be written ({problem}); give a file in a folder with room.") from None
 
@@ -128,11 +124,10 @@ class Trajectory:
             raise ValueError(f"There is no trajectory file '{path}'; give one written by Trajectory.save.")
         try:
             with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("format") != FORMAT:
-                    raise ValueError
-                strings = json.loads(file.metadata()["strings"])
-                names = file.keys()
-                tensors = {name: file.get_tensor(name) for name in names}
+                about = file.metadata()
+            if about["format"] != FORMAT:
+                raise ValueError
+            tensors, strings = load_file(path), json.loads(about["strings"])
             strings["pieces"] = {int(i): piece for i, piece in strings["pieces"].items()}
             run = cls(**tensors, **strings)
             run._check()
@@ -143,18 +138,17 @@ class Trajectory:
     def _check(self) -> None:
         """Raises ValueError unless all parts fit each other: a file may come from anywhere."""
         steps, length, k = self.top_ids.shape
-        parts = [self.tokens, self.top_ids] + ([] if self.unguided is None else [self.unguided])
-        ids = torch.cat([part.flatten() for part in parts])
+        shapes = dict.fromkeys(("tokens", "entropy", "unguided", "push"), (steps, length))
+        shapes |= dict.fromkeys(("top_ids", "top_p"), (steps, length, k))
+        shapes |= {"alpha_bar": (steps,), "reward": (steps,), "span_mask": (length,)}
+        tensors = {name: getattr(self, name) for name in shapes if getattr(self, name) is not None}
+        ids = torch.cat([tensors[name].flatten() for name in IDS if name in tensors])
         fits = [
             steps and k and self.span_mask.any() and self.span_mask.dtype == torch.bool,
-            self.tokens.shape == self.entropy.shape == (steps, length) and self.top_p.shape == self.top_ids.shape,
-            self.alpha_bar.shape == (steps,) and self.span_mask.shape == (length,),
-            self.reward is None or (self.reward.shape == (steps,) and self.reward.isfinite().all()),
-            all(part is None or part.shape == (steps, length) for part in (self.unguided, self.push)),
-            (self.unguided is None) == (self.push is None) and (self.push is None or self.push.isfinite().all()),
+            all(tensor.shape == shapes[name] and tensor.isfinite().all() for name, tensor in tensors.items()),
+            (self.unguided is None) == (self.push is None),
             not ids.is_floating_point() and set(ids.unique().tolist()) <= self.pieces.keys(),
             ((self.top_p >= 0) & (self.top_p <= 1.001)).all(),
-            self.entropy.isfinite().all() and self.alpha_bar.isfinite().all(),
             all(isinstance(text, str) for text in [*self.texts, *self.known, *self.pieces.values()]),
             len(self.texts) == steps and len(self.known) in (0, length) and isinstance(self.settings, dict),
         ]
@@ -174,41 +168,33 @@ class Recorder:
 
     def __call__(self, step) -> None:
         ids, p = step.top(self.k)
-        kept = {"top_ids": ids, "top_p": p, "tokens": step.tokens, "entropy": step.entropy, "reward": step.reward}
+        kept = {"top_ids": ids, "top_p": p, "tokens": step.tokens, "entropy": step.entropy}
+        kept["alpha_bar"] = torch.full((len(ids),), step.alpha_bar)
         if step.reward is not None:  # where guidance only read the reward it changed nothing
-            none = torch.zeros_like(step.entropy)
-            kept["unguided"] = ids[..., 0] if step.ascent is None else step.unguided
-            kept["push"] = none if step.ascent is None else step.push
-        self.steps.append({name: value.cpu() for name, value in kept.items() if value is not None})
-        self.steps[-1]["alpha_bar"] = step.alpha_bar
+            kept["reward"] = step.reward
+            kept["unguided"] = step.argmax if step.ascent is None else step.unguided
+            kept["push"] = torch.zeros_like(step.entropy) if step.ascent is None else step.push
+        self.steps.append({name: value.cpu() for name, value in kept.items()})
 
     def trajectory(self, row: int, span_mask: torch.Tensor, decode, shown_from: int, settings: dict) -> Trajectory:
         """One sequence's trajectory. span_mask: (L,), cut to its real length; decode: ids → string; shown_from:
         position that texts begin at."""
         if not self.steps:
             raise ValueError("Nothing was recorded: the run was stopped before its first step.")
-        length = len(span_mask)
 
         def column(name):
-            return torch.stack([step[name][row, :length] for step in self.steps])
+            values = torch.stack([step[name][row] for step in self.steps])  # (S, …)
+            values = values[:, : len(span_mask)] if values.dim() > 1 else values
+            return values.int() if name in IDS else values.float()
 
-        tokens, top_ids = column("tokens").int(), column("top_ids").int()
-        guided = all("reward" in step for step in self.steps)
-        unguided = column("unguided").int() if guided else None
-        ids = [tokens, top_ids] + ([unguided] if guided else [])
+        columns = {name: column(name) for name in self.steps[0] if all(name in step for step in self.steps)}
+        ids = torch.cat([columns[name].flatten() for name in IDS if name in columns])
         return Trajectory(
-            tokens=tokens,
-            top_ids=top_ids,
-            top_p=column("top_p").float(),
-            entropy=column("entropy").float(),
-            alpha_bar=torch.tensor([step["alpha_bar"] for step in self.steps]),
+            **columns,
             span_mask=span_mask.cpu(),
-            reward=torch.stack([step["reward"][row] for step in self.steps]).float() if guided else None,
-            unguided=unguided,
-            push=column("push").float() if guided else None,
-            texts=[decode(row[shown_from:]) for row in tokens.tolist()],
-            pieces=pieces_of(torch.cat([part.flatten() for part in ids]).unique().tolist(), decode),
-            known=_known_texts(tokens[0].tolist(), span_mask.tolist(), decode),
+            texts=[decode(ids[shown_from:]) for ids in columns["tokens"].tolist()],
+            pieces=pieces_of(ids.unique().tolist(), decode),
+            known=_known_texts(columns["tokens"][0].tolist(), span_mask.tolist(), decode),
             settings=settings,
         )
 
@@ -224,10 +210,9 @@ def _known_texts(ids: list[int], span_mask: list[bool], decode) -> list[str]:
     """What each known token adds to the text. A sign of several tokens, an emoji say, comes whole with its last one."""
     texts, shown = [""] * len(ids), ""
     for i, written in enumerate(span_mask):
-        if written:
-            shown = decode(ids[: i + 1])
-            continue
         text = decode(ids[: i + 1])
-        if not text.endswith("\ufffd"):
+        if written:
+            shown = text
+        elif not text.endswith("\ufffd"):
             texts[i], shown = text[len(shown) :], text
     return texts

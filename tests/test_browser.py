@@ -208,12 +208,13 @@ def test_play_is_calm_where_motion_is_unwelcome(opened, written):
 CELLS = [
     f"import tess2lite as t2\nlm = t2.load('tinytown-base')\n"
     f"out = t2.generate(lm, {PROMPT!r}, steps=8, length=30, seed=1, progress=False)\nout",
-    "from tess2lite.viz import panels\npanel = panels.run_panel(lm, 'Tom had a drum.', steps=5)\npanel",
+    "from tess2lite_lab import panels\npanel = panels.run_panel(lm, 'Tom had a drum.', steps=5)\npanel",
     "panels.intervention_panel(lm, out)",
     "panels.noise_lab(lm)",
     "instruct = t2.load('tinytown-instruct')\n"
     "judges = {name: t2.load_reward(name, base=instruct) for name in ('tinytown-reward', 'tinytown-reward-brief')}\n"
     "panels.guidance_lab(instruct, judges, 'Tell me something about the barn.', steps=5)",
+    "t2.generate(lm, 'Anna', steps=0)",
 ]
 
 
@@ -263,7 +264,11 @@ def menu(page, *entries):
 def live(browser, lab):
     page = notebook_page(browser, lab)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    menu(page, "Run", "Run All Cells")
+    for _ in range(5):
+        menu(page, "Run", "Run All Cells")
+        page.wait_for_timeout(4_000)
+        if page.locator(".jp-InputPrompt").first.inner_text() != "[ ]:":  # a kernel still connecting forgets the cells
+            break
     page.wait_for_selector(".widget-image", timeout=120_000)
     yield page
     page.close()
@@ -352,6 +357,54 @@ def test_the_guidance_lab_shows_both_runs(live):
     box.locator("textarea").fill(" ")
     box.get_by_role("button", name="Run").click()
     live.wait_for_function("document.body.textContent.includes('message has no content; give its text')")
+
+
+IMAGE = "<img src=x onerror=alert(1)>"
+LONG = "Tom sat. " * 200
+
+
+@pytest.mark.parametrize(
+    "number, field, given, sentence, good",
+    [
+        (1, "prompt", "", "prompt is empty", PROMPT),
+        (1, "prompt", LONG, "context of 128; shorten it", IMAGE),
+        (2, "token", "hippopotamus", "'hippopotamus' is 7 tokens, not one", " kite"),
+        (2, "token", IMAGE, f"'{IMAGE}' is 21 tokens, not one", " kite"),
+        (3, "sentence", "", "The sentence is empty", "Tom sat."),
+        (3, "sentence", LONG, "context of 128", IMAGE),
+        (4, "prompt", "", "message has no content", IMAGE),
+    ],
+)
+def test_a_mistake_in_a_panel_is_a_sentence_and_it_goes_on(live, number, field, given, sentence, good):
+    box = cell(live, number).locator(".jp-OutputArea-output").first
+    typed = box.locator(f".jupyter-widgets:has(> .widget-label:text-is('{field}'))").locator("textarea, input").first
+    buttons = box.get_by_role("button", name="Run").or_(box.get_by_role("button", name="Go on from here"))
+
+    def give(text):
+        typed.fill(text)
+        typed.press("Tab")
+        if buttons.count():
+            buttons.click()
+
+    ran = []
+    live.on("dialog", lambda dialog: (ran.append(dialog.message), dialog.dismiss()))
+    give(given)
+    alert = box.get_by_role("alert")
+    alert.wait_for()
+    assert sentence in alert.inner_text() and alert.locator("*").count() == 0
+    give(good)
+    alert.wait_for(state="detached")
+    if buttons.count():
+        live.wait_for_function("button => !button.disabled", arg=buttons.element_handle())
+    assert alert.count() == 0 and box.locator("img[src=x]").count() == 0 and not ran
+
+
+def test_a_mistake_in_a_cell_is_one_sentence_under_it(live):
+    error = cell(live, 5).locator("[data-mime-type='application/vnd.jupyter.error'], .jp-RenderedText").last
+    error.wait_for()
+    lines = error.inner_text().strip().splitlines()
+    assert lines[-1] == "ValueError: steps is 0; give a whole number of 1 or more." and len(lines) < 12
+    assert "t2.generate(lm, 'Anna', steps=0)" in error.inner_text() and "sampling.py" not in error.inner_text()
 
 
 def test_it_outlives_the_kernel_and_reopening(live, browser, lab):

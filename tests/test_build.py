@@ -7,8 +7,8 @@ import pytest
 
 import tess2lite as t2
 from tess2lite import preference
-from tess2lite.tinytown import build, instruct, rewards
 from tess2lite.tinytown.tasks import TASKS, examples
+from tess2lite_lab import build, instruct, rewards
 
 
 @pytest.fixture(scope="module")

@@ -94,6 +94,7 @@ def jsonl(path, records):
     [
         ({"messages": SAID[:1]}, "Record 2 of .*: No assistant turn"),
         ({"messages": []}, "A chat has no messages"),
+        ({"messages": ["Hello.", *SAID[:2]]}, "has the role None"),
         ({"messages": [SAID[1], SAID[0]]}, "The roles come as assistant, user; they are perhaps a system prompt, then"),
         ({"messages": [SAID[0], SAID[0], SAID[1]]}, "The roles come as user, user, assistant"),
         ({"messages": [SAID[0], SYSTEM, SAID[1]]}, "The roles come as user, system, assistant"),

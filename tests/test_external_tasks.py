@@ -1,18 +1,23 @@
 """Public tasks from local files in their true formats, and Tinytown's, with lm-eval's own prompts and scorers."""
 
+import inspect
 import json
 import random
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import TaskIndex
 
 import tess2lite as t2
 from tess2lite.evaluation import tasks
 from tess2lite.evaluation.harness import Denoiser
 from tess2lite.tinytown.tasks import TASKS
 
+LM_EVAL = Path(inspect.getfile(TaskManager)).parent
 SUMS = [(12, 7), (30, 41), (5, 9), (100, 23), (8, 80), (64, 3), (17, 17), (2, 900)]
 GSM8K = [
     {
@@ -186,9 +191,9 @@ def test_worked_examples_come_from_a_second_file(ask, tmp_path):
     shots = write(tmp_path, GSM8K[4:], "shots")
     _, (prompt, *_) = ask("gsm8k", GSM8K[:4], lambda doc: "", fewshot=shots, shots=3)
     assert prompt.count("Question:") == 4 and sum(row["question"] in prompt for row in GSM8K[4:]) == 3
-    with pytest.raises(ValueError, match="gsm8k shows 5 worked examples .* fewshot, or shots=0"):
+    with pytest.raises(ValueError, match="gsm8k shows 5 worked examples, .* fewshot, or shots=0"):
         ask("gsm8k", GSM8K, lambda doc: "")
-    with pytest.raises(ValueError, match="has 4 examples, gsm8k shows 5"):
+    with pytest.raises(ValueError, match="gsm8k shows 5 worked examples, .* has 4; give a file of more"):
         ask("gsm8k", GSM8K[:4], lambda doc: "", fewshot=shots)
 
 
@@ -246,24 +251,44 @@ def test_scores_do_not_depend_on_the_order_of_the_file(tmp_path):
     [
         ("gsm8k", "", "holds no text"),
         ("gsm8k", "{", "Line 1 of .* is not JSON"),
-        ("gsm8k", '{"question": "Q"}\n', "Line 1 of .* has no answer .str.; gsm8k needs question, answer"),
+        (
+            "gsm8k",
+            '{"question": "Q"}\n',
+            'Line 1 of .* has no answer as gsm8k needs it: {"question": "…", "answer": "…"}',
+        ),
         ("gsm8k", '{"question": "Q", "answer": "A"}\n{"question": 3, "answer": "A"}\n', "Line 2 of .* has no question"),
         ("gsm8k", '{"question": "Q", "answer": "A"}\n' * 2, "Line 2 of .* has the same question as 1; leave one"),
-        ("triviaqa", '{"question_id": "1", "question": "Q", "answer": "A"}', "has no answer .dict."),
+        ("triviaqa", '{"question_id": "1", "question": "Q", "answer": "A"}', "has no answer as triviaqa needs it"),
+        ("triviaqa", '{"question_id": "1", "question": "Q", "answer": {}}', "has no answer as triviaqa needs it"),
+        (
+            "squad",
+            '{"id": "1", "title": "T", "context": "C", "question": "Q", "answers": {"text": []}}',
+            "has no answers as squad needs it",
+        ),
         (
             "ifeval",
             '{"key": 1, "prompt": "P", "instruction_id_list": ["a:b"], "kwargs": [{}]}',
-            "Record 1 of .* has the unknown instruction a:b",
+            "Line 1 of .* asks for a:b with 1 kwargs; give instructions that IFEval verifies",
         ),
         (
             "ifeval",
             '{"key": 1, "prompt": "P", "instruction_id_list": ["punctuation:no_comma"], "kwargs": []}',
-            "not one kwargs for each instruction",
+            "has no kwargs as ifeval needs it",
         ),
         (
             "ifeval",
-            '{"key": 1, "prompt": "P", "instruction_id_list": [], "kwargs": []}\n'
-            '{"key": 1, "prompt": "R", "instruction_id_list": [], "kwargs": []}',
+            '{"key": 1, "prompt": "P", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}, {}]}',
+            "asks for punctuation:no_comma with 2 kwargs; give .* kwargs for each",
+        ),
+        (
+            "ifeval",
+            '{"key": 1, "prompt": "P", "instruction_id_list": [["a"]], "kwargs": [{}]}',
+            "has no instruction_id_list as ifeval needs it",
+        ),
+        (
+            "ifeval",
+            '{"key": 1, "prompt": "P", "instruction_id_list": ["startend:quotation"], "kwargs": [{}]}\n'
+            '{"key": 1, "prompt": "R", "instruction_id_list": ["startend:quotation"], "kwargs": [{}]}',
             "Line 2 of .* has the same key as 1",
         ),
     ],
@@ -292,15 +317,25 @@ def test_wrong_json_files(tmp_path, content, sentence):
         tasks.load_tasks("bbh_zeroshot_word_sorting", data=str(path))
 
 
-def test_wrong_wishes(tmp_path):
+@pytest.fixture
+def few(monkeypatch):
+    """Of lm-eval's thousands of tasks, which take seconds to read, those of one more folder."""
+    build = TaskIndex.build
+    folders = {LM_EVAL: LM_EVAL / "gsm8k_platinum"}
+    monkeypatch.setattr(TaskIndex, "build", staticmethod(lambda paths: build([folders.get(p, p) for p in paths])))
+
+
+def test_wrong_wishes(tmp_path, few):
     data = write(tmp_path, GSM8K)
     for given, sentence in [
         ({"task": "bbh_9"}, "There is no task 'bbh_9'; give squad, one of Tinytown's"),
         ({"task": "gsm8k", "data": str(tmp_path / "none.jsonl")}, "There is no text file"),
         ({"task": "gsm8k", "fewshot": data}, "fewshot goes with data"),
         ({"task": "bbh_zeroshot", "data": data}, "'bbh_zeroshot' is none"),
+        ({"task": "gsm8k_platinum", "data": data}, "'gsm8k_platinum' is none"),
         ({"task": "reading", "data": data}, "reading is Tinytown's"),
         ({"task": "gsm8k"}, "did not come from the hub .* give data=FILE"),
+        ({"task": "gsm8k_platinum"}, "did not come from the hub"),  # which lm-eval has, in another folder than gsm8k
     ]:
         with pytest.raises(ValueError, match=sentence):
             tasks.load_tasks(**given)
@@ -310,15 +345,11 @@ def test_wrong_wishes(tmp_path):
         ({"limit": 0}, "limit is 0"),
         ({"shots": -1}, "shots is -1"),
         ({"shots": 0, "stepz": 3}, "no argument stepz"),
+        ({"model": Said(str), "steps": 3}, "The model is made already; give it steps yourself"),
     ]:
         with pytest.raises(ValueError, match=sentence):
-            tasks.evaluate("gsm8k", "tinytown-instruct", **{"data": data, "out": tmp_path / "out.json"} | given)
-
-
-def test_without_lm_eval_one_sentence_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(ValueError, match=r"pip install 'tess2lite\[eval\]'"):
-        tasks.load_tasks("reading")
+            given = {"task": "gsm8k", "model": "tinytown-instruct", "data": data, "out": tmp_path / "out.json"} | given
+            tasks.evaluate(**given)
 
 
 def test_command(tmp_path, capsys):
@@ -328,11 +359,12 @@ def test_command(tmp_path, capsys):
     found = json.loads(out.read_text())
     assert found["scores"]["puzzle"]["prompts"] == 4 and found["seeds"] == [0, 1] and found["settings"]["chat"] is True
     for arguments, sentence in [
-        ([], "Give a task and a model"),
-        (["model=x"], "Give a task and a model"),
-        (["puzzle"], "Which model"),
-        (["puzzle", "model=x", "limit"], "'limit' says nothing new"),
-        (["puzzle", "model=x", "model=y"], "'model=y' says nothing new"),
+        ([], "Give a task, a model .* this is nothing"),
+        (["--help"], "Give a task, a model"),
+        (["model=x"], "Give a task, a model .* this is model=x"),
+        (["puzzle"], "Give a task, a model and each field once"),
+        (["puzzle", "model=x", "limit"], "each field once: .* this is puzzle model=x limit"),
+        (["puzzle", "model=x", "model=y"], "each field once"),
         (["puzzle", "model=x", "seeds=0,a"], "seed is 'a'"),
         (["puzzle", "model=nothing", f"out={out}"], "There is no model 'nothing'"),
     ]:
@@ -343,5 +375,5 @@ def test_command(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 def test_command_ends_with_a_sentence(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tasks", "puzzle"])
-    with pytest.raises(SystemExit, match="Which model. Give model=NAME"):
+    with pytest.raises(SystemExit, match="Give a task, a model and each field once"):
         runpy.run_module("tess2lite.evaluation.tasks", run_name="__main__")

@@ -8,9 +8,9 @@ import torch
 import yaml
 
 import tess2lite as t2
-from tess2lite.evaluation import findings, measures, table
 from tess2lite.model import check_bidirectional
 from tess2lite.recipe import TRAININGS
+from tess2lite_lab import findings, measures, table
 
 ROOT = Path(__file__).parent.parent
 TINY = {
@@ -208,7 +208,7 @@ def test_an_arm_may_make_its_own_base_and_another_kind_of_model(tmp_path):
 
 
 def test_a_model_that_is_not_there_says_how_to_make_it():
-    with pytest.raises(ValueError, match="no model 'runs/nowhere'; python -m tess2lite.tinytown.build"):
+    with pytest.raises(ValueError, match="no model 'runs/nowhere'; python -m tess2lite_lab.build"):
         findings._as_it_is("runs/nowhere", {"trains": "ar"}, smoke=False)
     model = findings._as_it_is("runs/nowhere", {"trains": "ar"}, smoke=True)
     assert measures.left_to_right(model, "Tom had a drum.").strip()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import tess2lite as t2
-from tess2lite.evaluation import guiding
+from tess2lite_lab import guiding
 
 COMMITTED = Path(__file__).parent.parent / "assets" / "findings" / "guidance.json"
 

@@ -3,8 +3,8 @@
 import pytest
 
 import tess2lite as t2
-from tess2lite.evaluation import halting
 from tess2lite.hooks import Halt
+from tess2lite_lab import halting
 
 
 @pytest.fixture(scope="module")

@@ -160,12 +160,13 @@ def test_interrupted_run_goes_on_without_counting_twice(lm, tmp_path, monkeypatc
     assert len(path.read_text().splitlines()) == 2 * len(PROMPTS)
 
 
-def test_harness_cache_keeps_what_is_returned(lm):
-    tested, kept = model(lm), []
-    tested.set_cache_hook(SimpleNamespace(add_partial=lambda *given: kept.append(given)))
-    texts = tested.generate_until(asked(PROMPTS[:1]))
-    pairs = tested.loglikelihood(asking(("Tom", " has")))
-    assert [answer for *_, answer in kept] == texts + pairs
+def test_a_continuation_may_begin_within_a_word(lm):
+    """`kite` is one token as a whole; of its end alone something is left to score all the same."""
+    tested = model(lm)
+    known, scored = tested._pair("Tom had a k", "ite")
+    assert lm.tokenizer.decode(known) == "Tom had a k" and lm.tokenizer.decode(scored) == "ite"
+    assert len(encode(lm.tokenizer, "Tom had a kite")) == len(known)
+    assert tested._pair("", "Tom has") == ([], encode(lm.tokenizer, "Tom has"))
 
 
 @pytest.mark.parametrize(

@@ -193,35 +193,43 @@ def refuses(sentence, *arguments, **settings):
     assert sentence in text and "\n" not in text and len(text) < 400, text
 
 
+def test_a_source_is_found_from_anywhere(checkpoint, monkeypatch):
+    """It is what an adapter names as its base: a folder by its full path, a name of the hub as it is."""
+    monkeypatch.chdir(checkpoint.parent)
+    assert loading.find_source("checkpoint") == t2.load("checkpoint").base_name == str(checkpoint.resolve())
+    assert loading.find_source("mistralai/Mistral-7B-v0.1") == "mistralai/Mistral-7B-v0.1"
+
+
 def test_unknown_names(tmp_path):
     refuses("There is no model 'tinytown-bose'", "tinytown-bose")
     refuses("There is no model", str(tmp_path / "nowhere"))
-    refuses("is no folder here and not to be had from the hub", "nobody/nothing")
-    refuses("The name is None", None)
+    refuses("is no model: neither here nor on the hub", "nobody/nothing")
+    refuses("There is no model 'None'", None)
+    refuses("There is no model ''", "")
     tmp_path.joinpath("empty").mkdir()
-    refuses("holds no config.json", tmp_path / "empty")
+    refuses("holds a config.json or an adapter_config.json", tmp_path / "empty")
 
 
 def test_missing_and_misshapen_tensors(checkpoint):
     tensors = load_file(checkpoint / "model.safetensors")
     head = tensors.pop("lm_head.weight")
     save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
-    refuses("lacks 1 tensors that its config.json asks for, 'lm_head.weight'", checkpoint)
+    refuses("does not fit its config.json in 1 tensors: 'lm_head.weight' is missing", checkpoint)
     save_file(tensors | {"lm_head.weight": head[:-1]}, checkpoint / "model.safetensors", {"format": "pt"})
-    refuses("'lm_head.weight' of shape (95, 32)", checkpoint)
+    refuses("'lm_head.weight' is (95, 32), not (96, 32)", checkpoint)
 
 
 def test_a_denoiser_that_lost_its_timestep_embedding(checkpoint):
     tensors = load_file(checkpoint / "model.safetensors")
     tensors.pop("timestep_embed.weight")
     save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
-    refuses("'timestep_embed.weight' first", checkpoint)
+    refuses("'timestep_embed.weight' is missing", checkpoint)
 
 
 def test_layers_that_the_config_does_not_know(checkpoint):
     config = json.loads((checkpoint / "config.json").read_text()) | {"num_hidden_layers": 1}
     (checkpoint / "config.json").write_text(json.dumps(config))
-    refuses("has tensors that its config.json does not know, 'model.layers.1.", checkpoint)
+    refuses("does not fit its config.json in 9 tensors: 'model.layers.1.", checkpoint)
 
 
 def test_weights_that_are_no_numbers(checkpoint):
@@ -278,16 +286,9 @@ def test_devices_and_dtypes_that_are_not_there(monkeypatch):
     refuses("dtype is 'int8'", GOLDEN / "checkpoint", dtype="int8")
 
 
-def test_four_bits_without_bitsandbytes(monkeypatch):
-    find_spec = loading.importlib.util.find_spec
-    monkeypatch.setattr(
-        loading.importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find_spec(name)
-    )
-    refuses("needs bitsandbytes", GOLDEN / "checkpoint", load_in_4bit=True)
-
-
 def test_adapters_without_a_base_or_with_pickled_weights(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    refuses("does not name its base model", tmp_path)
+    for base in (None, "", "base", "runs/base", "../base", "nobody/nothing", str(tmp_path / "lost"), str(tmp_path)):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+        refuses(f"is an adapter on '{base or ''}', which is no whole model here or on the hub", tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(GOLDEN / "checkpoint")}))
     refuses("no adapter_model.safetensors", tmp_path)

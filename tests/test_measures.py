@@ -7,13 +7,12 @@ import pytest
 import torch
 
 import tess2lite as t2
-from tess2lite.evaluation import findings, measures
-from tess2lite.evaluation.measures import Subject
-from tess2lite.tinytown import instruct
 from tess2lite.tinytown.language import split_sentences
 from tess2lite.tinytown.stories import stories
 from tess2lite.tinytown.tasks import score
 from tess2lite.tinytown.world import verify
+from tess2lite_lab import findings, instruct, measures
+from tess2lite_lab.measures import Subject
 
 STEPS, LENGTH = 6, 24
 

@@ -93,9 +93,9 @@ def test_judges_that_cannot_judge(judge, tokenizer, golden_tokenizer, tiny):
     with pytest.raises(TypeError, match="is a MistralModel"):
         metrics.perplexity(AutoModel.from_pretrained(t2.bundled()["tinytown-ar"]), tokenizer, TEXTS)
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
-    with pytest.raises(ValueError, match="The tokenizer has 1024 tokens, the judge reads 300"):
+    with pytest.raises(ValueError, match="its own tokenizer, of 300 tokens at most"):
         metrics.perplexity(LlamaForCausalLM(LlamaConfig(**sizes)), tokenizer, TEXTS)
-    with pytest.raises(ValueError, match="no tokenizer with BOS and EOS"):
+    with pytest.raises(ValueError, match="its own tokenizer, .* with BOS"):
         metrics.perplexity(judge, None, TEXTS)
 
 

@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import tess2lite as t2
-from tess2lite import museum
 from tess2lite.chats import chat_prompt
 from tess2lite.data import encode
 from tess2lite.simplex import noisy_simplex_
 from tess2lite.tinytown.stories import stories
+from tess2lite_lab import museum
 
 IDS = torch.tensor([[1, 40, 41, 42, 43, 44, 45]])  # (B, L)
 ASK = [{"role": "user", "content": "Who has the red kite now?"}]

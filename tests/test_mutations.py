@@ -38,8 +38,7 @@ MUTATIONS = {
         generation, "[torch.ones_like(row) for row in ids]", "[(row != 0).long() for row in ids]"),
     "PAD treated as filler (sampler)": (
         inputs, "torch.ones_like(ids) if attention is None", "(ids != 0).long() if attention is None"),
-    "filler is attended": (model, "            attention_mask=attention_mask,\n            position_ids=position_ids,",
-                            "            position_ids=position_ids,"),
+    "filler is attended": (model, "attention_mask=attention_mask, position_ids", "position_ids"),
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from test_guidance import small_judge
 import tess2lite as t2
 from tess2lite.data import encode
 from tess2lite.hooks import Pin
-from tess2lite.viz import panels
+from tess2lite_lab import panels
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,26 @@ def test_noise_lab_says_what_is_wrong(lm):
     assert "<b>Tom" not in lab.children[2].value and "&lt;" in lab.children[2].value
     lab.controls["sentence"].value = "Tom sat. " * 200
     assert "context of 128" in lab.children[2].value
+
+
+HALF, LONG, NAN = "\ud800", "Tom sat. " * 200, float("nan")
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [({"sentence": " "}, "The sentence is empty"), ({"sentence": HALF}, "has half a sign in it"),
+     ({"sentence": LONG}, "context of 128"), ({"sentence": 40 * HOSTILE}, "context of 128"),
+     ({"position": None}, "position is None"), ({"k": NAN}, "k is nan"), ({"time": NAN}, "t/T is nan")],
+)  # fmt: skip
+def test_the_noise_lab_goes_on_after_a_mistake(lm, change, sentence):
+    lab = panels.noise_lab(lm)
+    (name, value), text = *change.items(), lab.children[2]
+    before, good = text.value, lab.controls[name].value
+    lab.controls[name].value = value
+    assert text.value.startswith('<p role="alert">') and sentence in text.value and "<img" not in text.value
+    lab.controls[name].value = good
+    assert text.value == before
 
 
 RUN = {"prompt": "Tom had a drum.", "steps": 5, "length": 20}
@@ -116,10 +136,72 @@ def test_guidance_lab(lm, judges, guided, change):
     assert ours.top_p.shape != theirs.top_p.shape or not torch.equal(ours.top_p, theirs.top_p)
 
 
-def test_a_mistake_is_one_sentence_and_the_panel_goes_on(lm):
-    panel = go(panels.run_panel(lm, "  "), steps=3)
-    assert "prompt is empty" in panel.children[-2].value and not panel.controls["go"].disabled
-    assert go(panel, **RUN).children[-2].value == ""
+def goes_on_after(panel, mistake, sentence, good):
+    """Whether a mistake is shown as its sentence alone, and a run after it goes well."""
+    shown = go(panel, **good | mistake).children[-2].value
+    assert shown.startswith('<p role="alert">') and sentence in shown and "<img" not in shown
+    assert panel.result is None and not panel.children[-1].outputs
+    assert not panel.controls["go"].disabled and panel.controls["stop"].disabled
+    assert go(panel, **good).children[-2].value == "" and panel.result.token_ids
+
+
+@pytest.mark.parametrize(
+    "mistake, sentence",
+    [({"prompt": ""}, "prompt is empty"), ({"prompt": " \n"}, "prompt is empty"), ({"prompt": HALF}, "half a sign"),
+     ({"prompt": LONG}, "context of 128; shorten it"), ({"prompt": 40 * HOSTILE}, "context of 128"),
+     ({"length": 127}, "length is 127"), ({"top_p": NAN}, "top_p is nan"),
+     ({"temperature": NAN}, "temperature is nan")],
+)  # fmt: skip
+def test_the_run_panel_goes_on_after_a_mistake(lm, mistake, sentence):
+    goes_on_after(panels.run_panel(lm, ""), mistake, sentence, RUN | {"top_p": 0.99, "temperature": 1})
+
+
+@pytest.mark.parametrize(
+    "mistake, sentence",
+    [({"prompt": ""}, "message has no content"), ({"prompt": LONG}, "context of 128"), ({"prompt": HALF}, "half a"),
+     ({"scale": NAN}, "scale is nan"), ({"part": (NAN, 1)}, "start is nan"),
+     ({"reward": None}, "reward model is None")],
+)  # fmt: skip
+def test_the_guidance_lab_goes_on_after_a_mistake(lm, judges, mistake, sentence):
+    goes_on_after(panels.guidance_lab(lm, judges, ""), mistake, sentence, LAB | {"steps": 2, "part": (0, 1)})
+
+
+def test_a_hostile_prompt_is_text(lm, judges):
+    panel = go(panels.run_panel(lm, HOSTILE), steps=2)
+    (page,) = panel.children[-1].outputs
+    assert panel.result.prompt == HOSTILE and HOSTILE not in page["data"]["text/html"]
+    lab = go(panels.guidance_lab(lm, {HOSTILE: judges["one"]}, HOSTILE), steps=2)
+    assert lab.result and HOSTILE not in lab.children[-1].outputs[0]["data"]["text/html"]
+
+
+@pytest.mark.parametrize(
+    "name, given, kept", [("steps", 0, 1), ("length", 10_000, 127), ("top_p", 2, 1), ("top_p", 0, 0.01)]
+)
+def test_a_slider_holds_what_it_can(lm, name, given, kept):
+    control = panels.run_panel(lm, "").controls[name]
+    control.value = given
+    assert control.value == kept
+
+
+MADE_OF = [
+    (lambda lm, judges: panels.noise_lab(None), "lm is a NoneType"),
+    (lambda lm, judges: panels.noise_lab(lm, None), "text is None"),
+    (lambda lm, judges: panels.run_panel(judges["one"], ""), "lm is a MistralRewardModel"),
+    (lambda lm, judges: panels.run_panel(lm, "", steps=0), "steps is 0"),
+    (lambda lm, judges: panels.run_panel(lm, 5), "text is 5"),
+    (lambda lm, judges: panels.guidance_lab(lm, {}, ""), "rewards is dict"),
+    (lambda lm, judges: panels.guidance_lab(lm, judges["one"], ""), "rewards is MistralRewardModel"),
+    (lambda lm, judges: panels.guidance_lab(lm, {"one": lm}, ""), "The reward model is a MistralForDiffusionLM"),
+    (lambda lm, judges: panels.guidance_lab(lm, judges, "", steps=2.5), "steps is 2.5"),
+    (lambda lm, judges: panels.intervention_panel(lm, None), "run is a NoneType"),
+    (lambda lm, judges: panels.intervention_panel(None, None), "lm is a NoneType"),
+]
+
+
+@pytest.mark.parametrize("made, sentence", MADE_OF, ids=lambda part: part if isinstance(part, str) else "")
+def test_what_a_panel_is_made_of_is_checked_at_once(lm, judges, made, sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        made(lm, judges)
 
 
 def test_stop_keeps_what_there_is(lm):
@@ -167,18 +249,23 @@ def test_branch_noise_and_rewrite(lm, written):
     assert (rewritten[elsewhere] == old[-1][elsewhere]).all() and panel.result.text.startswith("Tom had a drum.")
 
 
+GOOD = {"action": "pin", "token": "kite", "position": 12, "step": 4}
+
+
 @pytest.mark.parametrize(
     "values, sentence",
     [
         ({"action": "pin", "token": "hippopotamus"}, "tokens, not one"),
         ({"action": "pin", "token": " "}, "token is empty"),
+        ({"action": "pin", "token": HALF}, "half a sign"),
+        ({"action": "replace", "token": HOSTILE}, "tokens, not one"),
+        ({"action": "pin", "position": None}, "position is None"),
         ({"action": "rewrite", "words": ()}, "No word is chosen"),
         ({"action": "noise", "step": 1}, "step is 1; give a whole number"),
     ],
 )
 def test_interventions_say_what_is_wrong(lm, written, values, sentence):
-    panel = go(panels.intervention_panel(lm, written), **values)
-    assert sentence in panel.children[-2].value
+    goes_on_after(panels.intervention_panel(lm, written), values, sentence, GOOD)
 
 
 def test_the_pause_shows_the_step_and_the_alternatives(lm, written):

@@ -9,7 +9,7 @@ from conftest import GOLDEN
 from parity import close
 
 import tess2lite as t2
-from tess2lite import preference, recipe, reward, train
+from tess2lite import preference, preparation, recipe, reward, train
 
 PAIRS = [
     {"prompt": "Say a word.", "chosen": f"happy {word}", "rejected": f"sad {word}"}
@@ -132,6 +132,14 @@ def test_the_recipe_decides_on_checkpointing_whatever_trl_prefers(base, tmp_path
     assert layer.gradient_checkpointing == wanted
 
 
+def test_an_adapter_names_a_base_of_the_hub_by_its_name(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(preparation, "adapter_base", lambda source: None)
+    whole = preference.load_classifier
+    monkeypatch.setattr(preference, "load_classifier", lambda source, *how, **more: whole(str(base), *how, **more))
+    trainer = preference.prepare_reward(settings(base, tmp_path, model="someone/base"))
+    assert trainer.model.peft_config["default"].base_model_name_or_path == "someone/base"
+
+
 def test_a_whole_classifier_and_resuming(base, tmp_path):
     """Every weight tuned; a run of 20 steps that went on to 30 is the run of 30."""
     straight = train.train(settings(base, tmp_path, lora_rank=0, learning_rate=1e-3))
@@ -195,7 +203,7 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
         preference.read_pairs("tinytown:funny")
     refuses("read_at is 'middle'; choose one of last, eos", GOLDEN / "reward", read_at="middle")
     refuses("is a whole model, no adapter", GOLDEN / "reward", base=tiny())
-    refuses("this denoiser stands on", made.output, base=t2.load("tinytown-base"))
+    refuses("base is on .*; leave base out", made.output, base=t2.load("tinytown-base"))
     shutil.copytree(GOLDEN / "reward", tmp_path / "spoiled")
     (tmp_path / "spoiled" / "model.safetensors").rename(tmp_path / "spoiled" / "pytorch_model.bin")
     refuses("pickled weights", tmp_path / "spoiled")
@@ -203,17 +211,17 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     reward.MistralRewardModel.from_pretrained(
         GOLDEN / "reward", num_labels=2, ignore_mismatched_sizes=True
     ).save_pretrained(two)
-    refuses("a classifier with 2 labels", two)
+    refuses("is no reward model; give a sequence classifier with one label", two)
     tuned = recipe.Recipe(
         model=str(base), data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
         output=str(tmp_path / "tuned"), masking="response", length=48, batch=4, rows_at_once=4, steps=1, warmup=0,
         lora_rank=4, held_out=2, evaluate_every=1, save_every=1,
     )  # fmt: skip
     train.train(tuned)
-    refuses("this adapter has no head that scores", tuned.output)
-    with pytest.raises(ValueError, match="is a reward model and writes nothing; give it to tess2lite.load_reward"):
+    refuses("is no reward model: it has no score head", tuned.output)
+    with pytest.raises(ValueError, match="is a reward model; give it to tess2lite.load_reward"):
         t2.load(made.output)
-    with pytest.raises(ValueError, match="is an adapter; give the base"):
+    with pytest.raises(ValueError, match="is an adapter; merge it into its base first, or give that base"):
         preference.prepare_reward(settings(made.output, tmp_path))
     with pytest.raises(ValueError, match="pairs are longer|at least 5 are needed"):
         preference.prepare_reward(settings(base, tmp_path, length=16))

@@ -67,20 +67,6 @@ def test_answers(task, answer, text, right):
     assert score(Example(task, "", "", {"answer": answer}), text) == right
 
 
-def test_f1_by_hand():
-    assert tasks.f1("in the old barn", "the barn") == pytest.approx(2 * 1 / (1 + 3))
-    assert tasks.f1("Ben", "Ben") == 1 and tasks.f1("Ben", "Anna") == 0 and tasks.f1("Ben", "") == 0
-
-
-@pytest.mark.parametrize(
-    "expression",
-    ["True", "not True", "True and not False", "not ( True or False ) and True", "False or True and False",
-     "( not False and ( True or False ) ) or False"],
-)  # fmt: skip
-def test_booleans_are_pythons(expression):
-    assert tasks._truth(expression) == eval(expression)
-
-
 def test_the_true_reward_by_hand():
     asked = Example("request", "Tell me something about the barn.", "", {"at": "in the barn"})
     assert tasks.reward(asked, "You asked about the barn. It made Anna happy. Everybody is glad there.") == 1 + 2

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 import tess2lite as t2
 from tess2lite import memory, preparation, recipe, train, training
+from tess2lite.data import pack
 from tess2lite.merge import merge
 from tess2lite.tinytown.language import split_sentences
 from tess2lite.training import last_checkpoint
@@ -188,6 +190,8 @@ MISTAKES = [
     ({"seed": -1}, "seed is -1; give 0 or more"),
     ({"length": 1}, "length is 1; give 2 or more"),
     ({"learning_rate": 0.0}, "learning_rate is 0"),
+    ({"learning_rate": float("nan")}, "learning_rate is nan; give a number above 0"),
+    ({"trains": ["ar"]}, "trains one of denoiser, masked"),
     ({"output": "/proc/nowhere"}, "Nothing can be written"),
     ({"model": "tinytown-bose"}, "There is no model"),
 ]
@@ -304,6 +308,7 @@ def test_what_yaml_takes_for_a_word_is_a_number(own, tmp_path):
 
 def test_an_adapter_is_merged_into_its_base(own, tmp_path):
     trained = train.train(recipe.Recipe(**own(lora_rank=4, steps=4))).model.eval()
+    assert all("lora_" in name or "timestep" in name for name in weights(tmp_path / "run"))  # none of the base's own
     merge(tmp_path / "run", tmp_path / "whole")
     whole = t2.load(tmp_path / "whole")
     ids = torch.arange(4, 12)[None]
@@ -337,6 +342,23 @@ def test_merging_unties_what_has_learned_apart(own, tmp_path, mistral_like_token
     assert torch.allclose(*outputs, atol=1e-4)
 
 
+@pytest.mark.parametrize("embeddings", ["lora", "trained"])
+def test_what_is_merged_is_as_precise_as_its_base(own, tmp_path, embeddings):
+    """A 7 B model of 15 GB is not to become one of 29; the adapter is still in it."""
+    base = MistralForCausalLM.from_pretrained(own()["model"], dtype=torch.bfloat16)
+    base.save_pretrained(own()["model"])
+    train.train(recipe.Recipe(**own(lora_rank=4, embeddings=embeddings, learning_rate=3e-2)))
+    merge(tmp_path / "run", tmp_path / "whole")
+    assert {tensor.dtype for tensor in weights(tmp_path / "whole").values()} == {torch.bfloat16}
+    ids, outputs = torch.arange(4, 12)[None], []
+    for folder in ("run", "whole", "ar"):
+        lm = t2.load(tmp_path / folder)
+        with torch.no_grad():
+            outputs.append(lm.head(lm.hidden_states(lm.embedding_matrix()[ids], None)).softmax(-1))
+    adapted, merged, untouched = outputs
+    assert (merged - adapted).abs().max() < 0.05 * (untouched - adapted).abs().max()
+
+
 def test_an_adapter_is_not_trained_on(own, tmp_path):
     train.train(recipe.Recipe(**own(steps=3, lora_rank=2, save_every=1)))
     with pytest.raises(ValueError, match="is an adapter; merge it"):
@@ -347,10 +369,12 @@ def test_files_that_are_no_recipe(tmp_path):
     with pytest.raises(ValueError, match="There is no recipe 'nothing'.*mistral-7b-nf4"):
         recipe.read_recipe("nothing")
     path = tmp_path / "bad.yaml"
-    for content, sentence in (("- a", "holds no recipe"), ("a: [", "is not YAML"), ("model: x", "lacks 'data'")):
+    for content, sentence in (("- a", "holds no recipe"), ("a: [", "holds no recipe"), ("model: x", "lacks 'data'")):
         path.write_text(content)
         with pytest.raises(ValueError, match=sentence):
             recipe.read_recipe(path)
+    with pytest.raises(ValueError, match="knows no field 'source'"):
+        train.main(["own-text", "source=x"])
     with pytest.raises(ValueError, match="write field=value"):
         train.main([str(path), "steps"])
     with pytest.raises(ValueError, match="Give a recipe"):
@@ -389,6 +413,15 @@ def test_a_streamed_set_without_the_column(own, monkeypatch):
     streamed(monkeypatch, columns=("content",))
     with pytest.raises(ValueError, match="'someone/texts' has .* column 'text'; it has: content"):
         train.train(recipe.Recipe(**own(data="someone/texts")))
+
+
+def test_a_streamed_set_of_which_nothing_is_left_to_train_on(own, monkeypatch):
+    streamed(monkeypatch)
+    made, tokenizer = recipe.Recipe(**own(data="someone/texts")), t2.load(own()["model"]).tokenizer
+    rows = len(list(pack(preparation.texts(made), tokenizer, made.length)))
+    preparation.datasets(replace(made, held_out=rows - 1), tokenizer)
+    with pytest.raises(ValueError, match=f"gives {rows} rows of 16 tokens; at least {rows + 1} are needed"):
+        preparation.datasets(replace(made, held_out=rows), tokenizer)
 
 
 def test_a_loss_that_breaks_down_keeps_the_last_checkpoint(own, monkeypatch):

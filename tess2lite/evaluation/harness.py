@@ -10,6 +10,7 @@ and tess2lite.yaml, beside this file, is a group of no tasks that names it:
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import sys
@@ -17,13 +18,13 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from .. import inputs
+from .. import inputs, masked, sampling
 from ..chats import chat_prompt
 from ..data import encode, encode_continuation
 from ..loading import find_source, load
-from ..sampling import denoise
 from .likelihood import log_likelihood
 from .results import Log
 
@@ -56,21 +57,18 @@ class Denoiser(LM):
     ):  # fmt: skip
         super().__init__()
         if unknown:
-            accepted = (
-                "pretrained, steps, top_p, length, batch_size, seed, bound_steps, samples, chat, load_in_4bit, device, "
-                "answers"
-            )
-            raise ValueError(f"tess2lite has no argument {', '.join(unknown)}; it has {accepted}.")
+            *accepted, _ = inspect.signature(Denoiser).parameters
+            raise ValueError(f"tess2lite has no argument {', '.join(unknown)}; it has {', '.join(accepted)}.")
         self.steps, self.samples = inputs.whole("steps", steps, 1), inputs.whole("samples", samples, 1)
-        self.bound_steps = inputs.whole("bound_steps", bound_steps, 1)
-        inputs.check_numbers(top_p, 1.0)
-        self.top_p, self.length = top_p, None if length is None else inputs.whole("length", length, 1)
+        self.bound_steps, self.seed = inputs.whole("bound_steps", bound_steps, 1), inputs.whole("seed", seed, 0)
+        self.length = None if length is None else inputs.whole("length", length, 1)
         batch_size = int(batch_size) if str(batch_size).isdigit() else batch_size  # text, from lm-eval's own option
-        self.batch_size, self.seed = inputs.whole("batch_size", batch_size, 1), inputs.whole("seed", seed, 0)
+        self.batch_size = inputs.whole("batch_size", batch_size, 1)
+        inputs.check_numbers(top_p, 1.0)
         for name, value in (("chat", chat), ("load_in_4bit", load_in_4bit)):
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; give true or false.")
-        self.chat, self.log, self.cut = chat, Log(answers) if answers else None, 0
+        self.top_p, self.chat, self.log, self.cut = top_p, chat, Log(answers), 0
         named = isinstance(pretrained, (str, Path))
         self.lm = load(pretrained, load_in_4bit, device=device) if named else pretrained
         self.weights = [self.lm.name_or_path, str(self.lm.dtype), load_in_4bit, *(_files(pretrained) if named else ())]
@@ -79,10 +77,9 @@ class Denoiser(LM):
     @classmethod
     def create_from_arg_obj(cls, arg_dict, additional_config=None):
         """As lm-eval has it, but `model_args` win over its options, which have defaults of their own."""
-        extra = {name: value for name, value in (additional_config or {}).items() if value is not None}
-        if not torch.cuda.is_available():
-            extra.pop("device", None)  # it says cuda:0 on any machine
-        return cls(**extra | arg_dict)
+        extra = {} if torch.cuda.is_available() else {"device": None}  # it says cuda:0 on any machine
+        given = {name: value for name, value in ((additional_config or {}) | extra).items() if value is not None}
+        return cls(**given | arg_dict)
 
     @property
     def tokenizer_name(self) -> str:
@@ -102,16 +99,16 @@ class Denoiser(LM):
         """What a reader of the results has to know."""
         return self.settings | {"log_likelihood": "a lower bound, by Monte Carlo", "prompts_cut": self.cut}
 
-    def generate_until(self, requests, disable_tqdm=False) -> list[str]:
+    def generate_until(self, requests) -> list[str]:
         """Answers, cut at the first of the task's `until` and at EOS."""
         return [record["text"] for record in self._answered("generate_until", requests, self._write)]
 
-    def loglikelihood(self, requests, disable_tqdm=False) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
         """A lower bound of log p(continuation | context), and whether argmax writing of as many tokens gives it."""
         records = self._answered("loglikelihood", requests, self._score)
         return [(record["log_likelihood"], record["is_greedy"]) for record in records]
 
-    def loglikelihood_rolling(self, requests, disable_tqdm=False) -> list[float]:
+    def loglikelihood_rolling(self, requests) -> list[float]:
         """A lower bound of log p(text): texts longer than the context are the sum of pieces that know only BOS."""
         records = self._answered("loglikelihood_rolling", requests, self._score_whole)
         return [record["log_likelihood"] for record in records]
@@ -124,26 +121,22 @@ class Denoiser(LM):
             seen[text] += 1  # asked again, it is answered anew
             keys.append(_digest([*self.weights, self.settings, self.seed, text, seen[text]]))
             seeds.append(int(_digest([self.seed, request.args[0], seen[text]])[:8], 16))
-        known = self.log.known if self.log else {}
-        waiting = [i for i, key in enumerate(keys) if key not in known]
+        waiting = [i for i, key in enumerate(keys) if key not in self.log.known]
         for start in tqdm(range(0, len(waiting), self.batch_size), desc=kind, unit="batch", leave=False):
             some = waiting[start : start + self.batch_size]
-            for i, record in zip(
-                some, compute([requests[i].args for i in some], [seeds[i] for i in some]), strict=True
-            ):
-                known[keys[i]] = record
-                if self.log:
-                    self.log.add(keys[i], record)
-                answer = tuple(v for name, v in record.items() if name in ("text", "log_likelihood", "is_greedy"))
-                self.cache_hook.add_partial(kind, requests[i].args, answer if len(answer) > 1 else answer[0])
-        cut = sum(known[key].get("cut", False) for key in keys)
-        if cut:
+            records = compute([requests[i].args for i in some], [seeds[i] for i in some])
+            for i, record in zip(some, records, strict=True):
+                self.log.add(keys[i], record)
+        records = [self.log.known[key] for key in keys]
+        if cut := sum(record.get("cut", False) for record in records):
             logging.getLogger(__name__).warning("%d prompts were longer than fits and lost their left side.", cut)
         self.cut += cut
-        return [known[key] for key in keys]
+        return records
 
-    def _prompt(self, text: str) -> str:
-        return chat_prompt([{"role": "user", "content": text}]) if self.chat else text
+    def _prompt(self, text: str) -> list[int]:
+        """Ids of a prompt without BOS."""
+        text = chat_prompt([{"role": "user", "content": text}]) if self.chat else text
+        return encode(self.lm.tokenizer, text)
 
     def _wanted(self, asked: int) -> tuple[int, int]:
         """Tokens to write at most, and the room for them that a long prompt must leave."""
@@ -159,58 +152,50 @@ class Denoiser(LM):
         return [self.lm.tokenizer.bos_token_id, *ids[lost:]], lost > 0
 
     def _write(self, requests, seeds) -> list[dict]:
-        rows, settings = [], [normalize_gen_kwargs(given, UNSAID) for _, given in requests]
+        rows, records, tokenizer = [], [], self.lm.tokenizer
+        settings = [normalize_gen_kwargs(given, UNSAID) for _, given in requests]
         for (text, _), given in zip(requests, settings, strict=True):
             wanted, room = self._wanted(given["max_gen_toks"])
-            known, cut = self._fitting(encode(self.lm.tokenizer, self._prompt(text)), room)
-            rows.append((known, [self.lm.tokenizer.pad_token_id] * min(wanted, self.context - len(known)), cut))
-        written, records = self._denoised(rows, self.top_p, seeds), []
-        for (text, _), given, ids, (_, _, cut) in zip(requests, settings, written, rows, strict=True):
-            end = ids.index(self.lm.tokenizer.eos_token_id) if self.lm.tokenizer.eos_token_id in ids else None
-            answer = self.lm.tokenizer.decode(ids[:end], skip_special_tokens=True)
+            known, cut = self._fitting(self._prompt(text), room)
+            rows.append((known, [tokenizer.pad_token_id] * min(wanted, self.context - len(known))))
+            records.append({"prompt": text, "cut": cut})
+        for record, given, ids in zip(records, settings, self._denoised(rows, self.top_p, seeds), strict=True):
+            end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None
+            answer = tokenizer.decode(ids[:end], skip_special_tokens=True)
             for stop in filter(None, given["until"]):
                 answer = answer.split(stop)[0]
-            records.append({"prompt": text, "text": answer, "ended": end is not None, "cut": cut})
+            record |= {"text": answer, "ended": end is not None}
         return records
 
     def _denoised(self, rows, top_p, seeds) -> list[list[int]]:
-        batch, sampler = _batch(rows), denoise
-        if getattr(self.lm.config, "diffusion", "simplex") != "simplex":
-            from ..masked import denoise as sampler
-        for step in sampler(self.lm, batch, self.steps, top_p, seed=seeds):
+        simplex, batch = getattr(self.lm.config, "diffusion", "simplex") == "simplex", _batch(rows)
+        for step in (sampling if simplex else masked).denoise(self.lm, batch, self.steps, top_p, seed=seeds):
             tokens = step.tokens
         return [ids[mask].tolist() for ids, mask in zip(tokens.cpu(), batch["span_mask"], strict=True)]
 
     def _score(self, requests, seeds) -> list[dict]:
-        rows = [self._pair(*request) for request in requests]
+        rows, records = [], []
+        for context, continuation in requests:
+            known, scored = self._pair(context, continuation)
+            known, cut = self._fitting(known, len(scored))
+            rows.append((known, scored))
+            records.append({"context": context, "continuation": continuation, "cut": cut})
         means, errors = log_likelihood(self.lm, _batch(rows), self.bound_steps, self.samples, seeds)
-        written = self._denoised(rows, None, seeds)
-        return [
-            {
-                "context": context, "continuation": continuation, "log_likelihood": mean, "standard_error": error,
-                "is_greedy": likeliest == row[1], "cut": row[2],
-            }
-            for (context, continuation), row, mean, error, likeliest in zip(
-                requests, rows, means.tolist(), errors.tolist(), written, strict=True
-            )
-        ]  # fmt: skip
+        greedy = [ids == scored for ids, (_, scored) in zip(self._denoised(rows, None, seeds), rows, strict=True)]
+        for record, *found in zip(records, means.tolist(), errors.tolist(), greedy, strict=True):
+            record |= zip(("log_likelihood", "standard_error", "is_greedy"), found, strict=True)
+        return records
 
-    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int], bool]:
-        if self.chat:
-            known = encode(self.lm.tokenizer, self._prompt(context))
-            scored = encode_continuation(self.lm.tokenizer, continuation.lstrip())
-        else:
-            # Spaces belong to the word that follows them.
-            bare = context.rstrip(" ")
-            known = encode(self.lm.tokenizer, bare)
-            scored = encode(self.lm.tokenizer, context + continuation)[len(known) :]
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of what is known, without BOS, and of what is scored."""
+        bare = context if self.chat else context.rstrip(" ")  # spaces belong to the word that follows them
+        said = continuation.lstrip() if self.chat else context[len(bare) :] + continuation
+        known = self._prompt(bare)
+        scored = (encode_continuation if known else encode)(self.lm.tokenizer, said)
         if not 0 < len(scored) < self.context:
-            raise ValueError(
-                f"The continuation {continuation[:60]!r} has {len(scored)} tokens; this model scores 1 to "
-                f"{self.context - 1}."
-            )
-        known, cut = self._fitting(known, len(scored))
-        return known, scored, cut
+            wanted = f"this model scores 1 to {self.context - 1}"
+            raise ValueError(f"The continuation {continuation[:60]!r} has {len(scored)} tokens; {wanted}.")
+        return known, scored
 
     def _score_whole(self, requests, seeds) -> list[dict]:
         records = []
@@ -223,17 +208,12 @@ class Denoiser(LM):
         return records
 
 
-def _batch(rows: list[tuple]) -> dict[str, torch.Tensor]:
-    """Rows that begin with (known ids, written ids), side by side, filler on the right."""
-
-    def stack(lists):
-        return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in lists], batch_first=True)
-
-    return {
-        "input_ids": stack([known + written for known, written, *_ in rows]),
-        "span_mask": stack([[False] * len(known) + [True] * len(written) for known, written, *_ in rows]),
-        "attention_mask": stack([[1] * len(known + written) for known, written, *_ in rows]),
-    }
+def _batch(rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+    """Rows of (known ids, written ids), side by side, filler on the right."""
+    ids = [torch.tensor(known + written) for known, written in rows]
+    masks = [torch.arange(len(row)) >= len(known) for row, (known, _) in zip(ids, rows, strict=True)]
+    batch = {"input_ids": ids, "span_mask": masks, "attention_mask": list(map(torch.ones_like, ids))}
+    return {name: pad_sequence(some, batch_first=True) for name, some in batch.items()}
 
 
 def _digest(content) -> str:
@@ -246,16 +226,21 @@ def _files(name) -> list:
     return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in found]
 
 
+def command(run, *arguments) -> None:
+    """Runs a command, which ends in a sentence on what is wrong and not in a traceback."""
+    try:
+        run(*arguments)
+    except ValueError as problem:
+        sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
 if __name__ == "__main__":
     from lm_eval.__main__ import cli_evaluate
 
     from . import harness  # noqa: F401  registers the model: a class of __main__ would be another one
 
-    try:
-        cli_evaluate()
-    except ValueError as problem:
-        sys.exit(str(problem))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command(cli_evaluate)
 else:
     register_model("tess2lite")(Denoiser)

@@ -16,8 +16,6 @@ from ..data import encode, encode_continuation
 from ..inputs import whole
 from ..training import GRID, GRID_SEED, DiffusionCollator, diffusion_loss, seeded_noise
 
-FEWEST = 20  # texts on each side of MAUVE, which makes one bucket of ten of them: fewer than two compare nothing
-
 
 def row(model, tokenizer, text: str, prompt: str = "", end: tuple[str, ...] = ()) -> tuple[torch.Tensor, int]:
     """`<s>` + prompt + text + end as ids (1, L), and the place where the text begins. end: names, as "eos" and "pad".
@@ -25,15 +23,14 @@ def row(model, tokenizer, text: str, prompt: str = "", end: tuple[str, ...] = ()
     Raises ValueError where tokenizer and model do not fit, or the row does not fit the model's context.
     """
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", *end)}
-    if lacks := [name.upper() for name, id in special.items() if id is None]:
-        raise ValueError(f"The judge has no tokenizer with {' and '.join(lacks)}; give its own, with these tokens.")
+    context = getattr(model.config, "max_position_embeddings", None) or math.inf
     size = len(model.get_input_embeddings().weight)
-    if len(tokenizer) > size:
-        raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, the judge reads {size}; give the judge's own.")
+    if None in special.values() or len(tokenizer) > size:
+        names = " and ".join(map(str.upper, special))
+        raise ValueError(f"The judge needs its own tokenizer, of {size} tokens at most, with {names}; give that one.")
     known = [special["bos"], *(encode(tokenizer, prompt) if prompt else [])]
     written = encode_continuation(tokenizer, text) if prompt else encode(tokenizer, text)
     ids = [*known, *written, *(special[name] for name in end)]
-    context = getattr(model.config, "max_position_embeddings", None) or math.inf
     if len(ids) > context:
         raise ValueError(
             f"The text that begins {text[:40]!r} needs {len(ids)} tokens, with BOS and any prompt; the judge's context "
@@ -79,8 +76,11 @@ def corpus_perplexity(found: list[tuple[float, int]]) -> float:
     return math.exp(sum(nll for nll, _ in found) / sum(tokens for _, tokens in found))
 
 
-def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-    return [*zip(*(text.split()[i:] for i in range(whole("n", n, 1))), strict=False)]
+def _grams(texts: list[str], n: int) -> list[list[tuple[str, ...]]]:
+    """The n-grams of words of each text."""
+    check_texts("texts", texts)
+    whole("n", n, 1)
+    return [[*zip(*(text.split()[i:] for i in range(n)), strict=False)] for text in texts]
 
 
 def distinct(texts: list[str], n: int = 2) -> float:
@@ -88,24 +88,20 @@ def distinct(texts: list[str], n: int = 2) -> float:
 
     It falls with the number of words: compare as many of them.
     """
-    check_texts("texts", texts)
-    grams = [gram for text in texts for gram in _grams(text, n)]
+    grams = [gram for text in _grams(texts, n) for gram in text]
     return len(set(grams)) / max(1, len(grams))
 
 
 def entropy(texts: list[str], n: int = 1) -> float:
     """Of the n-grams of words of all texts, in nats: ln k where k of them are equally frequent, 0 where none are."""
-    check_texts("texts", texts)
-    counts = Counter(gram for text in texts for gram in _grams(text, n))
+    counts = Counter(gram for text in _grams(texts, n) for gram in text)
     return sum(count / counts.total() * math.log(counts.total() / count) for count in counts.values())
 
 
 def repetition(texts: list[str], n: int = 4) -> float:
     """seq-rep-n (Welleck et al. 2020): the share of a text's n-grams of words that occurred in it before, 0 for one
     that has none; mean over texts."""
-    check_texts("texts", texts)
-    grams = [_grams(text, n) for text in texts]
-    return statistics.fmean(1 - len(set(some)) / len(some) if some else 0 for some in grams)
+    return statistics.fmean(1 - len(set(some)) / len(some) if some else 0 for some in _grams(texts, n))
 
 
 @torch.no_grad()
@@ -133,8 +129,8 @@ def mauve(ours: torch.Tensor, references: torch.Tensor) -> float:
     sets = (references, ours)
     if not all(torch.is_tensor(some) and some.dim() == 2 for some in sets) or len({some.shape[1] for some in sets}) > 1:
         raise ValueError("MAUVE compares features by one model, (N, H) both; give what `features` returned.")
-    if min(map(len, sets)) < FEWEST:
-        raise ValueError(f"There are {len(ours)} and {len(references)} texts; give {FEWEST} each, better 5,000.")
+    if min(map(len, sets)) < 20:  # it makes one bucket of ten texts: fewer than two compare nothing
+        raise ValueError(f"There are {len(ours)} and {len(references)} texts; give 20 each, better 5,000.")
     return float(compute_mauve(*(some.cpu().numpy() for some in sets)).mauve)
 
 

@@ -8,24 +8,21 @@ import statistics
 import numpy as np
 from scipy.stats import t as student
 
-RESAMPLES = 2_000
 
-
-def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half width of Student's interval over seeds; infinite from a single one."""
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half width of Student's 95 % interval over seeds; infinite from a single one."""
     mean, n = statistics.mean(values), len(values)
-    if n < 2:
-        return mean, math.inf
-    return mean, float(student.ppf((1 + level) / 2, n - 1)) * statistics.stdev(values) / math.sqrt(n)
+    half = float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.inf
+    return mean, half
 
 
-def bootstrap(values: list[float], level: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) of scores of prompts, by resampling them, the same way every time."""
-    scores = np.asarray(values, dtype=float)
-    if not len(scores):
+def bootstrap(values: list[float]) -> tuple[float, float, float]:
+    """(mean, low, high) of scores of prompts, at 95 %, by resampling them 2,000 times, the same way every time."""
+    if not len(values):
         raise ValueError("There are no scores; give at least one.")
-    drawn = np.random.default_rng(0).integers(len(scores), size=(RESAMPLES, len(scores)))
-    low, high = np.quantile(scores[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    scores = np.asarray(values, dtype=float)
+    drawn = np.random.default_rng(0).integers(len(scores), size=(2_000, len(scores)))
+    low, high = np.quantile(scores[drawn].mean(1), [0.025, 0.975])
     return float(scores.mean()), float(low), float(high)
 
 

@@ -20,7 +20,7 @@ from .world import World
 class Teller:
     """Tells events one by one. `held_out`: 'never' (training) or 'also' (test: unseen sentences too)."""
 
-    def __init__(self, rng: random.Random, held_out: str = "never"):
+    def __init__(self, rng: random.Random, held_out: str):
         self.rng, self.held_out = rng, held_out
         self.world, self.sentences, self.used = World(), [], []
 
@@ -41,6 +41,11 @@ class Teller:
 
     def maybe(self, chance: float) -> bool:
         return self.rng.random() < chance
+
+    def perhaps(self, chance: float, kind: str, **slots: str) -> None:
+        """Tell an event with this probability."""
+        if self.maybe(chance):
+            self.tell(kind, **slots)
 
     def _fits(self, skeleton: str, slots: dict) -> bool:
         needs = {"{A}": "A", "{B}": "B", "{o}": "o", "{q}": "q", "{c}": "c", "{m}": "m"}
@@ -68,12 +73,10 @@ class Teller:
 
 
 def _opening(t: Teller, a: str, b: str | None = None) -> None:
-    if t.maybe(0.85):
-        t.tell("intro", A=a)
+    t.perhaps(0.85, "intro", A=a)
     if b and t.maybe(0.6):
         t.tell("friend", A=a, B=b)
-    if t.maybe(0.3):
-        t.tell("weather")
+    t.perhaps(0.3, "weather")
 
 
 def _get(t: Teller, a: str, thing: str, at: str) -> None:
@@ -84,12 +87,9 @@ def _get(t: Teller, a: str, thing: str, at: str) -> None:
 def _ending(t: Teller, a: str, b: str | None = None, holder: str | None = None, thing: str | None = None) -> None:
     if holder and t.maybe(0.35):
         t.tell("holds", A=holder, o=thing)
-    if t.maybe(0.5):
-        t.tell("joy", A=holder or a)
-    if t.maybe(0.25):
-        t.tell("night", A=a)
-    if t.maybe(0.6):
-        t.tell("end")
+    t.perhaps(0.5, "joy", A=holder or a)
+    t.perhaps(0.25, "night", A=a)
+    t.perhaps(0.6, "end")
 
 
 def gift(t: Teller) -> None:
@@ -97,13 +97,10 @@ def gift(t: Teller) -> None:
     _opening(t, a, b)
     _get(t, a, thing, p)
     t.tell("together", A=a, B=b, at=r)
-    if t.maybe(0.5):
-        t.tell("sorrow", A=b)
-    if t.maybe(0.5):
-        t.tell("want", A=a, B=b, o=thing)
+    t.perhaps(0.5, "sorrow", A=b)
+    t.perhaps(0.5, "want", A=a, B=b, o=thing)
     t.tell("give", A=a, B=b, o=thing)
-    if t.maybe(0.6):
-        t.tell("thanks", A=a, B=b)
+    t.perhaps(0.6, "thanks", A=a, B=b)
     _ending(t, a, b, b, thing)
 
 
@@ -114,17 +111,13 @@ def lost(t: Teller) -> None:
     if t.maybe(0.7):
         _get(t, a, thing, r)
     t.tell("lose", A=a, o=thing, at=p)
-    if t.maybe(0.7):
-        t.tell("miss", A=a, o=thing)
-    if t.maybe(0.4):
-        t.tell("sorrow", A=a)
-    if t.maybe(0.6):
-        t.tell("search", A=a, o=thing, at=q)
+    t.perhaps(0.7, "miss", A=a, o=thing)
+    t.perhaps(0.4, "sorrow", A=a)
+    t.perhaps(0.6, "search", A=a, o=thing, at=q)
     t.tell("refind", A=finder, o=thing, at=p)
     if finder == b:
         t.tell("giveback", A=b, B=a, o=thing)
-        if t.maybe(0.5):
-            t.tell("thanks", A=b, B=a)
+        t.perhaps(0.5, "thanks", A=b, B=a)
     _ending(t, a, b, a, thing)
 
 
@@ -137,8 +130,7 @@ def swap(t: Teller) -> None:
     _get(t, a, thing, p)
     t.tell(t.rng.choice(("have", "make")), A=b, o=other)
     t.tell("together", A=a, B=b, at=r)
-    if t.maybe(0.5):
-        t.tell("want", A=a, B=b, o=thing)
+    t.perhaps(0.5, "want", A=a, B=b, o=thing)
     t.tell("swap", A=a, B=b, o=thing, q=other)
     _ending(t, a, b, *t.rng.choice(((a, other), (b, thing))))
 
@@ -153,8 +145,7 @@ def borrow(t: Teller) -> None:
         t.tell("sorrow", A=t.rng.choice((a, b)))
         t.tell("mend", A=b, o=thing)
     t.tell("giveback", A=b, B=a, o=thing)
-    if t.maybe(0.4):
-        t.tell("thanks", A=b, B=a)
+    t.perhaps(0.4, "thanks", A=b, B=a)
     _ending(t, a, b, a, thing)
 
 
@@ -163,19 +154,16 @@ def stuck(t: Teller) -> None:
     _opening(t, a, b)
     _get(t, a, thing, p)
     t.tell("stuck", A=a, o=thing, at=r)
-    if t.maybe(0.7):
-        t.tell("sorrow", A=a)
+    t.perhaps(0.7, "sorrow", A=a)
     t.tell("fetch", A=b, B=a, o=thing)
-    if t.maybe(0.7):
-        t.tell("thanks", A=b, B=a)
+    t.perhaps(0.7, "thanks", A=b, B=a)
     _ending(t, a, b, a, thing)
 
 
 def hide_and_seek(t: Teller) -> None:
     (a, b), (p, q, r, s) = t.people(), t.places(4)
     _opening(t, a, b)
-    if t.maybe(0.6):
-        t.tell("together", A=a, B=b, at=p)
+    t.perhaps(0.6, "together", A=a, B=b, at=p)
     t.tell("hide", A=b, at=q)
     for at in (r, s)[: t.rng.choice((0, 1, 1, 2))]:
         t.tell("seek", A=a, B=b, at=at)
@@ -186,11 +174,9 @@ def hide_and_seek(t: Teller) -> None:
 def creature(t: Teller) -> None:
     (a,), c, (p, q) = t.people(1), t.creature(), t.places(2)
     _opening(t, a)
-    if t.maybe(0.3):
-        t.tell("go", A=a, at=q)
+    t.perhaps(0.3, "go", A=a, at=q)
     t.tell("creature", A=a, c=c, at=p)
-    if t.maybe(0.8):
-        t.tell("hungry", c=c)
+    t.perhaps(0.8, "hungry", c=c)
     t.tell("feed", A=a, c=c)
     t.tell("follow", A=a, c=c)
     _ending(t, a)
@@ -212,33 +198,28 @@ def counting(t: Teller) -> None:
         else:
             continue
         t.tell(kind, A=a, B=b, i=item, m=number_word(m))
-        if t.maybe(0.5):
-            t.tell("count_left", A=a, i=item, n=number_word(n))
+        t.perhaps(0.5, "count_left", A=a, i=item, n=number_word(n))
     else:
         if not t.sentences[-1].endswith("left."):
             t.tell("count_left", A=a, i=item, n=number_word(n))
     if t.maybe(0.4):
         t.tell("joy", A=t.rng.choice((a, b)))
-    if t.maybe(0.5):
-        t.tell("end")
+    t.perhaps(0.5, "end")
 
 
 def journey(t: Teller) -> None:
     (a, b), thing, (p, q, r) = t.people(), t.thing(), t.places(3)
     _opening(t, a)
     t.tell("go", A=a, at=p)
-    if t.maybe(0.5):
-        t.tell("go", A=a, at=q)
+    t.perhaps(0.5, "go", A=a, at=q)
     t.tell("find", A=a, o=thing, at=r)
-    if t.maybe(0.5):
-        t.tell("holds", A=a, o=thing)
+    t.perhaps(0.5, "holds", A=a, o=thing)
     if t.maybe(0.6):
         t.tell("together", A=a, B=b, at=q)
         t.tell("give", A=a, B=b, o=thing)
         t.tell("thanks", A=a, B=b)
     t.tell("night", A=a)
-    if t.maybe(0.6):
-        t.tell("end")
+    t.perhaps(0.6, "end")
 
 
 def birthday(t: Teller) -> None:
@@ -246,8 +227,7 @@ def birthday(t: Teller) -> None:
     _opening(t, a, b)
     t.tell("party", A=a)
     t.tell("bring", A=b, B=a, o=thing)
-    if t.maybe(0.5):
-        t.tell("thanks", A=b, B=a)
+    t.perhaps(0.5, "thanks", A=b, B=a)
     if other != thing and t.maybe(0.5):
         t.tell("bring", A=c, B=a, o=other)
     _ending(t, a, b, a, thing)
@@ -260,22 +240,20 @@ def chain(t: Teller) -> None:
     t.tell("together", A=a, B=b, at=q)
     t.tell("give", A=a, B=b, o=thing)
     t.tell("together", A=b, B=c, at=r)
-    if t.maybe(0.4):
-        t.tell("want", A=b, B=c, o=thing)
+    t.perhaps(0.4, "want", A=b, B=c, o=thing)
     t.tell("give", A=b, B=c, o=thing)
-    if t.maybe(0.4):
-        t.tell("thanks", A=b, B=c)
+    t.perhaps(0.4, "thanks", A=b, B=c)
     _ending(t, b, c, c, thing)
 
 
 PLOTS = (birthday, chain, gift, lost, swap, borrow, stuck, hide_and_seek, creature, counting, journey)
 
 
-def story(rng: random.Random, held_out: str = "never", plot=None) -> Teller:
+def story(rng: random.Random, held_out: str) -> Teller:
     """One told story; `.sentences` and `" ".join` of them are the text, `.used` the skeletons."""
     while True:
         teller = Teller(rng, held_out)
-        (plot or rng.choice(PLOTS))(teller)
+        rng.choice(PLOTS)(teller)
         if len(teller.sentences) >= 4:
             return teller
 

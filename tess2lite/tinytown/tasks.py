@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..chats import encode_chat
 from . import facts
 from .language import number_word, place_of, split_sentences, words
 from .stories import SPLITS, story
@@ -141,38 +142,7 @@ def _boolean(rng: random.Random) -> tuple[str, str]:
         return rng.choice((whole, f"not {right}", f"not ( {whole} )", f"( {whole} )"))
 
     expression = term(rng.choice((1, 2, 2, 3)))
-    return f"{expression} is", str(_truth(expression))
-
-
-def _truth(expression: str) -> bool:
-    """A boolean expression's value, by descent: or of ands of nots."""
-    tokens = expression.split()
-
-    def either() -> bool:
-        value = both()
-        while tokens and tokens[0] == "or":
-            tokens.pop(0)
-            value = both() or value
-        return value
-
-    def both() -> bool:
-        value = one()
-        while tokens and tokens[0] == "and":
-            tokens.pop(0)
-            value = one() and value
-        return value
-
-    def one() -> bool:
-        token = tokens.pop(0)
-        if token == "not":
-            return not one()
-        if token == "(":
-            value = either()
-            tokens.pop(0)
-            return value
-        return token == "True"
-
-    return either()
+    return f"{expression} is", str(eval(expression))  # of the words above and no others
 
 
 def _sorting(rng: random.Random) -> tuple[str, str]:
@@ -208,13 +178,6 @@ def same_answer(example: Example, text: str) -> float:
 def normal(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces."""
     return " ".join(word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the"))
-
-
-def f1(answer: str, text: str) -> float:
-    """Overlap of words, as SQuAD counts it."""
-    ours, theirs = normal(text).split(), normal(answer).split()
-    common = sum(min(ours.count(word), theirs.count(word)) for word in set(ours))
-    return 2 * common / (len(ours) + len(theirs)) if common else 0.0
 
 
 # ---------------------------------------------------------------- open requests with a tone (AlpacaEval)
@@ -329,15 +292,20 @@ def examples(task: str, split: str, n: int, seed: int = 0) -> list[Example]:
     return list(made.values())
 
 
+def fitting(made: list[Example], tokenizer, length: int) -> list[Example]:
+    """Those whose prompt and reference answer fit into `length` tokens."""
+    return [example for example in made if encode_chat(tokenizer, _messages(example), length)]
+
+
 def as_chat(made: list[Example]):
     """Examples as a `datasets.Dataset` with one column `messages`, the form chats are trained on."""
     from datasets import Dataset
 
-    turns = [
-        [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
-        for example in made
-    ]
-    return Dataset.from_dict({"task": [example.task for example in made], "messages": turns})
+    return Dataset.from_dict({"messages": [_messages(example) for example in made]})
+
+
+def _messages(example: Example) -> list[dict[str, str]]:
+    return [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
 
 
 def preferences(split: str, n: int, kind: str = "cheerful", seed: int = 0):

@@ -1,12 +1,35 @@
-((root, data, bar, panels) => {
+((root, data) => {
+  // Controls come from here: where scripts do not run, nothing dead is shown. JupyterLab would take the arrow keys.
+  const ours = 'data-lm-suppress-shortcuts="true"', last = data.labels.length - 1;
   root.querySelector("[data-static]").remove();
-  root.querySelector("output").insertAdjacentHTML("beforebegin", bar);
-  root.querySelector("[data-text]").insertAdjacentHTML("afterend", panels);
+  root.querySelector("output").insertAdjacentHTML("beforebegin", `<div data-bar>
+    <button type="button" ${ours}>Play</button>
+    <input type="range" min="0" max="${last}" value="${last}" data-first="${data.first}" aria-label="diffusion step" ${ours}>
+  </div>`);
+  root.querySelector("[data-text]").insertAdjacentHTML("afterend", `<div data-below>
+    <figure>
+      <div data-map>
+        <canvas role="img" aria-label="Map of confidence: a column for each step, a row for each written token, light is sure"></canvas>
+        <div data-cursor></div><div data-row></div>
+      </div>
+      <figcaption>rows: tokens, columns: steps, light: sure. Click to go there.</figcaption>
+      <svg viewBox="0 0 300 80" preserveAspectRatio="none" role="img" aria-label="Curves over the steps"></svg>
+      <figcaption>over the steps, each to its own scale: — signal left ᾱ, - - mean entropy, ··· reward</figcaption>
+    </figure>
+    <div>
+      <div data-which></div><table aria-label="likeliest tokens"><tbody data-top></tbody></table>
+      <div data-push></div><div data-flips></div><ul data-history></ul>
+    </div>
+  </div>
+  <p data-hint>Shade and underline say how unsure the model is of its first choice: dashed below 80 %, dotted below 40 %.
+    <span data-differs hidden>A bar above: another token than in the first run.</span>
+    <span data-pushed hidden>▴: guidance changed the likeliest token in this step.</span>
+    Point at a token, or walk with the arrow keys.</p>`);
   const find = name => root.querySelector(`[data-${name}]`);
   const range = root.querySelector("input"), button = root.querySelector("button"), label = root.querySelector("output");
   const bytes = text => Uint8Array.from(atob(text), char => char.charCodeAt(0));
-  const wide = text => new (data.bytes === 2 ? Uint16Array : Uint32Array)(bytes(text).buffer);
-  const { steps, written, pieces } = data, M = written.length;
+  const { written, pieces } = data, steps = data.labels.length, M = written.length;
+  const wide = text => new (pieces.length < 2 ** 16 ? Uint16Array : Uint32Array)(bytes(text).buffer);
   const tokens = wide(data.tokens), counts = bytes(data.counts), topIds = wide(data.top), topP = bytes(data.p);
   const differs = bytes(data.differs), unguided = wide(data.unguided), push = new Int16Array(bytes(data.push).buffer);
   const starts = new Uint32Array(counts.length);
@@ -81,10 +104,10 @@
     return element;
   };
   const x = step => 5 + 290 * (steps > 1 ? step / (steps - 1) : 0.5);
-  data.curves.forEach(({ values, dash }) => {
+  data.curves.forEach((values, i) => {
     const top = Math.max(...values), bottom = Math.min(0, ...values), y = v => 75 - 70 * (v - bottom) / (top - bottom || 1);
     draw("polyline", { points: values.map((v, step) => `${x(step)},${y(v)}`).join(" "), fill: "none",
-      stroke: "currentColor", "stroke-width": 1.2, "stroke-dasharray": dash, "vector-effect": "non-scaling-stroke" });
+      stroke: "currentColor", "stroke-width": 1.2, "stroke-dasharray": ["", "6 4", "1 4"][i], "vector-effect": "non-scaling-stroke" });
   });
   const marker = draw("line", { y1: 2, y2: 78, stroke: "var(--t2-mark)", "stroke-width": 2, "vector-effect": "non-scaling-stroke" });
 

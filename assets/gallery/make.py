@@ -1,0 +1,119 @@
+"""python assets/gallery/make.py [name …]: the pictures beside this file, from bundled models and assets/findings.
+
+Pages are photographed in Chromium: playwright of the extra `test`, and a `chromium` on the path.
+"""
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+import tess2lite as t2
+from tess2lite import textbook
+from tess2lite.schedule import alpha_bar
+from tess2lite.simplex import noisy_simplex_
+from tess2lite.viz import html
+from tess2lite_lab import figures
+
+HERE = Path(__file__).parent
+
+
+def finding(name: str) -> dict:
+    return json.loads((HERE.parent / "findings" / f"{name}.json").read_text())
+
+
+def story():
+    """The run of notebook 04."""
+    begun = "Once there was a girl named Anna. Anna had a red kite."
+    return t2.generate(t2.load("tinytown-base"), begun, steps=50, length=60, seed=0, progress=False)
+
+
+def drawn(figure, dpi: int = 140) -> Image.Image:
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=dpi)
+    return Image.open(held)
+
+
+def photographed(written: str, step: int | None = None, hidden: str = "nothing") -> Image.Image:
+    """An explorer, its slider on that index of a step, without the elements of that selector."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 880, "height": 1400}, device_scale_factor=1.4)
+        page.set_content(f"<!doctype html><main>{written}</main>")
+        page.add_style_tag(content=f"b {{ font-family: system-ui }} {hidden} {{ display: none }}")
+        if step is not None:
+            page.locator("input").first.fill(str(step))
+            page.locator("input").first.blur()
+        return Image.open(io.BytesIO(page.locator("main").screenshot()))
+
+
+def explorer() -> Image.Image:
+    return photographed(html.explorer(story()), step=32)
+
+
+def trajectory() -> Image.Image:
+    return drawn(figures.trajectory_map(story().trajectory), 150)
+
+
+def guided() -> Image.Image:
+    """The pair of notebook 05."""
+    lm, asked = t2.load("tinytown-instruct"), [{"role": "user", "content": "Tell me something about the garden."}]
+    cheerful, runs = t2.load_reward("tinytown-reward", base=lm), {}
+    for name, scale in (("unguided", 0), ("guided, η = 10", 10)):
+        hooks = [t2.RewardGuidance(cheerful, scale)]
+        runs[name] = t2.generate(lm, asked, steps=25, seed=3, length=50, hooks=hooks, progress=False)
+    return photographed(html.comparison(runs), hidden="[data-below] > div, p, details")
+
+
+def hacking() -> Image.Image:
+    arms = [a for a in finding("guidance")["summary"].values() if a["model"] == "tinytown-reward" and a["best_of"] == 1]
+    scales = [max(arm["scale"], 1) for arm in arms]  # 0 is drawn at the left end
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, name, style in ((0, "predicted", "C0--s"), (0, "true", "C1-o"), (1, "broken", "C1-o")):
+        values = zip(*[arm[name] for arm in arms], strict=True)
+        axes[axis].errorbar(scales, *values, fmt=style, capsize=3, label=f"{name} reward")
+    for axis, label in zip(axes, ("reward, 95 % intervals", "broken sentences a text"), strict=True):
+        axis.set(xscale="log", xlabel="guidance scale η", ylabel=label)
+        axis.set_xticks(scales, [f"{arm['scale']:g}" for arm in arms])
+        axis.minorticks_off()
+    axes[0].legend()
+    return drawn(figure)
+
+
+def costs() -> Image.Image:
+    steps = figures.steps_against_quality(finding("09-stories")["summary"], "log-perplexity")
+    length = figures.time_against_length(finding("12")["summary"])
+    left, right = (np.asarray(drawn(figure, 98)) for figure in (steps, length))  # (height, width, 4)
+    return Image.fromarray(np.hstack([left, np.full_like(left[:, :30], 255), right]))
+
+
+def noise() -> Image.Image:
+    """The figure of notebook 01: how much of one token of 1,024 is left."""
+    torch.manual_seed(24)
+    curve, tokens = alpha_bar(5000), torch.zeros(1500, dtype=torch.long)
+    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    many, few = (torch.linspace(0, 0.98, number) for number in (99, 15))
+    for k, marker in [(1.0, "o"), (2.5, "v"), (5.0, "s"), (10.0, "^")]:
+        noisy = [noisy_simplex_(torch.randn(1500, 1024), tokens, curve[int(t * 5000)].float()) for t in few]  # of k = 5
+        counted = [float((at * k / 5).softmax(1)[:, 0].mean()) for at in noisy]
+        (line,) = axis.plot(many, [textbook.expected_mass(float(curve[int(t * 5000)]), 1024, k) for t in many])
+        axis.plot(few, counted, marker, color=line.get_color(), label=f"k = {k:g}")
+    axis.set(xlabel="time $t/T$ (noise grows to the right)", ylabel="mean softmax mass on the token")
+    axis.set_title("one token of 1,024; lines: predicted; points: counted in 1,500 draws")
+    axis.legend()
+    return drawn(figure)
+
+
+if __name__ == "__main__":
+    for picture in (explorer, trajectory, guided, hacking, costs, noise):
+        if not sys.argv[1:] or picture.__name__ in sys.argv[1:]:
+            path = HERE / f"{picture.__name__}.png"
+            picture().convert("RGB").quantize(128).save(path, optimize=True)
+            print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB, {Image.open(path).size}")

@@ -57,16 +57,19 @@ class Interrupted(KeyboardInterrupt):
 def generate(
     lm, prompt, steps=100, top_p=0.99, temperature=1.0, seed=0, length=None, hooks=(), record=5, progress=True
 ) -> Generation | list[Generation]:
-    """Continue a prompt: all new tokens are denoised together. A list of prompts gives a list of generations.
+    """Continue a prompt: all new tokens are denoised together.
 
-    A model that was trained as masked diffusion (`config.diffusion`) writes as such (`masked.py`).
-
+    lm: a denoiser from `load`; one trained as masked diffusion (`config.diffusion`) writes as such (`masked.py`).
     prompt: a text that is continued as it stands, or messages, [{"role": "user", "content": …}], that the assistant
-    answers in the chat format it was trained on (`chats.py`).
-    steps, top_p, temperature, hooks: as in `denoise`. seed: one for all prompts or one each, None for a fresh
-    one; the same seed gives the same text, alone or in a batch. length: tokens to write after the prompt; by
-    default the rest of the model's context, at most 256. record: how many of the likeliest tokens of each position
-    the trajectory keeps. progress: show a bar. An interrupt raises `Interrupted`, which holds what there is.
+    answers in the chat format it was trained on (`chats.py`); or a list of these, written as one batch.
+    steps: of diffusion, 1 or more. top_p: nucleus that tokens are drawn from, above 0 and at most 1; None for argmax.
+    temperature: of that draw, above 0. seed: one for all prompts or one each, None for a fresh one; the same seed
+    gives the same text, alone or in a batch. length: tokens to write after the prompt; by default the rest of the
+    model's context, at most 256. hooks: callables on each `Step`, in order, as in `denoise`. record: how many of the
+    likeliest tokens of each position the trajectory keeps. progress: show a bar.
+
+    Returns a `Generation`, or a list of them for a list of prompts. Raises ValueError or TypeError before the first
+    step; `Interrupted`, which holds what there is, when the keyboard stops it.
     """
     check_model(lm)
     single = isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(m, dict) for m in prompt))
@@ -84,7 +87,8 @@ def infill(
 ) -> Generation | list[Generation]:
     """Fill the blanks of a text or of each in a list; every underscore is one token: `"A ___ in the barn."` has three.
 
-    Other arguments as in `generate`. For any other mask call `denoise` with `input_ids` and `span_mask`.
+    Other arguments, what is returned and raised: as in `generate`. For any other mask call `denoise` with `input_ids`
+    and `span_mask`.
     """
     check_model(lm)
     texts = check_texts("text", text)
@@ -96,9 +100,12 @@ def infill(
 def replay(lm, trajectory: Trajectory, hooks=(), seed=None, start=0, span_mask=None, progress=True) -> Generation:
     """A recorded run once more: to the bit the same on the same model, alone in its batch, unless something is changed.
 
-    hooks: interventions such as `Pin` or `Branch`; a run that was made with hooks needs them again. seed: another one.
-    start: above 0, the recorded text is noised as step `start` would read it, and denoised again from there.
-    span_mask: (L,) bool, write only here and keep the rest of the recorded text.
+    trajectory: of `generate` or `infill`, or the `Generation` itself. hooks: interventions such as `Pin` or `Branch`; a
+    run that was made with hooks needs them again. seed: another one. start: a step's index; above 0, the recorded text
+    is noised as that step would read it, and denoised again from there. span_mask: (L,) bool, write only here and keep
+    the rest of the recorded text. progress: show a bar.
+
+    Returns a `Generation`. Raises as `generate` does, and ValueError for a trajectory that is not of this model.
     """
     check_model(lm)
     trajectory, hooks = run_of(trajectory), inputs.callables(hooks)
@@ -122,12 +129,14 @@ def replay(lm, trajectory: Trajectory, hooks=(), seed=None, start=0, span_mask=N
 
 
 def check_model(lm) -> None:
+    """Raises TypeError or ValueError unless this is a denoiser with a tokenizer."""
     inputs.check_denoiser(lm)
     if lm.tokenizer is None:
         raise ValueError("This model was loaded without a tokenizer; use denoise with token ids, or set lm.tokenizer.")
 
 
 def check_texts(name: str, given) -> list[str]:
+    """A text or several as a list. Raises TypeError or ValueError unless they are strings with something in them."""
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"{name} is {type(given).__name__}; give a string, or a list of strings.")

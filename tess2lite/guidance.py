@@ -109,12 +109,9 @@ class RewardGuidance:
         """Rewards (B,) of the prediction after the ascents so far, and for each model ∂R/∂(p·E_R), (N, H_R)."""
         total, gradients = 0, []
         for model, weight, matrix in zip(self.models, self.weights, ascent.matrices, strict=True):
-            soft = matrix.new_empty(int(step.span_mask.sum()), matrix.shape[1])
-            for rows, logits in step.logit_blocks():
-                p = ascent(logits, rows).softmax(1)
-                soft[rows] = p.to(matrix.device, matrix.dtype) @ matrix
+            soft = [ascent(logits, rows).softmax(1).to(matrix) @ matrix for rows, logits in step.logit_blocks()]
+            soft = torch.cat(soft).requires_grad_(wanted)  # (N, H_R)
             with torch.set_grad_enabled(wanted):
-                soft.requires_grad_(wanted)
                 embeddings = matrix[step.input_ids.to(matrix.device)]  # (B, L, H_R)
                 embeddings = embeddings.masked_scatter(step.span_mask[..., None].to(matrix.device), soft)
                 rewards = weight * model.score_embeddings(embeddings, _read_mask(model, step))  # (B,)

@@ -6,16 +6,18 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import torch
 
 
 def whole(name: str, value, least: int, most: float = math.inf) -> int:
     """A whole number from `least` to `most`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= value <= most:
-        accepted = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
-        raise ValueError(f"{name} is {value!r}; give a whole number {accepted}.")
-    return operator.index(value)
+    with suppress(TypeError):  # of operator.index, by what is no whole number
+        if not isinstance(value, bool) and least <= operator.index(value) <= most:
+            return operator.index(value)
+    accepted = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+    raise ValueError(f"{name} is {value!r}; give a whole number {accepted}.")
 
 
 def check_numbers(top_p, temperature) -> None:
@@ -35,7 +37,7 @@ def _is_number(value) -> bool:
 
 def one_each(seed, sequences: int) -> list[int]:
     """A seed for each sequence, from one for all or one each."""
-    seeds = list(seed) if isinstance(seed, Iterable) else [seed] * sequences
+    seeds = list(seed) if isinstance(seed, Iterable) and getattr(seed, "ndim", 1) else [seed] * sequences
     if len(seeds) != sequences or not all(isinstance(s, numbers.Integral) for s in seeds):
         raise ValueError(f"seed is {seed!r}; give one whole number, or one for each of the {sequences} sequences.")
     return [int(s) for s in seeds]

@@ -53,6 +53,7 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
 
 
 def choose_device(device) -> torch.device:
+    """The device asked for; for None the GPU of this process where there is one."""
     gpu = torch.cuda.is_available()
     if device is None:
         return torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu")
@@ -64,6 +65,7 @@ def choose_device(device) -> torch.device:
 
 
 def choose_dtype(dtype, device: torch.device) -> torch.dtype:
+    """The precision asked for, by torch.dtype or name; for None the device's best that `load` speaks of."""
     if dtype is None:
         if device.type == "cpu":
             return torch.float32
@@ -175,6 +177,7 @@ def load_whole(classes: dict, source: str, load_in_4bit: bool, dtype, device, fr
 
 
 def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """4-bit weights that are multiplied in `dtype`; the heads and the timestep embedding keep theirs."""
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["lm_head", "timestep_embed", "score"],
@@ -182,6 +185,7 @@ def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def prepare(lm) -> None:
+    """What libraries do to a loaded model that diffusion cannot have, undone."""
     lm.get_input_embeddings().padding_idx = None  # PAD is an ordinary token here: its row must learn
     for module in lm.modules():
         # On CPUs with AVX512-BF16 bitsandbytes repacks nf4 weights at the first inference; the repacked ones

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from . import inputs
-from .sampling import Hook, Run, Step
+from .sampling import Hook, Run, Step, loop
 from .schedule import TRAINING_TIMESTEPS
 from .simplex import rows_per_chunk, stream
 from .training import DiffusionTrainer, cross_entropy
@@ -86,16 +86,18 @@ class MaskedTrainer(DiffusionTrainer):
 class MaskedRun(Run):
     """What stays the same through a run; its input are token ids alone."""
 
-    def __init__(self, lm, batch, steps, top_p, temperature, seeds):
-        super().__init__(lm, batch, steps, top_p, temperature, seeds, noise=None)
+    def __init__(self, lm, *settings):
+        super().__init__(lm, *settings)
         self.token = absorbing_token(lm)
-        self.alpha_bar = torch.linspace(1, 0, steps + 1, dtype=torch.float64)  # index t+1: the share revealed
+        self.levels = torch.linspace(
+            1, 0, self.steps + 1, dtype=torch.float64
+        ).tolist()  # index t+1: the share revealed
 
-    @torch.no_grad()
-    def read(self, ids: torch.Tensor) -> torch.Tensor:
-        """Hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
-        hidden = self.lm.hidden_states(self.embedding[ids], self.attention_mask)
-        return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
+    def first_input(self, *_) -> torch.Tensor:
+        return self.input_ids.masked_fill(self.span_mask, self.token)  # (B, L)
+
+    def embeddings(self, ids: torch.Tensor, _) -> torch.Tensor:
+        return self.embedding[ids]
 
 
 class MaskedStep(Step):
@@ -108,7 +110,7 @@ class MaskedStep(Step):
     """
 
     def __init__(self, run: MaskedRun, index: int, ids: torch.Tensor, k: int):
-        super().__init__(run, index, run.read(ids), k)
+        super().__init__(run, index, ids, k)
         self._ids, self._gone = ids, self.span_mask & (ids == run.token)  # (B, L)
 
     @Step.tokens.getter
@@ -123,31 +125,32 @@ class MaskedStep(Step):
         """The round(N·(i+1)/S) surest of a sequence's N positions, (B, L); those revealed before come first."""
         sure = self._spread("sure", torch.full(self._ids.shape, -1.0, device=self._ids.device))
         rank = sure.argsort(dim=1, descending=True, stable=True).argsort(1)  # (B, L); ties from left to right
-        wanted = [round(n * (self.index + 1) / self._run.steps) for n in self.span_mask.sum(1).tolist()]
+        wanted = [round(n * (self.index + 1) / self._run.steps) for n in self._run.counts]
         return rank < torch.tensor(wanted, device=rank.device)[:, None]
 
-    def _logits_of(self, rows: slice, hidden: torch.Tensor) -> torch.Tensor:
-        logits = super()._logits_of(rows, hidden)
-        logits[:, self._run.token] = -torch.inf  # nothing is revealed as what stands for the unknown
+    def _logits_of(self, chunk, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super()._logits_of(chunk, hidden)
+        logits[:, self._run.token] = torch.finfo(logits.dtype).min  # nothing is revealed as what stands for the unknown
         return logits
 
-    def _project_block(self, block, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
-        run, rows, out = self._run, block[2], self._projected
-        logits = self._logits_of(rows, hidden)
-        p = logits.softmax(1)
-        top, best = p.topk(self._k)  # (R, k)
-        if not torch.isfinite(top).all():
-            raise FloatingPointError(f"Step {self.index} predicts no finite numbers; check weights and hooks.")
-        drawn = run.choose(p, logits, self.index, block)
-        sure = p.gather(1, drawn[:, None])[:, 0]
-        known, gone = self._ids[self.span_mask][rows], self._gone[self.span_mask][rows]  # (R,)
-        alone = torch.eye(1, self._k, device=p.device, dtype=p.dtype)  # all on the first
-        out["top_p"][rows] = torch.where(gone[:, None], top, alone).to(out["top_p"].dtype)
-        out["top_ids"][rows] = torch.where(gone[:, None], best, known[:, None])
-        out["entropy"][rows] = (torch.special.entr(p).sum(1) * gone).to(out["entropy"].dtype)
-        out["tokens"][rows] = torch.where(gone, drawn, known)
-        out.setdefault("sure", torch.empty(len(run.places), device=p.device, dtype=p.dtype))
-        out["sure"][rows] = torch.where(gone, sure, 2)  # before any probability
+    def _project(self) -> dict[str, torch.Tensor]:
+        if self._projected is None:
+            out, run = super()._project(), self._run
+            known, gone = run.masked(self._ids), run.masked(self._gone)  # (N,)
+            alone = torch.eye(1, self._k, device=gone.device)  # all on the first
+            out["top_p"] = torch.where(gone[:, None], out["top_p"], alone)
+            out["top_ids"] = torch.where(gone[:, None], out["top_ids"], known[:, None])
+            out["entropy"] = out["entropy"] * gone
+            out["tokens"] = torch.where(gone, out["tokens"], known)
+            out["sure"] = torch.where(gone, out["sure"], 2)  # before any probability
+        return self._projected
+
+    def _kept(self, chunk, p: torch.Tensor, tokens: torch.Tensor, _) -> dict:
+        return {"sure": p.gather(1, tokens[:, None])[:, 0]}
+
+    def finish(self) -> torch.Tensor:
+        """What the next step reads, (B, L)."""
+        return self.tokens
 
 
 def denoise(
@@ -165,26 +168,9 @@ def denoise(
     Arguments, errors and seeds as in `sampling.denoise`. After step i of S, round(N·(i+1)/S) of a sequence's N
     positions are revealed: the candidates, drawn as there, that the model gives the highest probability.
     """
-    steps = inputs.whole("steps", steps, 1)
-    inputs.check_numbers(top_p, temperature)
-    hooks = inputs.callables(hooks)
+    run, hooks = MaskedRun(lm, batch, steps, top_p, temperature, seed), inputs.callables(hooks)
     if start:
         raise ValueError(f"start is {start}; a masked model has no noise to begin a text again from: begin at step 0.")
     if any(hasattr(hook, "check") for hook in hooks):
         raise ValueError("Guidance moves the logits of a simplex model, and this one is masked; leave it out.")
-    checked = inputs.check_batch(lm, batch)
-    run = MaskedRun(lm, checked, steps, top_p, temperature, inputs.one_each(seed, len(checked[0])))
-    return _loop(run, hooks)
-
-
-def _loop(run: MaskedRun, hooks: list[Hook]) -> Iterator[MaskedStep]:
-    ids = run.input_ids.masked_fill(run.span_mask, run.token)  # (B, L)
-    k = max(getattr(hook, "k", 1) for hook in [None, *hooks])
-    for index in range(run.steps):
-        step = MaskedStep(run, index, ids, min(k, len(run.embedding)))
-        for hook in hooks:
-            hook(step)
-        yield step
-        ids = step.tokens
-        if step.stop:
-            return
+    return loop(run, hooks, MaskedStep, 0, run.input_ids)

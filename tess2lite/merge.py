@@ -26,7 +26,8 @@ def merge(adapter, output) -> None:
         base = adapter_base(source)
         if base is None:
             raise ValueError(f"'{adapter}' is a whole model, not an adapter; there is nothing to merge.")
-        lm = load(base, dtype=AutoConfig.from_pretrained(find_source(base)).dtype or "float32", device="cpu")
+        stored = AutoConfig.from_pretrained(find_source(base), trust_remote_code=False).dtype
+        lm = load(base, dtype=stored or "float32", device="cpu")
         if lm.config.tie_word_embeddings:  # E and the head have each learned something of their own
             lm.config.tie_word_embeddings = False
             lm.lm_head.weight = torch.nn.Parameter(lm.lm_head.weight.detach().clone())

@@ -47,7 +47,7 @@ class Training:
         if self.load_in_4bit and not self.lora_rank:
             raise ValueError("load_in_4bit needs LoRA: 4-bit weights cannot be tuned; set lora_rank, say 64.")
         if self.warmup >= self.steps:
-            raise ValueError(f"warmup is {self.warmup} of {self.steps} steps; give fewer, or more steps.")
+            raise ValueError(f"warmup is {self.warmup} of {self.steps} steps; give a smaller warmup or more steps.")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate is {self.learning_rate}; give a number above 0.")
 
@@ -82,6 +82,8 @@ class Recipe(Training):
         super().__post_init__()
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
+        if self.embeddings != "lora" and not self.lora_rank:
+            raise ValueError(f"embeddings is {self.embeddings!r}, but without LoRA all is trained; set lora_rank.")
 
 
 @dataclass

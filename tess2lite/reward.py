@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, LlamaForSequenceClassification, MistralForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from . import loading
+from . import inputs, loading
 
 
 class RewardModel:
@@ -58,15 +58,19 @@ def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=
     """A reward model: a sequence classifier with one label, as `hamishivi/mistral_tess2_rm`, or an adapter.
 
     name: a bundled reward model, a local folder or a hub name. load_in_4bit, dtype, device: as in `tess2lite.load`.
-    base: for an adapter, a denoiser that was loaded from the same base: its weights are shared, and guidance costs the
-    adapter's memory alone. read_at: "last" or "eos", see `RewardModel`; by default what the model says of itself,
-    else "last", as in the official code. Weights are frozen; gradients are taken of its input alone.
+    base: for an adapter, a denoiser that was loaded from the same base: its weights are shared, as they are, and
+    guidance costs the adapter's memory alone. read_at: "last" or "eos", see `RewardModel`; by default what the model
+    says of itself, else "last", as in the official code. Weights are frozen; gradients are taken of its input alone.
+
+    Raises ValueError or TypeError with what was given and what is accepted.
     """
     source = loading.find_source(name)
     if read_at not in (None, "last", "eos"):
         raise ValueError(f"read_at is {read_at!r}; choose one of last, eos.")
-    if base is not None and not hasattr(base, "embedding_matrix"):
-        raise TypeError(f"base is a {type(base).__name__}; give a denoiser from tess2lite.load.")
+    if base is not None:
+        inputs.check_denoiser(base, "base")
+        if load_in_4bit or dtype is not None or device is not None:
+            raise ValueError("base has a precision and a device already; leave load_in_4bit, dtype and device out.")
     with loading.plain_errors(name):
         adapter = loading.adapter_base(source)
         if base is not None:
@@ -99,7 +103,8 @@ def _on_base_of(lm, adapter: str | None, name):
     source = loading.find_source(adapter)
     if source != loading.find_source(lm.base_name):
         raise ValueError(f"'{name}' is an adapter on '{adapter}', base is on '{lm.base_name}'; leave base out.")
-    model = sharing_base(lm, AutoConfig.from_pretrained(source, num_labels=1, vocab_size=lm.config.vocab_size))
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False, num_labels=1, vocab_size=lm.config.vocab_size)
+    model = sharing_base(lm, config)
     model.tokenizer = lm.tokenizer
     return model
 
@@ -133,5 +138,6 @@ def frozen(model):
 
 
 def check_reward_model(model) -> None:
+    """Raises TypeError unless this is a reward model."""
     if not isinstance(model, RewardModel):
         raise TypeError(f"The reward model is a {type(model).__name__}; give one from tess2lite.load_reward.")

@@ -12,51 +12,60 @@ import torch
 
 from . import inputs
 from .schedule import alpha_bar
-from .simplex import TRIES, noisy_simplex_, nucleus, rows_per_chunk, self_conditioned, soft_embedding, stream
+from .simplex import TRIES, Chunk, cut, noisy_simplex_, nucleus, rows_per_chunk, self_conditioned, soft_embedding
 
 
 class Run:
-    """What stays the same through a run: the batch, the settings, and the rows cut into blocks.
+    """What stays the same through a run: the batch, the settings, and the masked rows cut into chunks.
 
-    A block is a slice of one sequence's masked positions. Noise and draws are functions of (seed, step, block),
-    so a sequence gets the same ones whatever batch it is in, and any block can be made again.
+    Noise and draws are functions of (seed, step, block), so a sequence gets the same ones whatever batch it is in,
+    and any chunk can be made again.
     """
 
-    def __init__(self, lm, batch, steps, top_p, temperature, seeds, noise):
-        self.lm, self.steps, self.top_p, self.temperature, self.noise = lm, steps, top_p, temperature, noise
-        self.input_ids, self.span_mask, self.attention_mask = batch
-        self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar(steps)])  # index t+1; ᾱ_{−1} = 1
-        self.alpha_bar = self.alpha_bar.to(lm.device)
+    def __init__(self, lm, batch, steps, top_p, temperature, seed, noise=None):
+        inputs.check_numbers(top_p, temperature)
+        self.lm, self.top_p, self.temperature, self.noise = lm, top_p, temperature, noise
+        self.steps = inputs.whole("steps", steps, 1)
+        self.input_ids, self.span_mask, self.attention_mask = inputs.check_batch(lm, batch)
+        self.seeds = inputs.one_each(seed, len(self.input_ids))
+        self.levels = [1.0, *alpha_bar(self.steps).tolist()]  # ᾱ, index t+1; ᾱ_{−1} = 1
+        self.alpha_bar = torch.tensor(self.levels, dtype=torch.float64, device=lm.device)
         self.embedding = lm.embedding_matrix().detach()  # E, (V, H)
         self.known = self.embedding[self.input_ids]  # (B, L, H)
-        self.places = self.span_mask.nonzero()  # (N, 2): sequence, position
-        self.reseed(seeds)
-        self._noise_of_step = (None, None)
+        # Masked positions of the flattened batch, (N,): found once, since a GPU must be waited for.
+        self.places, self.counts = self.span_mask.flatten().nonzero()[:, 0], self.span_mask.sum(1).tolist()
+        self.chunks = cut(self.counts, rows_per_chunk(len(self.embedding), lm.device), lm.device)
+        self._noise_of_step, self._wide = (None, None), None
 
-    def reseed(self, seeds: list[int]) -> None:
-        """From now on noise and draws of other seeds, one a sequence."""
-        self.blocks = list(self._cut(seeds))
+    def masked(self, whole: torch.Tensor) -> torch.Tensor:
+        """(B, L, …) → (N, …)."""
+        return whole.flatten(0, 1)[self.places]
 
-    def _cut(self, seeds) -> Iterator[tuple[int, int, slice]]:
-        start, size = 0, rows_per_chunk(len(self.embedding), self.lm.device)
-        for seed, rows in zip(seeds, self.span_mask.sum(1).tolist(), strict=True):
-            for number, offset in enumerate(range(0, rows, size)):
-                yield seed, number, slice(start + offset, start + min(offset + size, rows))
-            start += rows
+    def spread(self, rows: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
+        """(N, …) → (B, L, …)."""
+        return elsewhere.flatten(0, 1).index_copy(0, self.places, rows.to(elsewhere.dtype)).view_as(elsewhere)
 
-    def fresh_noise(self, step: int, block) -> torch.Tensor:
-        """ε of one block, (R, V): drawn in float32 whatever the model computes in."""
-        seed, number, rows = block
+    def wide(self, logits: torch.Tensor) -> torch.Tensor:
+        """Memory like a chunk's logits, the same in each step: new one costs a page fault for every 4 KB."""
+        if self._wide is None or self._wide.dtype != logits.dtype:
+            self._wide = logits.new_empty(max(sum(chunk.counts) for chunk in self.chunks), logits.shape[1])
+        return self._wide[: len(logits)]
+
+    def streams(self, step: int, purpose: str, chunk: Chunk) -> list[torch.Generator]:
+        return chunk.streams([(seed, step) for seed in self.seeds], purpose, self.embedding.device)
+
+    def fresh_noise(self, step: int, chunk: Chunk, spare: torch.Tensor | None = None) -> torch.Tensor:
+        """ε of one chunk, (R, V): drawn in float32 whatever the model computes in, in memory to spare if it fits."""
+        device, vocabulary = self.embedding.device, len(self.embedding)
         if self.noise is None:
-            shape = (rows.stop - rows.start, len(self.embedding))
-            generator = stream(seed, step, f"noise {number}", self.embedding.device)
-            noise = torch.randn(shape, generator=generator, device=generator.device)
+            if spare is None or spare.dtype != torch.float32:
+                spare = torch.empty(sum(chunk.counts), vocabulary, device=device)
+            noise = chunk.standard_normal_(spare, self.streams(step, "noise", chunk))
         else:
             if self._noise_of_step[0] != step:
-                shape = (*self.input_ids.shape, len(self.embedding))
-                replayed = torch.as_tensor(self.noise(step, shape), device=self.embedding.device)
-                self._noise_of_step = (step, replayed[self.span_mask])
-            noise = self._noise_of_step[1][rows].clone()
+                replayed = torch.as_tensor(self.noise(step, (*self.input_ids.shape, vocabulary)), device=device)
+                self._noise_of_step = (step, self.masked(replayed))
+            noise = self._noise_of_step[1][chunk.rows].clone()
         return noise.to(torch.promote_types(torch.float32, self.embedding.dtype))
 
     @torch.no_grad()
@@ -65,29 +74,29 @@ class Run:
 
         Pure noise for step 0; for a later one the noisy simplex of `tokens` (N,) that it would read.
         """
-        soft = self.embedding.new_empty(len(self.places), self.embedding.shape[1])
-        level = self.alpha_bar[self.steps - index] if index else torch.zeros((), device=soft.device)
-        for block in self.blocks:
-            noisy = noisy_simplex_(self.fresh_noise(index - 1, block), tokens[block[2]] if index else None, level)
-            soft[block[2]] = soft_embedding(noisy.softmax(1), self.embedding)
-        return (soft + self.embedding.mean(0)) / 2
+        level, soft = self.alpha_bar[self.steps - index] if index else torch.zeros(()), []
+        for chunk in self.chunks:
+            noisy = noisy_simplex_(self.fresh_noise(index - 1, chunk), tokens[chunk.rows] if index else None, level)
+            soft.append(soft_embedding(noisy.softmax(1), self.embedding))
+        return (torch.cat(soft) + self.embedding.mean(0)) / 2
 
     @torch.no_grad()
-    def read(self, soft: torch.Tensor, t: int) -> torch.Tensor:
+    def read(self, state: torch.Tensor, t: int) -> torch.Tensor:
         """The backbone's hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
-        time = torch.tensor([t / self.steps], dtype=torch.float64, device=soft.device)
-        embeddings = self.known.clone()
-        embeddings[self.span_mask] = soft + self.lm.embed_time(time)
-        hidden = self.lm.hidden_states(embeddings, self.attention_mask)
+        hidden = self.lm.hidden_states(self.embeddings(state, t), self.attention_mask)
         return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
 
-    def choose(self, p: torch.Tensor, logits: torch.Tensor, index: int, block) -> torch.Tensor:
-        """Tokens of one block: argmax without top_p, else a draw from the nucleus. (R,)."""
+    def embeddings(self, soft: torch.Tensor, t: int) -> torch.Tensor:
+        """What the backbone reads, (B, L, H)."""
+        time = torch.full((1,), t / self.steps, dtype=torch.float64, device=soft.device)
+        return self.spread(soft + self.lm.embed_time(time), self.known)
+
+    def choose(self, p: torch.Tensor, logits: torch.Tensor, index: int, chunk: Chunk) -> torch.Tensor:
+        """Tokens of one chunk: argmax without top_p, else a draw from the nucleus. (R,)."""
         if self.top_p is None:
             return logits.argmax(1)
-        seed, number, _ = block
-        generator = stream(seed, index, f"draw {number}", p.device)
-        u = torch.rand((TRIES + 1, len(p)), generator=generator, device=p.device)
+        draws = zip(chunk.counts, self.streams(index, "draw", chunk), strict=True)
+        u = torch.cat([torch.rand((TRIES + 1, n), generator=stream, device=p.device) for n, stream in draws], 1)
         if self.temperature != 1:
             p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
         return nucleus(p, self.top_p, u)
@@ -106,14 +115,14 @@ class Step:
     read, it is shown the uniform belief.
     """
 
-    def __init__(self, run: Run, index: int, hidden: torch.Tensor, k: int):
-        self._run, self._hidden = run, hidden
+    def __init__(self, run: Run, index: int, state: torch.Tensor, k: int):
+        self._run, self._k = run, k
         self.index, self.t = index, run.steps - 1 - index
+        self._hidden = run.read(state, self.t)
         # The first input is pure noise, whatever the schedule's last entry says.
-        self.alpha_bar = float(run.alpha_bar[self.t + 1]) if index else 0.0
+        self.alpha_bar = run.levels[self.t + 1] if index else 0.0
         self.input_ids, self.span_mask, self.attention_mask = run.input_ids, run.span_mask, run.attention_mask
         self.stop, self.reward, self.ascent, self.conditioned = False, None, None, True
-        self._k = k
         self._logits = self._projected = self._edited = None
         self._edits: list[Callable] = []
 
@@ -122,9 +131,7 @@ class Step:
         """(B, L) ids: known ones, and what the prediction was projected to. Can be replaced."""
         if self._edited is not None:
             return self._edited.clone()
-        tokens = self._run.input_ids.clone()
-        tokens[self.span_mask] = self._project()["tokens"]
-        return tokens
+        return self._spread("tokens", self.input_ids)
 
     @tokens.setter
     def tokens(self, tokens: torch.Tensor) -> None:
@@ -143,14 +150,12 @@ class Step:
         first[:, 0] = True
         if run.attention_mask is not None:
             first |= run.attention_mask.bool() & (run.attention_mask.cumsum(1) == 1)
-        logits[first] = 0
-        if self._logits is not None or self._edits:
-            logits[self.span_mask] = self.masked_logits
-        return logits
+        logits.masked_fill_(first[..., None], 0)
+        return run.spread(self.masked_logits, logits) if self._logits is not None or self._edits else logits
 
     @logits.setter
     def logits(self, logits: torch.Tensor) -> None:
-        self.masked_logits = logits[self.span_mask]
+        self.masked_logits = self._run.masked(logits)
 
     @property
     @torch.no_grad()
@@ -171,21 +176,23 @@ class Step:
 
     @torch.no_grad()
     def logit_blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """(rows, logits (R, V)) of `masked_logits`, some rows at a time."""
-        hidden = self._hidden[self.span_mask]
-        for _, _, rows in self._run.blocks:
-            yield rows, self._logits_of(rows, hidden[rows])
+        """(rows, logits (R, V)) of `masked_logits`, some rows of one sequence at a time."""
+        hidden = self._run.masked(self._hidden)
+        for chunk in self._run.chunks:
+            yield from chunk.split(self._logits_of(chunk, hidden))
 
-    def _logits_of(self, rows: slice, hidden: torch.Tensor) -> torch.Tensor:
-        logits = self._run.lm.head(hidden) if self._logits is None else self._logits[rows].clone()  # (R, V)
-        for edit in self._edits:
-            logits = edit(logits, rows)
+    def _logits_of(self, chunk: Chunk, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of a chunk, (R, V), from the hidden states of all masked positions."""
+        rows = chunk.rows
+        logits = self._run.lm.head(hidden[rows]) if self._logits is None else self._logits[rows].clone()
+        for edit in self._edits:  # in blocks: what an edit makes is V wide, too
+            for block, part in chunk.split(logits):
+                part.copy_(edit(part, block))
         return logits
 
     def reseed(self, seed) -> None:
         """Noise and draws of another seed from this step on: one for every sequence, or one each."""
-        self._run.reseed(inputs.one_each(seed, len(self.input_ids)))
-        self._projected = None
+        self._run.seeds, self._projected = inputs.one_each(seed, len(self.input_ids)), None
 
     @property
     def argmax(self) -> torch.Tensor:
@@ -231,9 +238,7 @@ class Step:
         if self.ascent is None:
             return None
         self._project()
-        whole, blocks = elsewhere.clone(), getattr(self.ascent, name)
-        whole[self.span_mask] = torch.cat([blocks[rows.start] for _, _, rows in self._run.blocks]).to(whole.dtype)
-        return whole
+        return self._run.spread(torch.cat(list(getattr(self.ascent, name).values())), elsewhere)
 
     @property
     def entropy(self) -> torch.Tensor:
@@ -241,57 +246,52 @@ class Step:
         return self._spread("entropy", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
 
     def _spread(self, name: str, elsewhere: torch.Tensor) -> torch.Tensor:
-        whole = elsewhere.clone()
-        whole[self.span_mask] = self._project()[name].to(whole.dtype)
-        return whole
+        return self._run.spread(self._project()[name], elsewhere)
 
     @torch.no_grad()
     def _project(self) -> dict[str, torch.Tensor]:
         """One pass over all rows: tokens, what can be said of them, and the next step's input."""
         if self._projected is None:
-            rows, device = len(self._run.places), self.span_mask.device
-            self._projected = {
-                "tokens": torch.empty(rows, dtype=torch.long, device=device),
-                "top_ids": torch.empty(rows, self._k, dtype=torch.long, device=device),
-                "top_p": torch.empty(rows, self._k, device=device),
-                "entropy": torch.empty(rows, device=device),
-                "soft": self._run.embedding.new_empty(rows, self._run.embedding.shape[1]),
-            }
-            hidden = self._hidden[self.span_mask]
-            for block in self._run.blocks:
-                self._project_block(block, hidden[block[2]])
+            hidden = self._run.masked(self._hidden)
+            parts = [self._project_chunk(chunk, hidden) for chunk in self._run.chunks]
+            self._projected = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            if not torch.isfinite(self._projected["top_p"]).all():
+                raise FloatingPointError(f"Step {self.index} predicts no finite numbers; check weights and hooks.")
         return self._projected
 
-    def _project_block(self, block, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
-        run, rows, out = self._run, block[2], self._projected
-        logits = self._logits_of(rows, hidden)
-        p = logits.softmax(1)
+    def _project_chunk(self, chunk: Chunk, hidden: torch.Tensor, tokens=None) -> dict[str, torch.Tensor]:
+        run, edited = self._run, self._edits or self._logits is not None
+        logits = self._logits_of(chunk, hidden)
+        p = logits.softmax(1) if edited else torch.softmax(logits, 1, out=run.wide(logits))
         top, best = p.max(1, keepdim=True) if self._k == 1 else p.topk(self._k)  # (R, k)
-        if not torch.isfinite(top).all():
-            raise FloatingPointError(f"Step {self.index} predicts no finite numbers; check weights and hooks.")
-        out["top_p"][rows], out["top_ids"][rows] = top, best
+        tokens = run.choose(p, logits, self.index, chunk) if tokens is None else tokens
         # H = log Z − Σ p·z, and log Z = z_max − log p_max; a banned token (−∞) adds 0 to the sum
         log_z = logits.gather(1, best[:, :1])[:, 0] - top[:, 0].log()
-        finite = logits.nan_to_num(neginf=0.0) if self._edits or self._logits is not None else logits
-        out["entropy"][rows] = (log_z - torch.linalg.vecdot(p, finite)).clamp(min=0).to(out["entropy"].dtype)
-        out["tokens"][rows] = run.choose(p, logits, self.index, block) if tokens is None else tokens
-        del logits  # V wide: its memory is the noise's now
-        if self.t > 0:
-            noisy = noisy_simplex_(run.fresh_noise(self.index, block), out["tokens"][rows], run.alpha_bar[self.t])
-            belief = p if self.conditioned else torch.full_like(p, 1 / p.shape[1])
-            out["soft"][rows] = soft_embedding(self_conditioned(noisy, belief), run.embedding)
+        finite = logits.nan_to_num_(neginf=0.0) if edited else logits
+        entropy = (log_z - torch.linalg.vecdot(p, finite)).clamp(min=0)
+        kept = self._kept(chunk, p, tokens, logits)
+        return {"tokens": tokens, "top_ids": best, "top_p": top, "entropy": entropy, **kept}
+
+    def _kept(self, chunk: Chunk, p: torch.Tensor, tokens: torch.Tensor, spare: torch.Tensor) -> dict:
+        """What the next step reads. spare: memory (R, V) that nobody needs any more."""
+        run = self._run
+        if self.t == 0:
+            return {}
+        noisy = noisy_simplex_(run.fresh_noise(self.index, chunk, spare), tokens, run.alpha_bar[self.t])
+        belief = p if self.conditioned else 1 / p.shape[1]
+        return {"soft": soft_embedding(self_conditioned(noisy, belief), run.embedding) / 2}
 
     @torch.no_grad()
-    def finish(self) -> torch.Tensor:
+    def finish(self) -> torch.Tensor | None:
         """The next step's soft embeddings (N, H), with every edit taken in."""
-        projected = self._project()
-        if self._edited is not None:
-            tokens, hidden = self._edited[self.span_mask], self._hidden[self.span_mask]
-            changed = tokens != projected["tokens"]
-            for block in self._run.blocks:
-                if changed[block[2]].any():
-                    self._project_block(block, hidden[block[2]], tokens[block[2]])
-        return projected["soft"]
+        soft = self._project().get("soft")
+        if self._edited is not None and soft is not None:
+            tokens, hidden = self._run.masked(self._edited), self._run.masked(self._hidden)
+            changed = tokens != self._projected["tokens"]
+            for chunk in self._run.chunks:
+                if changed[chunk.rows].any():
+                    soft[chunk.rows] = self._project_chunk(chunk, hidden, tokens[chunk.rows])["soft"]
+        return soft
 
 
 Hook = Callable[[Step], None]
@@ -310,41 +310,35 @@ def denoise(
 ) -> Iterator[Step]:
     """Denoise all masked positions together, in `steps` steps; yields each `Step` as it is made.
 
-    batch: `input_ids` (B, L); `span_mask` (B, L) bool, True where the model writes; optionally
-    `attention_mask` (B, L), 0 on filler that only makes rows equally long. What input_ids holds inside the
-    span mask is not read.
+    batch: `input_ids` (B, L); `span_mask` (B, L) bool, True where the model writes; optionally `attention_mask` (B, L),
+    0 on filler that only makes rows equally long. What input_ids holds inside the span mask is not read.
     top_p: nucleus of the projection to tokens, in (0, 1]; None for argmax. temperature: divides the logits of
     that draw. seed: one for every sequence, or one each; the same seed gives the same text in any batch.
     start: first step; above 0 the run begins with the tokens that input_ids holds inside the span mask, noised as
-    that step would read them. hooks: callables on each step, in order; one with a `check` has
-    check(lm) called first. noise: (step, (B, L, V)) → standard normal,
-    −1 for the start; replaces the seeded noise in tests.
+    that step would read them. hooks: callables on each step, in order; one with a `check` has check(lm) called first.
+    noise: (step, (B, L, V)) → standard normal, −1 for the start; replaces the seeded noise in tests.
 
     The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
     """
     inputs.check_simplex(lm)
-    steps = inputs.whole("steps", steps, 1)
-    inputs.check_numbers(top_p, temperature)
-    hooks = inputs.callables(hooks)
+    run, hooks = Run(lm, batch, steps, top_p, temperature, seed, noise), inputs.callables(hooks)
     for hook in filter(lambda hook: hasattr(hook, "check"), hooks):
         hook.check(lm)
-    start = inputs.whole("start", start, 0, steps - 1)
-    checked = inputs.check_batch(lm, batch)
-    run = Run(lm, checked, steps, top_p, temperature, inputs.one_each(seed, len(checked[0])), noise)
-    tokens = batch["input_ids"].to(lm.device)[run.span_mask]  # (N,)
+    start = inputs.whole("start", start, 0, run.steps - 1)
+    tokens = run.masked(batch["input_ids"].to(lm.device))  # (N,)
     if start:
         inputs.check_ids(tokens, lm.config.vocab_size)
-    return _loop(run, hooks, start, tokens)
+    return loop(run, hooks, Step, start, tokens)
 
 
-def _loop(run: Run, hooks: list[Hook], start: int, tokens: torch.Tensor) -> Iterator[Step]:
-    soft = run.first_input(start, tokens)
+def loop(run: Run, hooks: list[Hook], kind: type[Step], start: int, tokens: torch.Tensor) -> Iterator[Step]:
+    state = run.first_input(start, tokens)
     k = max(getattr(hook, "k", 1) for hook in [None, *hooks])  # found in the one pass, whichever hook reads first
     for index in range(start, run.steps):
-        step = Step(run, index, run.read(soft, run.steps - 1 - index), min(k, len(run.embedding)))
+        step = kind(run, index, state, min(k, len(run.embedding)))
         for hook in hooks:
             hook(step)
         yield step
-        soft = step.finish()
+        state = step.finish()
         if step.stop:
             return

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 
 SIMPLEX_VALUE = 5.0  # k of the paper: a token is +k at its id and −k elsewhere
 TRIES = 8  # nucleus draws before a row is sorted instead
 
-# V-wide numbers in one chunk: products with E are slow on fewer rows, memory grows with more.
-CHUNK = {"cpu": 2**21, "cuda": 2**25}
+# V-wide numbers that are computed together: products with E are slow on fewer rows, memory grows with more.
+CHUNK = {"cpu": 2**22, "cuda": 2**25}
+BLOCKS = {"cpu": 2, "cuda": 1}  # in a chunk, each with a noise stream of its own: other blocks are other noise
 
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
@@ -30,6 +34,53 @@ def stream(seed: int, step: int, purpose: str, device: torch.device) -> torch.Ge
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=4).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+class Chunk(NamedTuple):
+    """Rows that are computed together, in blocks with a stream each: (sequence, number within it, rows)."""
+
+    blocks: list[tuple[int, int, slice]]
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.blocks[0][2].start, self.blocks[-1][2].stop)
+
+    @property
+    def counts(self) -> list[int]:
+        return [rows.stop - rows.start for _, _, rows in self.blocks]
+
+    def split(self, whole: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+        """(R, …) → its blocks: rows and part."""
+        return zip((rows for *_, rows in self.blocks), whole.split(self.counts), strict=True)
+
+    def streams(self, keys: list[tuple[int, int]], purpose: str, device: torch.device) -> list[torch.Generator]:
+        """keys: (seed, step) of each sequence of the batch."""
+        return [stream(*keys[sequence], f"{purpose} {number}", device) for sequence, number, _ in self.blocks]
+
+    def standard_normal_(self, out: torch.Tensor, streams: list[torch.Generator]) -> torch.Tensor:
+        """Fills (R, V) in place. A stream keeps one core busy, and a CPU has more."""
+
+        @torch.inference_mode(out.is_inference())  # a thread does not know its caller's mode
+        def fill(part, generator):
+            part.normal_(generator=generator)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # starts no thread that is given nothing
+            alone = len(streams) == 1 or out.device.type != "cpu"
+            list((map if alone else pool.map)(fill, out.split(self.counts), streams))
+        return out
+
+
+def cut(counts: list[int], size: int, device: torch.device) -> list[Chunk]:
+    """The rows of sequences that have so many each, in chunks of at most `size`."""
+    chunks, start, block = [], 0, max(1, size // BLOCKS.get(device.type, 1))
+    for sequence, count in enumerate(counts):
+        for number, offset in enumerate(range(0, count, block)):
+            rows = slice(start + offset, start + min(offset + block, count))
+            if not chunks or rows.stop - chunks[-1].rows.start > size:
+                chunks.append(Chunk([]))
+            chunks[-1].blocks.append((sequence, number, rows))
+        start += count
+    return chunks
 
 
 def noisy_simplex_(noise: torch.Tensor, tokens: torch.Tensor | None, alpha_bar: torch.Tensor) -> torch.Tensor:
@@ -47,9 +98,9 @@ def noisy_simplex_(noise: torch.Tensor, tokens: torch.Tensor | None, alpha_bar: 
     return noise
 
 
-def self_conditioned(noisy: torch.Tensor, belief: torch.Tensor) -> torch.Tensor:
-    """½(softmax(noisy) + belief), in place where it can be: both (R, V), belief already probabilities."""
-    return noisy.softmax(1).add_(belief).div_(2)
+def self_conditioned(noisy: torch.Tensor, belief: torch.Tensor | float) -> torch.Tensor:
+    """softmax(noisy) + belief, in place, twice their mean: (R, V), belief already probabilities."""
+    return torch.softmax(noisy, 1, out=noisy).add_(belief)
 
 
 def soft_embedding(probabilities: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
@@ -77,15 +128,16 @@ def draw(probabilities: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     # never past the last id with any mass, whatever rounding did to the goal
     goal = torch.minimum(goal - before, within[:, -1] * (1 - 1e-12))
     place = torch.searchsorted(within, goal[:, None], right=True)[:, 0].clamp(max=width - 1)
-    return ids.gather(1, place[:, None])[:, 0]
+    return ids.gather(1, place[:, None])[:, 0].clamp(max=vocabulary - 1)  # where p is no number, too
 
 
 def _in_nucleus(p: torch.Tensor, ids: torch.Tensor, top_p: float) -> torch.Tensor:
     """Whether each drawn id is in its row's top-p set: the mass ranked before it is below top_p."""
     chosen = p.gather(1, ids[:, None])  # (R, 1)
-    at_least = torch.where(p >= chosen, p, 0).sum(1) - chosen[:, 0]  # ranked before it, and all its ties
-    inside = at_least < top_p
-    unsure = (~inside).nonzero()[:, 0]  # few: ties and tokens outside; count exactly, ties by token id
+    # Where it and what ranks after it, counted in a part of the row, have more than 1 − top_p, all is said.
+    some = p[:, : math.ceil(min(1, 8 * (1 - top_p)) * p.shape[1])]
+    inside = chosen[:, 0] + torch.where(some < chosen, some, 0).sum(1) > 1 - top_p + 1e-4
+    unsure = (~inside).nonzero()[:, 0]  # few; count exactly what ranks before it, ties by token id
     if len(unsure):
         q, c, i = p[unsure], chosen[unsure], ids[unsure, None]
         tied_before = (q == c) & (torch.arange(p.shape[1], device=p.device) < i)

@@ -14,7 +14,7 @@ from transformers import Trainer
 from .data import Rows
 from .masking import after, prefix, ul2
 from .schedule import TRAINING_TIMESTEPS, alpha_bar
-from .simplex import noisy_simplex_, rows_per_chunk, soft_embedding, stream
+from .simplex import cut, noisy_simplex_, rows_per_chunk, soft_embedding, stream
 
 Noise = Callable[[slice], torch.Tensor]
 
@@ -24,18 +24,16 @@ def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabu
 
     examples: the number of each row of span_mask (B, L). Returns (slice → ε (R, V), slices).
     """
-    size, blocks, start = rows_per_chunk(vocabulary, span_mask.device), {}, 0
-    for example, rows in zip(examples, span_mask.sum(1).tolist(), strict=True):
-        for number, offset in enumerate(range(0, rows, size)):
-            blocks[start + offset, start + min(offset + size, rows)] = (example, number)
-        start += rows
+    device = span_mask.device
+    chunks = cut(span_mask.sum(1).tolist(), rows_per_chunk(vocabulary, device), device)
+    starting, keys = {chunk.rows.start: chunk for chunk in chunks}, [(seed, example) for example in examples]
 
     def noise(rows: slice) -> torch.Tensor:
-        example, number = blocks[rows.start, rows.stop]
-        generator = stream(seed, example, f"training noise {number}", span_mask.device)
-        return torch.randn(rows.stop - rows.start, vocabulary, generator=generator, device=span_mask.device)
+        chunk = starting[rows.start]
+        out = torch.empty(sum(chunk.counts), vocabulary, device=device)
+        return chunk.standard_normal_(out, chunk.streams(keys, "training noise", device))
 
-    return noise, [slice(*block) for block in blocks]
+    return noise, [chunk.rows for chunk in chunks]
 
 
 def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, conditioned: bool):
@@ -45,53 +43,53 @@ def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, conditione
     conditioned: self-condition on a first prediction from t+1, made without gradient.
     """
     matrix = lm.embedding_matrix()  # E, (V, H); detached on the soft path, as in the official code
-    soft_path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, noise, blocks)
+    path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, blocks)
     with torch.no_grad():
         belief = matrix.detach().mean(0)
+        times = [(t + 1).clamp(max=TRAINING_TIMESTEPS - 1), t] if conditioned else [t]
+        *first, soft = path.noisy(noise, times)
         if conditioned:
-            later = (t + 1).clamp(max=TRAINING_TIMESTEPS - 1)
-            belief = soft_path.belief(soft_path.read(later, belief, matrix))
-        mixed = soft_path.mix(t, belief)
-    hidden = soft_path.forward(mixed, t, matrix)
-    return cross_entropy(lm.head, hidden, input_ids[span_mask], rows_per_chunk(len(matrix), matrix.device))
+            belief = path.belief(path.forward(*first, belief, times[0], matrix))
+    hidden = path.forward(soft, belief, t, matrix)
+    return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(len(matrix), matrix.device))
 
 
 class _SoftPath:
     """Noisy rows of one batch into the model and back, nothing V wide kept."""
 
-    def __init__(self, lm, matrix, input_ids, span_mask, noise, blocks):
-        self.lm, self.matrix, self.input_ids, self.span_mask = lm, matrix, input_ids, span_mask
-        self.noise, self.blocks = noise, blocks
-        self.ids, self.sequence = input_ids[span_mask], span_mask.nonzero()[:, 0]  # (N,)
-        self.alpha_bar = alpha_bar(TRAINING_TIMESTEPS).to(matrix.device)
+    def __init__(self, lm, matrix, input_ids, span_mask, blocks):
+        self.lm, self.matrix, self.input_ids, self.span_mask, self.blocks = lm, matrix, input_ids, span_mask, blocks
+        self.places = span_mask.flatten().nonzero()[:, 0]  # (N,), found once: a GPU must be waited for
+        self.ids, self.sequence = input_ids.flatten()[self.places], self.places // input_ids.shape[1]  # (N,)
 
-    def mix(self, t, belief):
-        """Half the noisy simplex at t, half the belief (N, H) or (H,), as embeddings: (N, H)."""
-        noisy = torch.empty(len(self.ids), self.matrix.shape[1], dtype=self.matrix.dtype, device=self.matrix.device)
-        level = self.alpha_bar[t][self.sequence, None].to(torch.promote_types(torch.float32, noisy.dtype))  # (N, 1)
+    def noisy(self, noise: Noise, times) -> torch.Tensor:
+        """p·E of the noisy simplexes at each of `times` (B,), with the same noise: (times, N, H)."""
+        matrix = self.matrix
+        soft = matrix.new_empty(len(times), len(self.ids), matrix.shape[1])
+        levels = alpha_bar(TRAINING_TIMESTEPS).to(matrix.device)[torch.stack(times)][:, self.sequence, None]
+        levels = levels.to(torch.promote_types(torch.float32, matrix.dtype))  # (times, N, 1)
         for rows in self.blocks:
-            simplex = noisy_simplex_(self.noise(rows), self.ids[rows], level[rows])
-            noisy[rows] = soft_embedding(simplex.softmax(1), self.matrix).to(noisy.dtype)
-        return (noisy + belief) / 2
+            drawn = noise(rows)
+            for out, level in zip(soft, levels, strict=True):
+                simplex = noisy_simplex_(drawn.clone(), self.ids[rows], level[rows])
+                out[rows] = soft_embedding(torch.softmax(simplex, 1, out=simplex), matrix)
+        return soft
 
-    def forward(self, mixed, t, matrix):
-        """Hidden states that the masked positions are read from, (N, H)."""
+    def forward(self, noisy, belief, t, matrix):
+        """Hidden states that the masked positions are read from, (N, H), for their noisy rows and the belief."""
         time = self.lm.embed_time(t / TRAINING_TIMESTEPS)  # (B, H)
         embeddings = F.embedding(self.input_ids, matrix)  # (B, L, H)
-        soft = (mixed + time[self.sequence]).to(embeddings.dtype)
+        soft = ((noisy + belief) / 2 + time[self.sequence]).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)
         hidden = self.lm.hidden_states(embeddings, None)
-        return hidden[:, :-1][self.span_mask[:, 1:]]
-
-    def read(self, t, belief, matrix):
-        return self.forward(self.mix(t, belief), t, matrix)
+        return hidden.flatten(0, 1)[self.places - 1]
 
     def belief(self, hidden):
         """p·E of the prediction, (N, H)."""
-        belief = torch.empty(len(hidden), self.matrix.shape[1], dtype=self.matrix.dtype, device=hidden.device)
+        belief = self.matrix.new_empty(len(hidden), self.matrix.shape[1])
         for rows in self.blocks:
-            p = self.lm.head(hidden[rows]).softmax(1)
-            belief[rows] = soft_embedding(p, self.matrix).to(belief.dtype)
+            logits = self.lm.head(hidden[rows])
+            belief[rows] = soft_embedding(torch.softmax(logits, 1, out=logits), self.matrix)
         return belief
 
 
@@ -126,6 +124,8 @@ class DiffusionCollator:
         ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
         masks, times = zip(*(self._drawn(row) for row in rows), strict=True)
         span_mask = torch.stack(masks)
+        if span_mask[:, 0].any():
+            raise ValueError("A span mask covers a row's first token, which nothing stands before to be read from.")
         return {
             "input_ids": ids,
             "span_mask": span_mask,

@@ -150,7 +150,7 @@ class Trajectory:
             not ids.is_floating_point() and set(ids.unique().tolist()) <= self.pieces.keys(),
             ((self.top_p >= 0) & (self.top_p <= 1.001)).all(),
             all(isinstance(text, str) for text in [*self.texts, *self.known, *self.pieces.values()]),
-            len(self.texts) == steps and len(self.known) in (0, length) and isinstance(self.settings, dict),
+            len(self.texts) == steps and len(self.known) in (0, length) and isinstance(self.first, int),
         ]
         if not all(fits):
             raise ValueError("parts that do not fit each other")

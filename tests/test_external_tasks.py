@@ -345,6 +345,7 @@ def test_wrong_wishes(tmp_path, few):
         ({"limit": 0}, "limit is 0"),
         ({"shots": -1}, "shots is -1"),
         ({"shots": 0, "stepz": 3}, "no argument stepz"),
+        ({"seed": 3, "answers": "x"}, "An evaluation sets answers, seed itself; give model, seeds and out"),
         ({"model": Said(str), "steps": 3}, "The model is made already; give it steps yourself"),
     ]:
         with pytest.raises(ValueError, match=sentence):

@@ -75,6 +75,15 @@ def test_seed_and_repeats_make_other_texts(lm):
     assert model(lm, seed=1).generate_until(asked([PROMPTS[0]]))[0] not in (first, second)
 
 
+def test_a_model_that_was_trained_since_answers_anew():
+    lm = t2.load("tinytown-instruct")
+    tested = model(lm)
+    before = tested.generate_until(asked())
+    assert tested.generate_until(asked()) == before
+    lm.lm_head.weight.data.neg_()
+    assert tested.generate_until(asked()) != before
+
+
 def test_until_and_length(lm):
     (whole,) = model(lm).generate_until(asked(PROMPTS[:1]))
     stop = whole.split()[1]

@@ -117,8 +117,8 @@ def test_a_run_from_the_middle_reads_the_tokens_noised_as_the_textbook_does(lm, 
 
 def test_hooks_that_read_before_the_recorder_cost_no_second_projection(lm, batch, monkeypatch):
     calls = []
-    project = t2.Step._project_block
-    monkeypatch.setattr(t2.Step, "_project_block", lambda self, *more: calls.append(0) or project(self, *more))
+    project = t2.Step._project_chunk
+    monkeypatch.setattr(t2.Step, "_project_chunk", lambda self, *more: calls.append(0) or project(self, *more))
     seen = []
     run(lm, batch, lambda step: seen.append((step.argmax, step.confidence)), Recorder(k=5))
     assert len(calls) == STEPS

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 
 import tess2lite as t2
 from tess2lite import loading
+from tess2lite.merge import merge
 
 
 def forward(lm):
@@ -244,8 +245,13 @@ def test_code_in_a_folder_is_never_run(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}))
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass C: pass\n")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(ValueError, match="could not be loaded"):
-        t2.load(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    on_it = json.dumps({"base_model_name_or_path": str(tmp_path)})
+    (tmp_path / "adapter" / "adapter_config.json").write_text(on_it)
+    for use in (t2.load, t2.load_reward, lambda source: merge(source, tmp_path / "merged")):
+        for source in (tmp_path, tmp_path / "adapter"):
+            with pytest.raises(ValueError, match="could not be loaded|is a whole model, not an adapter"):
+                use(source)
     assert not (tmp_path / "ran").exists()
 
 

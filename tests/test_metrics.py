@@ -9,9 +9,9 @@ from test_training import trainer
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import tess2lite as t2
-from tess2lite.evaluation import metrics
 from tess2lite.tinytown.stories import stories
 from tess2lite.training import DiffusionCollator, DiffusionTrainer
+from tess2lite_lab import metrics
 
 TEXTS = ["Anna ran.", "", "Ben saw a red ball in the barn and was happy all day."]
 

@@ -19,21 +19,21 @@ MUTATIONS = {
     "label shift doubled (sampler)": (
         sampling, "hidden[:, :1]), hidden[:, :-1]]", "hidden[:, :2]), hidden[:, :-2]]"),
     "label shift dropped (training)": (
-        training, "hidden[:, :-1][self.span_mask[:, 1:]]", "hidden[self.span_mask]"),
+        training, "[self.places - 1]", "[self.places]"),
     "self-conditioning left out (textbook)": (
         textbook, "(F.softmax(simplex, -1) + F.softmax(previous_logits, -1)) / 2", "F.softmax(simplex, -1)"),
     "self-conditioning left out (sampler)": (
         sampling, "self_conditioned(noisy, belief)", "noisy.softmax(1)"),
     "self-conditioning left out (training)": (training, "(noisy + belief) / 2", "noisy"),
-    "no uniform belief at the start": (sampling, "(soft + self.embedding.mean(0)) / 2", "soft"),
+    "no uniform belief at the start": (sampling, "(torch.cat(soft) + self.embedding.mean(0)) / 2", "torch.cat(soft)"),
     "ᾱ one step late (sampler)": (sampling, "run.alpha_bar[self.t])", "run.alpha_bar[self.t + 1])"),
     "ᾱ one step early (textbook)": (
         textbook, "noise(i, shape), alpha_bar[t])", "noise(i, shape), alpha_bar[max(0, t - 1)])"),
     "timestep off by one": (sampling, "t / self.steps", "(t + 1) / self.steps"),
     "self-conditioning from t (training)": (training, "(t + 1).clamp", "(t + 0).clamp"),
     "E not detached (textbook)": (textbook, "@ matrix.detach()", "@ matrix"),
-    "noise of variance 1, not k²": (sampling, "noisy_simplex_(run.fresh_noise(self.index, block)",
-                                    "noisy_simplex_(run.fresh_noise(self.index, block) / 5"),
+    "noise of variance 1, not k²": (sampling, "run.fresh_noise(self.index, chunk, spare)",
+                                    "run.fresh_noise(self.index, chunk, spare) / 5"),
     "PAD treated as filler (batching)": (
         generation, "[torch.ones_like(row) for row in ids]", "[(row != 0).long() for row in ids]"),
     "PAD treated as filler (sampler)": (

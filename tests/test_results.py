@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import t as student
 
 from tess2lite.evaluation.results import Log, stamp, write_json
-from tess2lite.evaluation.statistics import bootstrap, interval, verdict
+from tess2lite.evaluation.statistics import bootstrap
+from tess2lite_lab.seeds import interval, verdict
 
 
 def test_the_interval_over_seeds():
@@ -52,7 +53,9 @@ def test_a_log_goes_on_after_a_kill(tmp_path):
     assert Log(log.path).known == {"a": {"text": "näive\n"}, "b": 2, "c": 3}
 
 
-@pytest.mark.parametrize("content", ["not json\n", '{"a": 1}\n', '["a"]\n', "[1, 2]\nx\n", '{"a": 1}', "a text"])
+@pytest.mark.parametrize(
+    "content", ["not json\n", '{"a": 1}\n', '{"a": 1, "b": 2}\n', '["a"]\n', "[1, 2]\nx\n", '{"a": 1}', "a text"]
+)
 def test_another_file_is_not_taken_for_a_log(tmp_path, content):
     path = tmp_path / "other.txt"
     path.write_text(content)

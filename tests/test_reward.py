@@ -204,6 +204,8 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     refuses("read_at is 'middle'; choose one of last, eos", GOLDEN / "reward", read_at="middle")
     refuses("is a whole model, no adapter", GOLDEN / "reward", base=tiny())
     refuses("base is on .*; leave base out", made.output, base=t2.load("tinytown-base"))
+    for more in ({"load_in_4bit": True}, {"dtype": "float64"}, {"device": "cpu"}):
+        refuses("leave load_in_4bit, dtype and device out", made.output, base=t2.load(base), **more)
     shutil.copytree(GOLDEN / "reward", tmp_path / "spoiled")
     (tmp_path / "spoiled" / "model.safetensors").rename(tmp_path / "spoiled" / "pytorch_model.bin")
     refuses("pickled weights", tmp_path / "spoiled")

@@ -46,7 +46,7 @@ ARROWS = {
         "tinytown",
     },
     "memory": {"simplex"},
-    "reward": {"loading"},
+    "reward": {"inputs", "loading"},
     "guidance": {"inputs", "reward"},
     "hooks": {"inputs"},
     "generation": {"sampling", "masked", "trajectory", "chats", "data", "masking", "viz", "inputs"},

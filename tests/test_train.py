@@ -187,6 +187,7 @@ MISTAKES = [
     ({"warmup": 20}, "warmup is 20 of 20 steps"),
     ({"warmup": -1}, "warmup is -1; give 0 or more"),
     ({"lora_rank": -3}, "lora_rank is -3; give 0 or more"),
+    ({"lora_rank": 0, "embeddings": "frozen"}, "embeddings is 'frozen', but without LoRA all is trained"),
     ({"seed": -1}, "seed is -1; give 0 or more"),
     ({"length": 1}, "length is 1; give 2 or more"),
     ({"learning_rate": 0.0}, "learning_rate is 0"),

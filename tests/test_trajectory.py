@@ -195,6 +195,12 @@ def test_parts_that_do_not_fit_are_no_trajectory(part, tmp_path):
         Trajectory.load(tmp_path / "broken")
 
 
+def test_a_start_is_a_number(tmp_path):
+    by_hand([[1, 2], [3, 4]], settings={"start": '"><b>'}).save(tmp_path / "broken")
+    with pytest.raises(ValueError, match="no whole trajectory"):
+        Trajectory.load(tmp_path / "broken")
+
+
 def test_a_run_without_a_step_has_no_trajectory():
     with pytest.raises(ValueError, match="Nothing was recorded"):
         Recorder().trajectory(0, torch.ones(3, dtype=torch.bool), str, 0, {})

@@ -16,11 +16,10 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 import tess2lite as t2
-from tess2lite import textbook
 from tess2lite.schedule import alpha_bar
 from tess2lite.simplex import noisy_simplex_
 from tess2lite.viz import html
-from tess2lite_lab import figures
+from tess2lite_lab import figures, theory
 
 HERE = Path(__file__).parent
 
@@ -103,7 +102,7 @@ def noise() -> Image.Image:
     for k, marker in [(1.0, "o"), (2.5, "v"), (5.0, "s"), (10.0, "^")]:
         noisy = [noisy_simplex_(torch.randn(1500, 1024), tokens, curve[int(t * 5000)].float()) for t in few]  # of k = 5
         counted = [float((at * k / 5).softmax(1)[:, 0].mean()) for at in noisy]
-        (line,) = axis.plot(many, [textbook.expected_mass(float(curve[int(t * 5000)]), 1024, k) for t in many])
+        (line,) = axis.plot(many, [theory.expected_mass(float(curve[int(t * 5000)]), 1024, k) for t in many])
         axis.plot(few, counted, marker, color=line.get_color(), label=f"k = {k:g}")
     axis.set(xlabel="time $t/T$ (noise grows to the right)", ylabel="mean softmax mass on the token")
     axis.set_title("one token of 1,024; lines: predicted; points: counted in 1,500 draws")

@@ -218,7 +218,9 @@ def preference_loss(function) -> Verdict:
     by_hand = torch.log1p(torch.exp(rejected.double() - chosen.double())).mean()
     far = torch.tensor([-200.0]), torch.tensor([200.0])
     return _compared(
-        function, [((chosen, rejected), by_hand), (far, 400.0)], "A pair ordered badly must cost, not infinity."
+        function,
+        [((chosen, rejected), by_hand), (far, 400.0)],
+        "A pair ordered badly costs much, and still a finite number.",
     )
 
 

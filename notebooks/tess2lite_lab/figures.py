@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tess2lite.schedule import SCHEDULES, alpha_bar
-from tess2lite.textbook import recovery_probability
 from tess2lite.viz.export import MAP, drawable
 from tess2lite.viz.html import run_of
+
+from .theory import recovery_probability
 
 
 def trajectory_map(trajectory) -> Figure:

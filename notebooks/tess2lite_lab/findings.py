@@ -26,7 +26,6 @@ from transformers import (
 )
 
 from tess2lite.evaluation.results import stamp, write_json
-from tess2lite.evaluation.statistics import interval, verdict
 from tess2lite.loading import bundled, load
 from tess2lite.preparation import prepare
 from tess2lite.recipe import TRAININGS
@@ -34,6 +33,7 @@ from tess2lite.training import last_checkpoint
 
 from . import guiding
 from .measures import FEWER_IS_BETTER, MEASURES, Subject
+from .seeds import interval, verdict
 
 RECIPES = Path(__file__).parent / "recipes"
 HOW = ("edit", "trains", "pretrain", "write")  # what an arm may say beside fields of its recipe

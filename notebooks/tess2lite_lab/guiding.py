@@ -18,13 +18,14 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from tess2lite.evaluation.metrics import corpus_perplexity, distinct, perplexity
 from tess2lite.evaluation.results import stamp, write_json
 from tess2lite.generation import generate
 from tess2lite.guidance import RewardGuidance, best_of
 from tess2lite.loading import bundled, load
 from tess2lite.reward import load_reward
 from tess2lite.tinytown.tasks import Example, broken, examples, reward
+
+from .metrics import corpus_perplexity, distinct, perplexity
 
 DENOISER, JUDGE = "tinytown-instruct", "tinytown-ar"
 KINDS = {"tinytown-reward": "cheerful", "tinytown-reward-brief": "brief"}  # reward model → the true reward behind it

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 
 from tess2lite.chats import chat_prompt
-from tess2lite.evaluation.metrics import check_texts, row
 from tess2lite.evaluation.statistics import bootstrap
 from tess2lite.reward import RewardModel, check_reward_model
+
+from .metrics import check_texts, row
 
 FILLER = 8  # PADs after a text for judges that are read at the row's last position, where PAD stands mostly
 

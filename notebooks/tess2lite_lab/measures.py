@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tess2lite.data import encode, pack
-from tess2lite.evaluation.metrics import corpus_perplexity, distinct, perplexity
 from tess2lite.generation import generate
 from tess2lite.hooks import Forget
 from tess2lite.loading import bundled
@@ -23,6 +22,7 @@ from tess2lite.tinytown.world import verify
 from . import instruct
 from .halting import Bystander
 from .instruct import continued as left_to_right
+from .metrics import corpus_perplexity, distinct, perplexity
 
 JUDGE = "tinytown-ar"
 BATCH = 50  # texts at once
@@ -62,7 +62,7 @@ class Subject:
         return written
 
 
-def loss(subject: Subject, prompts: int, seed: int, **_) -> dict[str, float]:
+def loss(subject: Subject, **_) -> dict[str, float]:
     """The last held-out loss of the run's own rows, and the one with every mask a prefix's."""
     trainer = subject.trainer
     last = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1]
@@ -70,7 +70,7 @@ def loss(subject: Subject, prompts: int, seed: int, **_) -> dict[str, float]:
     return {"loss": last, "loss after a prefix": trainer.evaluate()["eval_loss"]}
 
 
-def long_loss(subject: Subject, prompts: int, seed: int, **_) -> dict[str, float]:
+def long_loss(subject: Subject, prompts: int, **_) -> dict[str, float]:
     """Held-out loss on rows as long as the context, whatever length the run was trained on."""
     rows = list(pack(corpus("validation", 4 * prompts), subject.lm.tokenizer, CONTEXT))[:prompts]
     rows = [{"input_ids": row, "example": j} for j, row in enumerate(rows)]
@@ -113,7 +113,7 @@ def answered(subject: Subject, prompts: int, seed: int, tasks: list[str]) -> dic
     return {task: statistics.mean(values) for task, values in scores.items()} | seconds
 
 
-def timed(subject: Subject, prompts: int, seed: int, lengths: list[int]) -> dict[str, float]:
+def timed(subject: Subject, seed: int, lengths: list[int], **_) -> dict[str, float]:
     """Seconds to write so many tokens after a short prompt; the AR model with its KV cache, and never ending early."""
     lm, seconds = subject.lm, {}
     lm.config.max_position_embeddings = 2 * max(lengths)  # rotary positions have no table to outgrow

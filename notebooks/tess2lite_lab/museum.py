@@ -1,6 +1,6 @@
 """Real mistakes of published code, kept to be looked at: the mistake, small, and the probe that catches it.
 
-Nothing else of the package uses them. None of them raises an error, which is why they lived so long.
+Only the notebooks and the tests use them. None of them raises an error, which is why they lived so long.
 """
 
 from __future__ import annotations

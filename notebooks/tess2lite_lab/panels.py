@@ -20,13 +20,12 @@ from tess2lite import generation, inputs, textbook
 from tess2lite.data import encode
 from tess2lite.guidance import RewardGuidance
 from tess2lite.hooks import Branch, Pin
-from tess2lite.schedule import SCHEDULES, alpha_bar
+from tess2lite.schedule import SCHEDULES, TRAINING_TIMESTEPS, alpha_bar
 from tess2lite.simplex import stream
 from tess2lite.viz.html import comparison, run_of
 
 from .figures import reward_curves, token_bars
 
-T = 5000  # of training, which the model's time is a share of
 WIDE = widgets.Layout(width="100%")
 
 
@@ -84,7 +83,7 @@ def _noised(lm, sentence, position, time, k, schedule, seed) -> tuple[bytes, str
     writable = torch.arange(ids.shape[1])[None] > 0
     simplex = textbook.token_simplex(ids, lm.config.vocab_size, k)  # (B, L, V)
     noise = torch.randn(simplex.shape, generator=stream(seed, 0, "noise lab", torch.device("cpu")))
-    level = alpha_bar(T, schedule)[round(time * T)]
+    level = alpha_bar(TRAINING_TIMESTEPS, schedule)[round(time * TRAINING_TIMESTEPS)]
     noisy = textbook.add_noise(simplex, noise, level.float(), k).to(lm.device)
     with torch.no_grad():
         belief = lm.logits_from_simplex(noisy, torch.full(ids.shape, time), ids.to(lm.device), writable.to(lm.device))

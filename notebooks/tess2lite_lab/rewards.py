@@ -16,7 +16,8 @@ from tess2lite.reward import load_reward
 from tess2lite.tinytown.tasks import preferences
 from tess2lite.train import train
 
-KINDS = {"tinytown-reward": "cheerful", "tinytown-reward-brief": "brief"}
+from .guiding import KINDS
+
 KEPT = ("adapter_config.json", "adapter_model.safetensors", "reward.json")
 STEPS, BATCH = 150, 32
 SCORED = 400  # test pairs

@@ -115,6 +115,8 @@ class Denoiser(LM):
 
     def _answered(self, kind: str, requests, compute) -> list[dict]:
         """A record for each request: from the log where it has it, else computed, a batch at a time."""
+        if not self.log.path:
+            self.log.known.clear()  # who brought the model may have trained it since
         seen, keys, seeds = Counter(), [], []
         for request in requests:
             text = json.dumps([kind, *request.args])

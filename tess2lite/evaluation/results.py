@@ -53,7 +53,7 @@ class Log:
             self.path.touch()
         *lines, cut = self.path.read_bytes().split(b"\n")
         try:
-            if not b'["'.startswith(cut[:2]):
+            if not all(b'["'.startswith(line[:2]) for line in [*lines, cut]):
                 raise ValueError
             self.known = dict(map(json.loads, lines))
         except (TypeError, ValueError):

@@ -197,9 +197,12 @@ def evaluate(task, model, data=None, fewshot=None, shots=None, limit=None, seeds
     """
     limit = None if limit is None else inputs.whole("limit", limit, 1)
     shots = None if shots is None else inputs.whole("shots", shots, 0)
-    seeds, made = [inputs.whole("seed", seed, 0) for seed in seeds], not isinstance(model, (str, Path))
+    seeds, made = [seeds] if isinstance(seeds, int) else seeds, not isinstance(model, (str, Path))
+    seeds = [inputs.whole("seed", seed, 0) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {seeds}; give different ones, as seeds=0,1,2.")
+    if own := sorted({"pretrained", "seed", "answers"} & settings.keys()):
+        raise ValueError(f"An evaluation sets {', '.join(own)} itself; give model, seeds and out.")
     if made and settings:
         raise ValueError(f"The model is made already; give it {', '.join(settings)} yourself, or give its name.")
     out, start = Path(out or f"runs/eval/{task}.json"), time.monotonic()

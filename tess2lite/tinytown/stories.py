@@ -84,7 +84,7 @@ def _get(t: Teller, a: str, thing: str, at: str) -> None:
     t.tell(kind, A=a, o=thing, **({"at": at} if kind == "find" else {}))
 
 
-def _ending(t: Teller, a: str, b: str | None = None, holder: str | None = None, thing: str | None = None) -> None:
+def _ending(t: Teller, a: str, holder: str | None = None, thing: str | None = None) -> None:
     if holder and t.maybe(0.35):
         t.tell("holds", A=holder, o=thing)
     t.perhaps(0.5, "joy", A=holder or a)
@@ -101,7 +101,7 @@ def gift(t: Teller) -> None:
     t.perhaps(0.5, "want", A=a, B=b, o=thing)
     t.tell("give", A=a, B=b, o=thing)
     t.perhaps(0.6, "thanks", A=a, B=b)
-    _ending(t, a, b, b, thing)
+    _ending(t, a, b, thing)
 
 
 def lost(t: Teller) -> None:
@@ -118,7 +118,7 @@ def lost(t: Teller) -> None:
     if finder == b:
         t.tell("giveback", A=b, B=a, o=thing)
         t.perhaps(0.5, "thanks", A=b, B=a)
-    _ending(t, a, b, a, thing)
+    _ending(t, a, a, thing)
 
 
 def swap(t: Teller) -> None:
@@ -132,7 +132,7 @@ def swap(t: Teller) -> None:
     t.tell("together", A=a, B=b, at=r)
     t.perhaps(0.5, "want", A=a, B=b, o=thing)
     t.tell("swap", A=a, B=b, o=thing, q=other)
-    _ending(t, a, b, *t.rng.choice(((a, other), (b, thing))))
+    _ending(t, a, *t.rng.choice(((a, other), (b, thing))))
 
 
 def borrow(t: Teller) -> None:
@@ -146,7 +146,7 @@ def borrow(t: Teller) -> None:
         t.tell("mend", A=b, o=thing)
     t.tell("giveback", A=b, B=a, o=thing)
     t.perhaps(0.4, "thanks", A=b, B=a)
-    _ending(t, a, b, a, thing)
+    _ending(t, a, a, thing)
 
 
 def stuck(t: Teller) -> None:
@@ -157,7 +157,7 @@ def stuck(t: Teller) -> None:
     t.perhaps(0.7, "sorrow", A=a)
     t.tell("fetch", A=b, B=a, o=thing)
     t.perhaps(0.7, "thanks", A=b, B=a)
-    _ending(t, a, b, a, thing)
+    _ending(t, a, a, thing)
 
 
 def hide_and_seek(t: Teller) -> None:
@@ -168,7 +168,7 @@ def hide_and_seek(t: Teller) -> None:
     for at in (r, s)[: t.rng.choice((0, 1, 1, 2))]:
         t.tell("seek", A=a, B=b, at=at)
     t.tell("found_person", A=a, B=b, at=q)
-    _ending(t, a, b)
+    _ending(t, a)
 
 
 def creature(t: Teller) -> None:
@@ -230,7 +230,7 @@ def birthday(t: Teller) -> None:
     t.perhaps(0.5, "thanks", A=b, B=a)
     if other != thing and t.maybe(0.5):
         t.tell("bring", A=c, B=a, o=other)
-    _ending(t, a, b, a, thing)
+    _ending(t, a, a, thing)
 
 
 def chain(t: Teller) -> None:
@@ -243,7 +243,7 @@ def chain(t: Teller) -> None:
     t.perhaps(0.4, "want", A=b, B=c, o=thing)
     t.tell("give", A=b, B=c, o=thing)
     t.perhaps(0.4, "thanks", A=b, B=c)
-    _ending(t, b, c, c, thing)
+    _ending(t, b, c, thing)
 
 
 PLOTS = (birthday, chain, gift, lost, swap, borrow, stuck, hide_and_seek, creature, counting, journey)

@@ -11,7 +11,7 @@ import sys
 import time
 
 import torch
-from common import B, L, batch, model, reset_peak, resident
+from common import B, L, bare, batch, model, reset_peak, resident
 
 import tess2lite as t2
 from tess2lite.trajectory import Recorder
@@ -25,11 +25,6 @@ def made(peaked: bool):
     if peaked:
         lm.lm_head.weight.data *= 40
     return lm
-
-
-def bare(lm, inputs) -> None:
-    hidden = lm.model(input_ids=inputs["input_ids"], use_cache=False).last_hidden_state
-    lm.lm_head(hidden[:, L // 2 - 1 : -1])
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..data import encode, encode_continuation
-from ..inputs import whole
-from ..training import GRID, GRID_SEED, DiffusionCollator, diffusion_loss, seeded_noise
+from tess2lite.data import encode, encode_continuation
+from tess2lite.inputs import check_denoiser, whole
+from tess2lite.training import GRID, GRID_SEED, DiffusionCollator, diffusion_loss, seeded_noise
 
 
 def row(model, tokenizer, text: str, prompt: str = "", end: tuple[str, ...] = ()) -> tuple[torch.Tensor, int]:
@@ -141,8 +141,7 @@ def loss_by_t(lm, rows: list, masking: str = "prefix") -> dict[int, float]:
     rows: lists of ids, or dicts with `input_ids`, masked by their own `span_mask` where they bring one, else as
     `masking` says ("ul2" or "prefix"). Mask and noise follow from a row's place: `DiffusionTrainer.evaluate`'s own.
     """
-    if not hasattr(lm, "embedding_matrix"):
-        raise TypeError(f"lm is a {type(lm).__name__}; give a denoiser from tess2lite.load.")
+    check_denoiser(lm)
     if masking not in ("ul2", "prefix") or not len(rows):
         raise ValueError(f"There are {len(rows)} rows, masking is {masking!r}; give rows, and 'ul2' or 'prefix'.")
     totals, count = dict.fromkeys(GRID, 0.0), 0

@@ -20,19 +20,6 @@ from .trajectory import Trajectory  # noqa: E402
 short_mistakes()
 
 __all__ = [
-    "Generation",
-    "Interrupted",
-    "RewardGuidance",
-    "Step",
-    "Trajectory",
-    "best_of",
-    "bundled",
-    "chat",
-    "denoise",
-    "generate",
-    "infill",
-    "load",
-    "load_reward",
-    "pick",
-    "replay",
-]
+    "Generation", "Interrupted", "RewardGuidance", "Step", "Trajectory", "best_of", "bundled", "chat", "denoise",
+    "generate", "infill", "load", "load_reward", "pick", "replay",
+]  # fmt: skip

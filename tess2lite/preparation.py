@@ -54,6 +54,8 @@ def chats(recipe: Recipe, split: str = "train"):
 
 def datasets(recipe: Recipe | PretrainingRecipe, tokenizer):
     """(rows to train on, rows held out): files and Tinytown are held in memory, hub datasets streamed."""
+    if recipe.column != "text" and (recipe.masking == "response" or recipe.data.endswith(("tinytown", ".txt"))):
+        raise ValueError(f"column is {recipe.column!r}, but '{recipe.data}' is read without columns: leave it out.")
     if recipe.masking == "response":
         rows, held_out = _chat_rows(recipe, tokenizer)
     elif recipe.data == "tinytown" or Path(recipe.data).suffix in (".txt", ".jsonl"):

@@ -92,6 +92,14 @@ def test_a_long_run_stays_small():
     assert len(explorer(long)) < 3e6
 
 
+def test_as_many_likely_tokens_as_a_byte_counts():
+    run = trajectory(["x"])
+    run.top_ids, run.pieces = torch.arange(300, dtype=torch.int).expand(1, 4, 300), {i: f" {i}" for i in range(300)}
+    run.top_p = torch.full((1, 4, 300), 1 / 300)
+    shown = data(explorer(run))
+    assert unpacked(shown["counts"], torch.uint8) == [255] * 3 and len(unpacked(shown["p"], torch.uint8)) == 3 * 255
+
+
 def test_what_guidance_changed_is_data_of_the_viewer():
     run = trajectory(["a", "b"])
     assert data(explorer(run))["push"] == data(explorer(run))["unguided"] == ""

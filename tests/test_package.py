@@ -1,5 +1,7 @@
 """What a plain install brings along."""
 
+import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -31,3 +33,10 @@ def test_dependencies_are_listed_once():
         line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
     }
     assert {name.split(">")[0].lower() for name in listed} <= pinned
+
+
+def test_what_is_heavy_is_imported_when_it_is_needed():
+    heavy = ["bitsandbytes", "datasets", "IPython", "ipywidgets", "lm_eval", "matplotlib", "peft", "trl"]
+    asked = f"import sys, tess2lite; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

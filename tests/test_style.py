@@ -85,6 +85,23 @@ def test_modules_and_functions_are_short(path):
     assert "assert " not in text  # users' mistakes get a sentence, not an AssertionError
 
 
+def code_lines(path):
+    """Lines that are neither blank, nor a comment, nor part of a docstring."""
+    text = path.read_text()
+    said = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            said |= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
+    lines = enumerate(text.splitlines(), 1)
+    return sum(bool(line.strip()) and line.strip()[0] != "#" and number not in said for number, line in lines)
+
+
+def test_the_package_is_thin():
+    world = {path for path in MODULES if path.is_relative_to(PACKAGE / "tinytown")}
+    assert sum(code_lines(path) for path in MODULES if path not in world) <= 3_000
+    assert sum(map(code_lines, MODULES)) <= 4_000
+
+
 def test_ruff():
     for arguments in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *arguments, "."], cwd=ROOT, capture_output=True, text=True)

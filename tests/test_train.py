@@ -185,6 +185,7 @@ MISTAKES = [
     ({"data": ""}, "holds no text"),
     ({"data": "\x00\x01"}, "binary data"),
     ({"warmup": 20}, "warmup is 20 of 20 steps"),
+    ({"column": "story"}, "column is 'story', but '.*' is read without columns"),
     ({"warmup": -1}, "warmup is -1; give 0 or more"),
     ({"lora_rank": -3}, "lora_rank is -3; give 0 or more"),
     ({"lora_rank": 0, "embeddings": "frozen"}, "embeddings is 'frozen', but without LoRA all is trained"),

@@ -126,7 +126,7 @@
         (differs[step * M + m] ? " differs" : "") + (turned(step, m) ? " pushed" : "");
       span.setAttribute("aria-selected", m === picked);
     }
-    label.textContent = `${data.labels[step]}${step ? ` · ${changed} tokens changed` : ""}`;
+    label.textContent = `${data.labels[step]}${step ? ` · ${changed} token${changed === 1 ? "" : "s"} changed` : ""}`;
     find("cursor").style.left = `${100 * step / steps}%`;
     find("cursor").style.width = `${100 / steps}%`;
     marker.setAttribute("x1", x(step));

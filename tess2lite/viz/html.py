@@ -99,7 +99,7 @@ def _data(trajectory, beside, labels: list[str]) -> dict:
 
     p = (trajectory.top_p[:, written] * 255).round().to(torch.uint8)  # (S, M, k)
     kept = p > 0
-    kept[..., 0] = True
+    kept[..., 0], kept[..., 255:] = True, False  # how many there are is a byte
     unguided, push = torch.empty(2, 0)
     if trajectory.push is not None:
         unguided, push = trajectory.unguided[:, written], trajectory.push[:, written]  # (S, M)

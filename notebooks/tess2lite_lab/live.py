@@ -9,7 +9,7 @@ from .figures import loss_curves
 
 
 class LiveCurve(TrainerCallback):
-    """Draws a Trainer's loss under the cell while it trains: `LiveCurve(trainer)`, then `trainer.train()`."""
+    """Draws a Trainer's losses under the cell while it trains: `LiveCurve(trainer)`, then `trainer.train()`."""
 
     def __init__(self, trainer, loss: str = "diffusion loss (nats a token)"):
         self.loss = loss
@@ -17,6 +17,9 @@ class LiveCurve(TrainerCallback):
         trainer.add_callback(self)
 
     def on_log(self, args, state, control, **_):
-        logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
-        if logged:
-            self.handle.update(loss_curves({"training": [tuple(zip(*logged, strict=True))]}, self.loss))
+        curves = {}
+        for name, key in (("training", "loss"), ("held out", "eval_loss")):
+            if logged := [(entry["step"], entry[key]) for entry in state.log_history if key in entry]:
+                curves[name] = [tuple(zip(*logged, strict=True))]
+        if curves:
+            self.handle.update(loss_curves(curves, self.loss))

@@ -43,7 +43,6 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/sampling.py
 	$(BIN)/python tests/benchmarks/guidance.py
 	$(BIN)/python tests/benchmarks/training.py
-	$(BIN)/python tests/benchmarks/scaling.py
 
 findings: $(READY)
 	$(BIN)/python -m tess2lite_lab.findings $(ROW) $(if $(SMOKE),--smoke)

@@ -89,9 +89,8 @@ class MaskedRun(Run):
     def __init__(self, lm, *settings):
         super().__init__(lm, *settings)
         self.token = absorbing_token(lm)
-        self.levels = torch.linspace(
-            1, 0, self.steps + 1, dtype=torch.float64
-        ).tolist()  # index t+1: the share revealed
+        # Index t+1: the share that is revealed.
+        self.levels = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
 
     def first_input(self, *_) -> torch.Tensor:
         return self.input_ids.masked_fill(self.span_mask, self.token)  # (B, L)

@@ -113,7 +113,7 @@ def draw(probabilities: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
 
     probabilities: (R, V), any positive scale. u: (R,) uniform in [0, 1). Returns ids (R,).
     """
-    rows, vocabulary = probabilities.shape
+    vocabulary = probabilities.shape[1]
     width = 2 ** math.ceil(math.log2(max(2, vocabulary)) / 2)
     whole = vocabulary // width * width
     blocks = probabilities[:, :whole].unflatten(1, (-1, width)).sum(-1)  # (R, V // width)

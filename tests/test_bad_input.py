@@ -207,7 +207,7 @@ class Kernel:
     """A real one, as JupyterLab starts it."""
 
     def __init__(self, folder):
-        env = os.environ | {"TESS2LITE_PROFILE": "smoke", "OMP_WAIT_POLICY": "PASSIVE"}
+        env = os.environ | {"TESS2LITE_PROFILE": "smoke", "OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
         self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder), env=env)
 
     def run(self, source):

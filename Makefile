@@ -45,4 +45,4 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/training.py
 
 findings: $(READY)
-	$(BIN)/python -m tess2lite_lab.findings $(ROW) $(if $(SMOKE),--smoke)
+	$(BIN)/python -m tess2lite_course.experiments.runner $(ROW) $(if $(SMOKE),--smoke)

@@ -7,12 +7,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it 
 # It advises a package for a kernel that rounds differently and passes no gradients (see loading.py).
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from .chats import Chat as chat  # noqa: E402
-from .generation import Generation, Interrupted, generate, infill, replay  # noqa: E402
+from .generation import Chat, Generation, Interrupted, generate, infill, replay  # noqa: E402
 from .guidance import RewardGuidance, best_of  # noqa: E402
 from .loading import bundled, load  # noqa: E402
 from .notebook import short_mistakes  # noqa: E402
-from .profile import pick  # noqa: E402
 from .reward import load_reward  # noqa: E402
 from .sampling import Step, denoise  # noqa: E402
 from .trajectory import Trajectory  # noqa: E402
@@ -20,6 +18,6 @@ from .trajectory import Trajectory  # noqa: E402
 short_mistakes()
 
 __all__ = [
-    "Generation", "Interrupted", "RewardGuidance", "Step", "Trajectory", "best_of", "bundled", "chat", "denoise",
-    "generate", "infill", "load", "load_reward", "pick", "replay",
+    "Chat", "Generation", "Interrupted", "RewardGuidance", "Step", "Trajectory", "best_of", "bundled", "denoise",
+    "generate", "infill", "load", "load_reward", "replay",
 ]  # fmt: skip

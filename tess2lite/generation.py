@@ -10,13 +10,13 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from . import inputs
-from .chats import chat_prompt
-from .data import encode, encode_blanks
-from .masking import after
+from . import mask_diffusion, validation
+from .chat_template import chat_prompt
 from .sampling import denoise
+from .span_masks import after
+from .tokens import encode, encode_blanks
 from .trajectory import Recorder, Trajectory, pieces_of
-from .viz.html import explorer, run_of
+from .viz.explorer import explorer, run_of
 
 CHOSEN = ("steps", "top_p", "temperature", "seed")
 
@@ -59,9 +59,9 @@ def generate(
 ) -> Generation | list[Generation]:
     """Continue a prompt: all new tokens are denoised together.
 
-    lm: a denoiser from `load`; one trained as masked diffusion (`config.diffusion`) writes as such (`masked.py`).
+    lm: a denoiser from `load`; one trained as masked diffusion (`config.diffusion`) is one too (`mask_diffusion.py`).
     prompt: a text that is continued as it stands, or messages, [{"role": "user", "content": …}], that the assistant
-    answers in the chat format it was trained on (`chats.py`); or a list of these, written as one batch.
+    answers in the chat format it was trained on (`chat_template.py`); or a list of these, written as one batch.
     steps: of diffusion, 1 or more. top_p: nucleus that tokens are drawn from, above 0 and at most 1; None for argmax.
     temperature: of that draw, above 0. seed: one for all prompts or one each, None for a fresh one; the same seed
     gives the same text, alone or in a batch. length: tokens to write after the prompt; by default the rest of the
@@ -108,7 +108,7 @@ def replay(lm, trajectory: Trajectory, hooks=(), seed=None, start=0, span_mask=N
     Returns a `Generation`. Raises as `generate` does, and ValueError for a trajectory that is not of this model.
     """
     check_model(lm)
-    trajectory, hooks = run_of(trajectory), inputs.callables(hooks)
+    trajectory, hooks = run_of(trajectory), validation.callables(hooks)
     settings = trajectory.settings | ({} if seed is None else {"seed": seed})
     if missing := {"prompt", "from_start", "start", "hooks", "model", *CHOSEN} - settings.keys():
         lost = ", ".join(sorted(missing))
@@ -128,9 +128,35 @@ def replay(lm, trajectory: Trajectory, hooks=(), seed=None, start=0, span_mask=N
     return _run(lm, [settings["prompt"]], [row], chosen, hooks, record, progress, start, from_start)[0]
 
 
+class Chat:
+    """A conversation with a denoiser: `chat("Tell me a story.")` answers as a Generation and keeps both turns.
+
+    lm: an instruction-tuned denoiser. system: a system prompt, ours; TESS 2 has none. settings: of `generate`, for
+    every turn. messages: what was said so far. A turn that fails is not kept.
+    """
+
+    def __init__(self, lm, system: str | None = None, **settings):
+        validation.check_denoiser(lm)
+        self.lm, self.settings = lm, settings
+        self.messages = [{"role": "system", "content": system}] if system is not None else []
+
+    def __call__(self, text: str, **settings):
+        """The answer to one more turn of the user's. settings: of `generate`, for this turn alone."""
+        asked = [*self.messages, {"role": "user", "content": text}]
+        context = self.lm.config.max_position_embeddings
+        if len(encode(self.lm.tokenizer, chat_prompt(asked))) + 1 >= context:
+            raise ValueError(
+                f"With these words the conversation fills this model's context of {context} tokens; say less, "
+                "shorten `chat.messages`, or begin anew."
+            )
+        answer = generate(self.lm, asked, **(self.settings | settings))
+        self.messages = [*asked, {"role": "assistant", "content": answer.text.strip() or "…"}]
+        return answer
+
+
 def check_model(lm) -> None:
     """Raises TypeError or ValueError unless this is a denoiser with a tokenizer."""
-    inputs.check_denoiser(lm)
+    validation.check_denoiser(lm)
     if lm.tokenizer is None:
         raise ValueError("This model was loaded without a tokenizer; use denoise with token ids, or set lm.tokenizer.")
 
@@ -159,7 +185,7 @@ def _continuation(lm, prompt: str, length: int | None) -> tuple[torch.Tensor, to
     if known >= context:
         raise ValueError(f"The prompt is {known} tokens long and fills this model's context of {context}; shorten it.")
     room = context - known
-    length = min(room, 256) if length is None else inputs.whole("length", length, 1)
+    length = min(room, 256) if length is None else validation.whole("length", length, 1)
     if length > room:
         raise ValueError(f"length is {length}, but after a prompt of {known} tokens only {room} of {context} are left.")
     return torch.tensor(ids + [lm.tokenizer.pad_token_id] * length), after(known + length, known)
@@ -175,11 +201,11 @@ def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start=False) -> list[Generation]:
     steps, top_p, temperature, seed = chosen
-    seeds = inputs.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
-    hooks, recorder = inputs.callables(hooks), Recorder(inputs.whole("record", record, 1))
+    seeds = validation.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
+    hooks, recorder = validation.callables(hooks), Recorder(validation.whole("record", record, 1))
     denoising = denoise
     if getattr(lm.config, "diffusion", "simplex") != "simplex":
-        from .masked import denoise as denoising  # with the trainer, which most who generate do not need
+        denoising = mask_diffusion.denoise
     run = denoising(lm, _batch(rows), steps, top_p, temperature, seeds, [*hooks, recorder], start=start)
     top_p = None if top_p is None else float(top_p)
     settings = {"model": lm.name_or_path, "steps": int(steps), "top_p": top_p, "temperature": float(temperature)}

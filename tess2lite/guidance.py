@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from . import inputs
+from . import validation
 from .reward import check_reward_model
 
 LARGEST = 1e6  # scale; text falls apart long before, numbers after
@@ -63,7 +63,7 @@ class RewardGuidance:
         for model in self.models:
             check_reward_model(model)
         _number("scale", scale, 0, LARGEST)
-        self.scale, self.inner_steps = scale, inputs.whole("inner_steps", inner_steps, 1)
+        self.scale, self.inner_steps = scale, validation.whole("inner_steps", inner_steps, 1)
         if not isinstance(weights, Iterable | None):
             raise TypeError(f"weights is {weights!r}; give a list with one for each reward model.")
         self.weights = [1.0] * len(self.models) if weights is None else list(weights)

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, LlamaForSequenceClassification, MistralForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from . import inputs, loading
+from . import loading, validation
 
 
 class RewardModel:
@@ -68,7 +68,7 @@ def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=
     if read_at not in (None, "last", "eos"):
         raise ValueError(f"read_at is {read_at!r}; choose one of last, eos.")
     if base is not None:
-        inputs.check_denoiser(base, "base")
+        validation.check_denoiser(base, "base")
         if load_in_4bit or dtype is not None or device is not None:
             raise ValueError("base has a precision and a device already; leave load_in_4bit, dtype and device out.")
     with loading.plain_errors(name):

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 
-from . import inputs
+from . import validation
+from .chunks import Chunk, cut, rows_per_chunk
+from .nucleus import TRIES, nucleus
 from .schedule import alpha_bar
-from .simplex import TRIES, Chunk, cut, noisy_simplex_, nucleus, rows_per_chunk, self_conditioned, soft_embedding
+from .simplex import noisy_simplex_, self_conditioned, soft_embedding
 
 
 class Run:
@@ -23,11 +25,11 @@ class Run:
     """
 
     def __init__(self, lm, batch, steps, top_p, temperature, seed, noise=None):
-        inputs.check_numbers(top_p, temperature)
+        validation.check_numbers(top_p, temperature)
         self.lm, self.top_p, self.temperature, self.noise = lm, top_p, temperature, noise
-        self.steps = inputs.whole("steps", steps, 1)
-        self.input_ids, self.span_mask, self.attention_mask = inputs.check_batch(lm, batch)
-        self.seeds = inputs.one_each(seed, len(self.input_ids))
+        self.steps = validation.whole("steps", steps, 1)
+        self.input_ids, self.span_mask, self.attention_mask = validation.check_batch(lm, batch)
+        self.seeds = validation.one_each(seed, len(self.input_ids))
         self.levels = [1.0, *alpha_bar(self.steps).tolist()]  # ᾱ, index t+1; ᾱ_{−1} = 1
         self.alpha_bar = torch.tensor(self.levels, dtype=torch.float64, device=lm.device)
         self.embedding = lm.embedding_matrix().detach()  # E, (V, H)
@@ -137,7 +139,7 @@ class Step:
     def tokens(self, tokens: torch.Tensor) -> None:
         if tokens.shape != self.span_mask.shape:
             raise ValueError(f"tokens has shape {tuple(tokens.shape)}; this run needs {tuple(self.span_mask.shape)}.")
-        inputs.check_ids(tokens, len(self._run.embedding))
+        validation.check_ids(tokens, len(self._run.embedding))
         self._edited = torch.where(self.span_mask, tokens, self._run.input_ids)
 
     @property
@@ -192,7 +194,7 @@ class Step:
 
     def reseed(self, seed) -> None:
         """Noise and draws of another seed from this step on: one for every sequence, or one each."""
-        self._run.seeds, self._projected = inputs.one_each(seed, len(self.input_ids)), None
+        self._run.seeds, self._projected = validation.one_each(seed, len(self.input_ids)), None
 
     @property
     def argmax(self) -> torch.Tensor:
@@ -217,7 +219,7 @@ class Step:
 
         At known positions the known token has probability 1.
         """
-        k = min(inputs.whole("k", k, 1), len(self._run.embedding))
+        k = min(validation.whole("k", k, 1), len(self._run.embedding))
         if k > self._k:
             self._k, self._projected = k, None
         known = self._run.input_ids[..., None].expand(-1, -1, self._k)
@@ -320,14 +322,14 @@ def denoise(
 
     The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
     """
-    inputs.check_simplex(lm)
-    run, hooks = Run(lm, batch, steps, top_p, temperature, seed, noise), inputs.callables(hooks)
+    validation.check_simplex(lm)
+    run, hooks = Run(lm, batch, steps, top_p, temperature, seed, noise), validation.callables(hooks)
     for hook in filter(lambda hook: hasattr(hook, "check"), hooks):
         hook.check(lm)
-    start = inputs.whole("start", start, 0, run.steps - 1)
+    start = validation.whole("start", start, 0, run.steps - 1)
     tokens = run.masked(batch["input_ids"].to(lm.device))  # (N,)
     if start:
-        inputs.check_ids(tokens, lm.config.vocab_size)
+        validation.check_ids(tokens, lm.config.vocab_size)
     return loop(run, hooks, Step, start, tokens)
 
 

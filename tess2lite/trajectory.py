@@ -50,7 +50,7 @@ class Trajectory:
         return f"Trajectory({len(self)} steps, {int(self.span_mask.sum())} positions written)"
 
     def _repr_html_(self) -> str:
-        from .viz.html import explorer
+        from .viz.explorer import explorer
 
         return explorer(self)
 

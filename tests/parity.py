@@ -5,7 +5,7 @@
 
 import torch
 
-from tess2lite import generation, sampling, textbook, training
+from tess2lite import generation, loss, sampling, textbook
 from tess2lite.schedule import alpha_bar
 
 
@@ -84,7 +84,7 @@ def check_training_loss(lm, golden):
         slow.backward()
         gradients = {name: p.grad.clone() for name, p in lm.named_parameters()}
         lm.zero_grad()
-        fast = training.diffusion_loss(lm, ids, mask, t, lambda r: rows[r].clone(), blocks, conditioned) / mask.sum()
+        fast = loss.diffusion_loss(lm, ids, mask, t, lambda r: rows[r].clone(), blocks, conditioned) / mask.sum()
         fast.backward()
         relative(fast, slow, 1e-5)
         for name, parameter in lm.named_parameters():

@@ -118,8 +118,8 @@ CASES = {
             ("tokenizer, messages", "tokenizer, 'Hi'", "A chat has no messages"),
         ],
         "for record in (": [("except ValueError", "except KeyError", "no chat in the columns text")],
-        "chat = t2.chat(instruct": [
-            ("chat(said)", "t2.chat(None)", "lm is a NoneType"),
+        "chat = t2.Chat(instruct": [
+            ("chat(said)", "t2.Chat(None)", "lm is a NoneType"),
             ("except ValueError", "except KeyError", "conversation fills this model's context"),
             None,
         ],
@@ -129,7 +129,7 @@ CASES = {
             ('"question": q, "answer"', '"frage": q, "answer"', "Record 1 of .*no chat in the columns frage, answer"),
             ("json.dumps({", "str({", "Line 1 of .*my.jsonl' is not JSON"),
             ("length=64", "length=4", "gives 0 rows of 4 tokens"),
-            ("steps=t2.pick(smoke=2, cpu=60, gpu=60)", "steps=0", "steps is 0"),
+            ("steps=pick(smoke=2, cpu=60, gpu=60)", "steps=0", "steps is 0"),
             None,
         ],
     },

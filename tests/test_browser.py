@@ -10,12 +10,12 @@ import urllib.request
 
 import nbformat
 import pytest
+from test_explorer import HOSTILE, trajectory
 from test_guidance import small_judge
-from test_html import HOSTILE, trajectory
 
 import tess2lite as t2
+from tess2lite.viz.explorer import comparison
 from tess2lite.viz.export import export
-from tess2lite.viz.html import comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
@@ -208,7 +208,7 @@ def test_play_is_calm_where_motion_is_unwelcome(opened, written):
 CELLS = [
     f"import tess2lite as t2\nlm = t2.load('tinytown-base')\n"
     f"out = t2.generate(lm, {PROMPT!r}, steps=8, length=30, seed=1, progress=False)\nout",
-    "from tess2lite_lab import panels\npanel = panels.run_panel(lm, 'Tom had a drum.', steps=5)\npanel",
+    "from tess2lite_course import panels\npanel = panels.run_panel(lm, 'Tom had a drum.', steps=5)\npanel",
     "panels.intervention_panel(lm, out)",
     "panels.noise_lab(lm)",
     "instruct = t2.load('tinytown-instruct')\n"

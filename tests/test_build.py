@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 import tess2lite as t2
-from tess2lite import preference
 from tess2lite.tinytown.tasks import TASKS, examples
-from tess2lite_lab import build, instruct, rewards
+from tess2lite.training import reward as reward_training
+from tess2lite_course.experiments import build, instruct, rewards
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def made(tmp_path_factory):
         patch.setattr(instruct, "EXAMPLES", dict.fromkeys(instruct.EXAMPLES, 6))
         patch.setattr(instruct, "PER_SEED", 1)
         patch.setattr(instruct, "STEPS", 2)
-        patch.setattr(preference, "TINYTOWN_PAIRS", 200)
+        patch.setattr(reward_training, "TINYTOWN_PAIRS", 200)
         patch.setattr(rewards, "STEPS", 8)
         patch.setattr(rewards, "BATCH", 4)
         patch.setattr(rewards, "SCORED", 4)
@@ -42,7 +42,7 @@ def test_every_stage_leaves_a_model_and_a_card(made):
     assert json.loads((out / "tinytown-reward" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
         "tinytown-instruct"
     )
-    assert t2.chat(t2.load(out / "tinytown-instruct"), steps=2, progress=False)("Who is Tom?").prompt
+    assert t2.Chat(t2.load(out / "tinytown-instruct"), steps=2, progress=False)("Who is Tom?").prompt
 
 
 def test_puzzles_are_told_apart():

@@ -7,15 +7,15 @@ import torch
 
 import tess2lite as t2
 from tess2lite import textbook
-from tess2lite.chats import encode_chat
-from tess2lite.data import encode
-from tess2lite.preference import pair_of
+from tess2lite.chat_template import encode_chat
 from tess2lite.schedule import alpha_bar
 from tess2lite.tinytown import tasks
 from tess2lite.tinytown.language import split_sentences
 from tess2lite.tinytown.stories import stories
 from tess2lite.tinytown.tasks import score
-from tess2lite_lab import instruct
+from tess2lite.tokens import encode
+from tess2lite.training.reward import pair_of
+from tess2lite_course.experiments import instruct
 
 PEOPLE_AND_THINGS = [
     ("Anna", "red kite"), ("Tom", "old drum"), ("Lily", "golden key"), ("Max", "tiny robot"), ("Vera", "blue umbrella"),

@@ -7,7 +7,9 @@ import torch
 from datasets import Dataset
 
 import tess2lite as t2
-from tess2lite import chats, preparation, recipe, train
+from tess2lite import chat_template
+from tess2lite.training import build, data, recipe
+from tess2lite.training import run as training_run
 
 SAID = [
     {"role": "user", "content": "Hello. "},
@@ -19,10 +21,10 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 
 
 def test_the_template_by_hand():
-    assert chats.chat_prompt(SAID[:1]) == "<|user|>\nHello.\n<|assistant|>\n"
+    assert chat_template.chat_prompt(SAID[:1]) == "<|user|>\nHello.\n<|assistant|>\n"
     whole = "<|user|>\nHello.\n<|assistant|>\nGood day!\n<|user|>\nA word?\n<|assistant|>\n"
-    assert chats.chat_prompt(SAID[:3]) == whole
-    assert chats.chat_prompt([SYSTEM, *SAID[:1]]) == "<|system|>\nBe brief.\n<|user|>\nHello.\n<|assistant|>\n"
+    assert chat_template.chat_prompt(SAID[:3]) == whole
+    assert chat_template.chat_prompt([SYSTEM, *SAID[:1]]) == "<|system|>\nBe brief.\n<|user|>\nHello.\n<|assistant|>\n"
 
 
 @pytest.fixture
@@ -31,29 +33,32 @@ def tokenizer(tiny):
 
 
 def test_only_a_response_and_what_follows_is_masked(tokenizer):
-    rows = chats.encode_chat(tokenizer, [SYSTEM, *SAID], 80)
+    rows = chat_template.encode_chat(tokenizer, [SYSTEM, *SAID], 80)
     assert len(rows) == 2
     for row, prompt, answer in zip(rows, (SAID[:1], SAID[:3]), ("Good day!", "Cat."), strict=True):
         known = [i for i, masked in zip(row["input_ids"], row["span_mask"], strict=True) if not masked]
         written = [i for i, masked in zip(row["input_ids"], row["span_mask"], strict=True) if masked]
-        assert tokenizer.decode(known) == "<s>" + chats.chat_prompt([SYSTEM, *prompt])
+        assert tokenizer.decode(known) == "<s>" + chat_template.chat_prompt([SYSTEM, *prompt])
         end = written.index(tokenizer.eos_token_id)
         assert tokenizer.decode(written[:end]) == answer
         assert set(written[end + 1 :]) == {tokenizer.pad_token_id} and len(row["input_ids"]) == 80
-    assert chats.encode_chat(tokenizer, SAID, 80, from_turn=-1) == chats.encode_chat(tokenizer, SAID, 80)[1:]
+    assert (
+        chat_template.encode_chat(tokenizer, SAID, 80, from_turn=-1)
+        == chat_template.encode_chat(tokenizer, SAID, 80)[1:]
+    )
 
 
 def test_generation_continues_just_what_training_masked(tiny):
     """The prompt of a chat is, id by id, what stood before the response in training."""
     lm = tiny()
-    row = chats.encode_chat(lm.tokenizer, SAID, 63)[-1]
+    row = chat_template.encode_chat(lm.tokenizer, SAID, 63)[-1]
     out = t2.generate(lm, SAID[:3], steps=1, progress=False)
     known = row["span_mask"].index(True)
     assert out.token_ids[:known] == row["input_ids"][:known] and out.trajectory.span_mask.tolist()[
         known - 1 : known + 1
     ] == [False, True]
     both = t2.generate(lm, [SAID[:1], SAID[:3]], steps=2, progress=False)
-    assert [out.prompt for out in both] == [chats.chat_prompt(SAID[:1]), chats.chat_prompt(SAID[:3])]
+    assert [out.prompt for out in both] == [chat_template.chat_prompt(SAID[:1]), chat_template.chat_prompt(SAID[:3])]
     assert both[1].text == t2.generate(lm, SAID[:3], steps=2, progress=False).text
 
 
@@ -70,17 +75,17 @@ def test_generation_continues_just_what_training_masked(tiny):
     ],
 )
 def test_the_forms_of_public_sets(record):
-    assert chats.messages_of(record) == SAID[2:]
+    assert data.messages_of(record) == SAID[2:]
 
 
 def test_input_and_system_prompts_are_kept():
-    found = chats.messages_of({"instruction": "Add.", "input": "2 and 3", "output": "5", "system": "Be brief."})
+    found = data.messages_of({"instruction": "Add.", "input": "2 and 3", "output": "5", "system": "Be brief."})
     assert found == [SYSTEM, {"role": "user", "content": "Add.\n2 and 3"}, {"role": "assistant", "content": "5"}]
 
 
 def test_long_answers_are_dropped_and_counted(tokenizer):
     long = [SAID[0], {"role": "assistant", "content": "word " * 40}]
-    rows, dropped = chats.chat_rows(Dataset.from_list([{"messages": SAID}, {"messages": long}]), tokenizer, 64)
+    rows, dropped = data.chat_rows(Dataset.from_list([{"messages": SAID}, {"messages": long}]), tokenizer, 64)
     assert (len(rows), dropped) == (2, 1) and {len(row["input_ids"]) for row in rows} == {64}
 
 
@@ -108,32 +113,32 @@ def jsonl(path, records):
 def test_records_that_are_no_chats(tmp_path, record, sentence):
     path = jsonl(tmp_path / "chats.jsonl", [{"prompt": "a", "response": "b"}, record])
     with pytest.raises(ValueError, match=sentence):
-        chats.read_chats(path)
+        data.read_chats(path)
 
 
 def test_files_that_hold_none(tmp_path):
     (tmp_path / "list.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match="Line 1 of .* is no record but a list"):
-        chats.read_chats(str(tmp_path / "list.jsonl"))
+        data.read_chats(str(tmp_path / "list.jsonl"))
     with pytest.raises(ValueError, match="no reachable hub dataset"):
-        chats.read_chats("nobody/nothing")
+        data.read_chats("nobody/nothing")
 
 
 def test_a_conversation_keeps_both_turns(tiny):
     lm = tiny(max_position_embeddings=200)
-    chat = t2.chat(lm, system="Be brief.", steps=2, length=8, progress=False)
+    chat = t2.Chat(lm, system="Be brief.", steps=2, length=8, progress=False)
     first = chat("Hello.")
     assert chat.messages[:2] == [SYSTEM, {"role": "user", "content": "Hello."}] and len(chat.messages) == 3
     second = chat("And again?", seed=3)
-    assert first.prompt == chats.chat_prompt([SYSTEM, {"role": "user", "content": "Hello."}])
-    assert second.prompt == chats.chat_prompt(chat.messages[:4]) and second.seed == 3
+    assert first.prompt == chat_template.chat_prompt([SYSTEM, {"role": "user", "content": "Hello."}])
+    assert second.prompt == chat_template.chat_prompt(chat.messages[:4]) and second.seed == 3
     assert chat.messages[2]["content"] in second.prompt
 
 
 def test_a_turn_that_fails_is_not_kept(tiny):
     with pytest.raises(TypeError, match="lm is a str; give a denoiser"):
-        t2.chat("tinytown-instruct")
-    chat = t2.chat(tiny(), steps=1, progress=False)
+        t2.Chat("tinytown-instruct")
+    chat = t2.Chat(tiny(), steps=1, progress=False)
     with pytest.raises(ValueError, match="The user's message has no content"):
         chat("  ")
     with pytest.raises(ValueError, match="the conversation fills this model's context of 64 tokens"):
@@ -160,47 +165,47 @@ def base(tiny, tmp_path):
 )
 def test_tuning_on_a_file_of_ones_own(base, tmp_path, changes):
     """One recipe, three ways; the rows' own masks are what is trained, and the result chats."""
-    trainer = train.train(own(tmp_path, **changes))
+    trainer = training_run.train(own(tmp_path, **changes))
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     tokenizer = trainer.processing_class
     for ids, mask in zip(batch["input_ids"], batch["span_mask"], strict=True):
         assert tokenizer.decode(ids[~mask]).endswith("<|assistant|>\n") and tokenizer.decode(ids[mask]).startswith("A ")
         assert (batch["labels"][0] != -100).equal(batch["span_mask"][0])
     lm = t2.load(tmp_path / "tuned", load_in_4bit=changes.get("load_in_4bit", False))
-    assert isinstance(t2.chat(lm, steps=2, progress=False)("Say cat.").text, str)
+    assert isinstance(t2.Chat(lm, steps=2, progress=False)("Say cat.").text, str)
 
 
 def test_a_longer_context_is_learned_with_all_weights(base, tmp_path):
-    train.train(own(tmp_path, length=100))
+    training_run.train(own(tmp_path, length=100))
     assert t2.load(tmp_path / "tuned").config.max_position_embeddings == 100
     with pytest.raises(ValueError, match="or lora_rank=0 to tune all of it to longer texts"):
-        preparation.prepare(own(tmp_path, length=100, lora_rank=4))
+        build.prepare(own(tmp_path, length=100, lora_rank=4))
 
 
 def test_too_few_answers_fit(base, tmp_path, capsys):
     with pytest.raises(ValueError, match="at least 5 are needed: give more of them or a larger length"):
-        preparation.prepare(own(tmp_path, length=10))
+        build.prepare(own(tmp_path, length=10))
     assert "32 of 32 answers are longer than 10 tokens" in capsys.readouterr().out
 
 
 def test_tinytown_as_chats(monkeypatch):
-    monkeypatch.setattr(preparation, "TINYTOWN_CHATS", 50)
+    monkeypatch.setattr(build, "TINYTOWN_CHATS", 50)
     made = recipe.Recipe(
         model="tinytown-base", data="tinytown", output="unused", masking="response", length=128, steps=2, warmup=1,
         batch=2, held_out=4,
     )  # fmt: skip
-    rows, held_out = preparation.datasets(made, t2.load("tinytown-base").tokenizer)
+    rows, held_out = build.datasets(made, t2.load("tinytown-base").tokenizer)
     assert len(rows) == 4 and 0 < len(held_out) <= 4 and torch.tensor(held_out[0]["span_mask"]).any()
 
 
 def test_a_file_that_is_named_after_tinytown_holds_out_rows_of_its_own(tmp_path):
-    path = tmp_path / "tinytown-chats.jsonl"
+    path = tmp_path / "tinytown-chat_template.jsonl"
     path.write_text("".join(f'{{"prompt": "Count to {n}.", "response": "{n}"}}\n' for n in range(20)))
     made = recipe.Recipe(
         model="tinytown-base", data=path.name, output="unused", masking="response", length=64, steps=2, warmup=1,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        rows, held_out = preparation.datasets(made, t2.load("tinytown-base").tokenizer)
+        rows, held_out = build.datasets(made, t2.load("tinytown-base").tokenizer)
     train = {tuple(row["input_ids"]) for row in rows.rows}
     assert len(held_out) and not any(tuple(row["input_ids"]) in train for row in held_out)

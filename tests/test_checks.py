@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tess2lite_lab import checks
+from tess2lite_course.tools import checks
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 CHECK = re.compile(r"^checks\.(\w+)\((\w+)\)$", re.MULTILINE)

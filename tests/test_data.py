@@ -2,7 +2,8 @@
 
 import pytest
 
-from tess2lite import data
+from tess2lite.tokens import encode
+from tess2lite.training import data
 
 
 def test_a_text_file_is_read(tmp_path):
@@ -32,7 +33,7 @@ def test_packing_by_hand(golden_tokenizer):
     """What the end of a row cuts starts the next row again; what is longer than a row goes on in it."""
     bos, eos = golden_tokenizer.bos_token_id, golden_tokenizer.eos_token_id
     short, long = "the cat", "the cat sat on a mat and looked at the moon"
-    a, b = ([bos, *data.encode(golden_tokenizer, text), eos] for text in (short, long))
+    a, b = ([bos, *encode(golden_tokenizer, text), eos] for text in (short, long))
     assert len(a) < 16 < len(b)
     assert list(data.pack([short, short, short], golden_tokenizer, 16)) == [(a + a + a)[:16]] * (3 * len(a) >= 16)
     rows = list(data.pack([long, long], golden_tokenizer, 16))

@@ -3,7 +3,7 @@
 import matplotlib.image
 import pytest
 from PIL import Image
-from test_html import HOSTILE, read, trajectory
+from test_explorer import HOSTILE, read, trajectory
 
 from tess2lite.viz.export import export
 

@@ -14,7 +14,7 @@ from lm_eval.tasks._index import TaskIndex
 
 import tess2lite as t2
 from tess2lite.evaluation import tasks
-from tess2lite.evaluation.harness import Denoiser
+from tess2lite.evaluation.lm_eval_adapter import Denoiser
 from tess2lite.tinytown.tasks import TASKS
 
 LM_EVAL = Path(inspect.getfile(TaskManager)).parent

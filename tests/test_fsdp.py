@@ -11,8 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import tess2lite as t2
-from tess2lite.masking import after
-from tess2lite.training import diffusion_loss, seeded_noise
+from tess2lite.loss import diffusion_loss, seeded_noise
+from tess2lite.span_masks import after
 
 
 def backward(lm):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import tess2lite as t2
-from tess2lite import chats, data
+from tess2lite import chat_template
+from tess2lite.tokens import encode, encode_blanks
 
 
 def quick(lm, prompt="The cat", **settings):
@@ -13,7 +14,7 @@ def quick(lm, prompt="The cat", **settings):
 
 def write(lm, text):
     """A hook that makes the model write a text, then `</s>`, then PAD."""
-    ids = data.encode(lm.tokenizer, text) + [lm.tokenizer.eos_token_id]
+    ids = encode(lm.tokenizer, text) + [lm.tokenizer.eos_token_id]
 
     def hook(step):
         row = step.tokens.clone()
@@ -128,7 +129,7 @@ def test_blanks_split_text_as_if_it_were_whole(golden_tokenizer, mistral_like_to
     """The known parts decode to what was typed, for tokenizers that mark a text's start with a space too."""
     mistral_like_tokenizer.pad_token = "</s>"
     for tokenizer in (golden_tokenizer, mistral_like_tokenizer):
-        ids, mask = data.encode_blanks(tokenizer, text)
+        ids, mask = encode_blanks(tokenizer, text)
         assert ids[0] == tokenizer.bos_token_id and sum(mask) == text.count("_")
         pieces, run = [], []
         for token, masked in zip(ids[1:], mask[1:], strict=True):
@@ -144,11 +145,11 @@ def test_blanks_split_text_as_if_it_were_whole(golden_tokenizer, mistral_like_to
 
 def test_chat_without_roles_it_knows():
     with pytest.raises(ValueError, match="role 'tool'"):
-        chats.chat_prompt([{"role": "tool", "content": "x"}])
+        chat_template.chat_prompt([{"role": "tool", "content": "x"}])
     with pytest.raises(ValueError, match="message has no content"):
-        chats.chat_prompt([{"role": "user"}])
+        chat_template.chat_prompt([{"role": "user"}])
     with pytest.raises(ValueError, match="not the user's"):
-        chats.chat_prompt([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+        chat_template.chat_prompt([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
 
 
 def test_half_a_sign_and_no_record_get_a_sentence():

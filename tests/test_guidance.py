@@ -6,7 +6,7 @@ from conftest import GOLDEN
 from parity import close
 
 import tess2lite as t2
-from tess2lite_lab.museum import AccumulatingGuidance
+from tess2lite_course.tools.pitfalls import AccumulatingGuidance
 
 
 @pytest.fixture(scope="module")

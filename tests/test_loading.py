@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertMo
 
 import tess2lite as t2
 from tess2lite import loading
-from tess2lite.merge import merge
+from tess2lite.training.merge import merge
 
 
 def forward(lm):

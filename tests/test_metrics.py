@@ -1,243 +1,114 @@
-"""Intrinsic metrics, each against a count by hand or the library it comes from."""
+"""What findings measure: texts that do not depend on their company, and numbers counted by hand."""
 
 import math
-import sys
+import random
 
 import pytest
 import torch
-from test_training import trainer
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import tess2lite as t2
+from tess2lite.tinytown.language import split_sentences
 from tess2lite.tinytown.stories import stories
-from tess2lite.training import DiffusionCollator, DiffusionTrainer
-from tess2lite_lab import metrics
+from tess2lite.tinytown.tasks import score
+from tess2lite.tinytown.world import verify
+from tess2lite_course.experiments import instruct, metrics, runner
+from tess2lite_course.experiments.metrics import Subject
 
-TEXTS = ["Anna ran.", "", "Ben saw a red ball in the barn and was happy all day."]
-
-
-@pytest.fixture(scope="module")
-def judge():
-    return AutoModelForCausalLM.from_pretrained(t2.bundled()["tinytown-ar"]).eval()
+STEPS, LENGTH = 6, 24
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(t2.bundled()["tinytown-ar"])
+def lm():
+    return t2.load("tinytown-base")
 
 
-def by_hand(judge, ids, first):
-    """Nats of ids[first:], one forward pass a token, by a softmax written out."""
-    nats = 0
-    for i in range(first, len(ids)):
+@pytest.fixture(scope="module")
+def prompts():
+    return [" ".join(split_sentences(text)[:2]) for text in stories("test", 9, 3)]
+
+
+def written_in_every_company(lm, prompts, monkeypatch):
+    """The same prompts with the same seeds: together, alone, by twos, and in another order."""
+    seeds, order = [100 + i for i in range(len(prompts))], list(range(len(prompts)))
+    random.Random(0).shuffle(order)
+    subject = Subject(lm, steps=STEPS, length=LENGTH)
+    found = []
+    for batch, places in ((9, None), (1, None), (2, None), (4, order)):
+        monkeypatch.setattr(metrics, "BATCH", batch)
+        places = places or list(range(len(prompts)))
+        texts = [text for text, _ in subject.write([prompts[i] for i in places], [seeds[i] for i in places])]
+        found.append([text for _, text in sorted(zip(places, texts, strict=True))])
+    return found
+
+
+def test_in_float64_texts_are_the_same_in_every_batch_and_order(prompts, monkeypatch):
+    found = written_in_every_company(t2.load("tinytown-base", dtype="float64"), prompts, monkeypatch)
+    assert all(texts == found[0] for texts in found) and len(set(found[0])) == len(prompts)
+
+
+def test_in_float32_near_ties_are_few(lm, prompts, monkeypatch):
+    found = written_in_every_company(lm, prompts, monkeypatch)
+    differing = sum(a != b for texts in found[1:] for a, b in zip(found[0], texts, strict=True))
+    assert differing <= 2, f"{differing} of {3 * len(prompts)} texts depend on their batch"
+
+
+def test_every_setting_of_writing_changes_the_text(lm, prompts):
+    plain = Subject(lm, steps=STEPS, length=LENGTH).write(prompts, [*range(9)])
+    for changed in ({"steps": 7}, {"length": 25}, {"conditioned": False}):
+        assert Subject(lm, **{"steps": STEPS, "length": LENGTH} | changed).write(prompts, [*range(9)]) != plain
+    halted = Subject(lm, steps=60, length=LENGTH, halted=2).write(prompts, [*range(9)])
+    full = Subject(lm, steps=60, length=LENGTH).write(prompts, [*range(9)])
+    assert {steps for _, steps in full} == {60} and any(steps < 60 for _, steps in halted)
+
+
+def test_stories_told_are_counted_by_hand(lm, monkeypatch):
+    monkeypatch.setattr(metrics, "verify", lambda text: None if text.endswith("1") else "wrong")
+    monkeypatch.setattr(Subject, "write", lambda self, prompts, seeds: [(f" a b {s % 3}", 10 + s % 3) for s in seeds])
+    monkeypatch.setattr(metrics, "perplexity", lambda *_: [(4.0, 2), (2.0, 1), (6.0, 3)])
+    found = metrics.told(Subject(lm), prompts=3, seed=0)
+    assert (found["valid stories"], found["steps"], found["dist-2"]) == (pytest.approx(1 / 3), 11, 4 / 6)
+    assert found["log-perplexity"] == pytest.approx(2) and found["perplexity"] == pytest.approx(math.exp(2))
+
+
+def test_answers_are_scored_by_task_and_kind(monkeypatch):
+    lm = t2.load("tinytown-instruct")
+    right = {
+        e.prompt: e for task in ("reading", "puzzle") for e in instruct.test_examples(task, lm.tokenizer, 128, 5, 4)
+    }
+
+    def half(self, prompts, seeds):
+        examples = [right[chat[0]["content"]] for chat in prompts]
+        return [(example.response if i % 2 else "no", 1) for i, example in enumerate(examples)]
+
+    monkeypatch.setattr(Subject, "write", half)
+    found = metrics.answered(Subject(lm), prompts=4, seed=5, tasks=["reading", "puzzle"])
+    assert found["reading"] == 0.5
+    by_kind = {}
+    for i, example in enumerate(e for e in right.values() if e.task == "puzzle"):
+        by_kind.setdefault(instruct.kind(example), []).append(score(example, example.response if i % 2 else "no"))
+    assert {k: found[k] for k in by_kind} == {k: sum(v) / len(v) for k, v in by_kind.items()}
+
+
+def test_time_is_taken_of_as_many_tokens_as_were_asked_for(lm):
+    written = []
+    model = runner._as_it_is("tinytown-ar", {"trains": "ar"}, smoke=False)
+    whole = model.generate
+    model.generate = lambda *args, **kwargs: written.append(whole(*args, **kwargs)) or written[-1]
+    found = metrics.timed(Subject(model), seed=0, lengths=[3, 200])
+    known = written[0].shape[1] - 3
+    assert [out.shape[1] - known for out in written] == [3, 200] and found["seconds for 200"] > found["seconds for 3"]
+    assert metrics.timed(Subject(t2.load("tinytown-base"), steps=2), 0, [150])["seconds for 150"] > 0
+
+
+def test_greedy_writing_from_left_to_right_is_the_likeliest_each_time():
+    model = runner._as_it_is("tinytown-ar", {"trains": "ar"}, smoke=False)
+    ids = model.tokenizer("<s>Tom had a drum.")["input_ids"]
+    for _ in range(12):
         with torch.no_grad():
-            scores = judge(input_ids=torch.tensor([ids[:i]])).logits[0, -1].double()
-        nats -= math.log(scores[ids[i]].exp() / scores.exp().sum())
-    return nats
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    by_hand = model.tokenizer.decode(ids[len(model.tokenizer("<s>Tom had a drum.")["input_ids"]) :])
+    assert metrics.left_to_right(model, "Tom had a drum.").startswith(by_hand.split("</s>")[0])
 
 
-def test_perplexity_by_hand(judge, tokenizer):
-    found = metrics.perplexity(judge, tokenizer, TEXTS)
-    nats = 0
-    for text, (nll, tokens) in zip(TEXTS, found, strict=True):
-        ids = [1, *tokenizer(text, add_special_tokens=False)["input_ids"], 2]
-        assert tokens == len(ids) - 1
-        nats += by_hand(judge, ids, 1)
-        assert nll == pytest.approx(by_hand(judge, ids, 1), rel=1e-4)
-    assert found[1][1] == 1  # the empty text's end
-    assert metrics.corpus_perplexity(found) == pytest.approx(math.exp(nats / sum(t for _, t in found)), rel=1e-4)
-
-
-def test_a_prompt_is_read_and_not_counted(judge, tokenizer):
-    ((nll, tokens),) = metrics.perplexity(judge, tokenizer, [" was happy."], ["Anna had a dog. She"])
-    known = [1, *tokenizer("Anna had a dog. She", add_special_tokens=False)["input_ids"]]
-    ids = [*known, *tokenizer(" was happy.", add_special_tokens=False)["input_ids"], 2]
-    assert tokens == len(ids) - len(known) and nll == pytest.approx(by_hand(judge, ids, len(known)), rel=1e-4)
-    assert nll != pytest.approx(metrics.perplexity(judge, tokenizer, [" was happy."])[0][0], rel=0.01)
-    empty = metrics.perplexity(judge, tokenizer, ["", "Anna ran."], ["Anna ran.", ""])
-    assert empty[0][1] == 1 and empty[1] == metrics.perplexity(judge, tokenizer, ["Anna ran."])[0]
-
-
-def test_a_continuation_begins_with_no_space_of_its_own(mistral_like_tokenizer):
-    torch.manual_seed(0)
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
-    judge = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64)).eval()
-    pieces, first = metrics.row(judge, mistral_like_tokenizer, " sat", "The cat")
-    assert mistral_like_tokenizer.decode(pieces[0, first:]) == "sat"  # one marked space, decoded to none
-    split, first = metrics.row(judge, mistral_like_tokenizer, "s", "The cat")
-    whole, _ = metrics.row(judge, mistral_like_tokenizer, "", "The cats")
-    assert mistral_like_tokenizer.decode(split[0, 1:]) == mistral_like_tokenizer.decode(whole[0, 1:]) == "The cats"
-
-
-def test_neither_order_nor_company_changes_a_perplexity(judge, tokenizer):
-    texts = stories("test", 4)
-    found = metrics.perplexity(judge, tokenizer, texts)
-    assert metrics.perplexity(judge, tokenizer, texts[::-1])[::-1] == found
-    assert [metrics.perplexity(judge, tokenizer, [text])[0] for text in texts] == found
-
-
-def test_the_context_is_filled_to_its_last_token(judge, tokenizer):
-    """A text that filled a model's room of 128 with BOS has its end judged as well; one word more is too long."""
-    word = " " + next(w for w in ("happy", "ball", "dog") if len(tokenizer(" " + w)["input_ids"]) == 1)
-    full = word * 127
-    assert metrics.row(judge, tokenizer, full)[0].shape[1] == 128
-    assert metrics.perplexity(judge, tokenizer, [full])[0][1] == 128
-    with pytest.raises(ValueError, match="needs 129 tokens, with BOS and any prompt; the judge's context is 128"):
-        metrics.perplexity(judge, tokenizer, ["ok", full + word])
-
-
-def test_judges_that_cannot_judge(judge, tokenizer, golden_tokenizer, tiny):
-    small = tiny()
-    with pytest.raises(TypeError, match="left-to-right AutoModelForCausalLM"):
-        metrics.perplexity(small, golden_tokenizer, TEXTS)  # a denoiser is one by class, and sees what it predicts
-    with pytest.raises(TypeError, match="is a MistralModel"):
-        metrics.perplexity(AutoModel.from_pretrained(t2.bundled()["tinytown-ar"]), tokenizer, TEXTS)
-    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
-    with pytest.raises(ValueError, match="its own tokenizer, of 300 tokens at most"):
-        metrics.perplexity(LlamaForCausalLM(LlamaConfig(**sizes)), tokenizer, TEXTS)
-    with pytest.raises(ValueError, match="its own tokenizer, .* with BOS"):
-        metrics.perplexity(judge, None, TEXTS)
-
-
-@pytest.mark.parametrize(
-    "texts, prompts, says",
-    [
-        ([], None, "There are 0 texts; give at least one"),
-        ("a text", None, "texts is no list of strings but str"),
-        (["a", 3], None, "texts is no list of strings"),
-        (None, None, "but NoneType"),
-        (["a", "b"], ["a"], "There are 1 prompts; give 2"),
-        (["a", "b"], [""], "There are 1 prompts; give 2"),
-        (["a"], "a", "prompts is no list of strings"),
-    ],
-)
-def test_texts_that_are_none(judge, tokenizer, texts, prompts, says):
-    with pytest.raises(ValueError, match=says):
-        metrics.perplexity(judge, tokenizer, texts, prompts)
-
-
-def test_nothing_to_sum_up():
-    with pytest.raises(ValueError, match="nothing to sum up"):
-        metrics.corpus_perplexity([])
-
-
-def test_distinct_by_hand():
-    texts = ["a b a b", "a b c", ""]
-    assert [metrics.distinct(texts, n) for n in (1, 2, 3, 4)] == [3 / 7, 3 / 5, 3 / 3, 1]  # abab aba bab abc
-    assert metrics.distinct(["a", ""], 2) == 0  # no bigram; and none across texts
-    assert metrics.distinct(texts) == metrics.distinct(texts[::-1]) == 3 / 5
-
-
-def test_entropy_by_hand():
-    assert metrics.entropy(["a b a b", "a b c"]) == pytest.approx(2 * 3 / 7 * math.log(7 / 3) + math.log(7) / 7)
-    assert metrics.entropy(["a b a b", "a b c"], 2) == pytest.approx(0.6 * math.log(5 / 3) + 0.4 * math.log(5))
-    assert metrics.entropy(["a b", "c d"]) == pytest.approx(math.log(4))
-    assert metrics.entropy(["a a", "a"]) == metrics.entropy([""]) == 0
-
-
-def test_repetition_by_hand():
-    assert metrics.repetition(["a b a b a"], 2) == 0.5  # ab ba | ab ba
-    assert metrics.repetition(["a b c d e", "a b c d e"]) == 0  # what other texts say does not count
-    assert metrics.repetition(["a a a a a a", "a b c", ""]) == pytest.approx((2 / 3 + 0 + 0) / 3)
-    text = "the cat sat . the cat sat . the cat ran ."
-    seen, again = set(), 0
-    words = text.split()
-    for i in range(len(words) - 3):
-        again += tuple(words[i : i + 4]) in seen
-        seen.add(tuple(words[i : i + 4]))
-    assert metrics.repetition([text]) == pytest.approx(again / (len(words) - 3)) == pytest.approx(3 / 9)
-
-
-@pytest.mark.parametrize("metric", [metrics.distinct, metrics.entropy, metrics.repetition])
-def test_counts_of_nothing(metric):
-    for n in (0, 1.5, True):
-        with pytest.raises(ValueError, match="n is .*; give a whole number of 1 or more"):
-            metric(["a b"], n)
-    with pytest.raises(ValueError, match="texts is no list of strings"):
-        metric("a b")
-    with pytest.raises(ValueError, match="There are 0 texts"):
-        metric([])
-
-
-def test_features_are_of_the_last_token(judge, tokenizer):
-    found = metrics.features(judge, tokenizer, TEXTS)
-    assert found.shape == (3, 192)
-    for text, one in zip(TEXTS, found, strict=True):
-        ids = torch.tensor([[1, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
-        with torch.no_grad():
-            assert torch.equal(one, judge.model(input_ids=ids).last_hidden_state[0, -1])
-    backbone = AutoModel.from_pretrained(t2.bundled()["tinytown-ar"]).eval()
-    assert torch.equal(metrics.features(backbone, tokenizer, TEXTS[::-1]).flip(0), found)
-
-
-def test_mauve_is_the_librarys(judge, tokenizer):
-    compute = pytest.importorskip("mauve").compute_mauve
-    texts = [text for text in stories("test", 330) if len(tokenizer(text)["input_ids"]) < 128][:300]
-    told = metrics.features(judge, tokenizer, texts)
-    noise = torch.Generator().manual_seed(0)
-    garbage = [tokenizer.decode(torch.randint(4, 1024, (60,), generator=noise)).replace("�", "") for _ in range(150)]
-    garbage = metrics.features(judge, tokenizer, [text[:200] for text in garbage])
-    same, apart = metrics.mauve(told[:150], told[150:]), metrics.mauve(garbage, told[150:])
-    assert same > 0.9 and apart < 0.1
-    assert same == metrics.mauve(told[:150], told[150:])  # its seed is fixed
-    assert same == compute(p_features=told[150:].numpy(), q_features=told[:150].numpy()).mauve
-    assert apart == compute(p_features=told[150:].numpy(), q_features=garbage.numpy()).mauve
-
-
-def test_mauve_of_too_little(monkeypatch):
-    many = torch.zeros(40, 8)
-    with pytest.raises(ValueError, match="There are 19 and 40 texts; give 20 each"):
-        metrics.mauve(many[:19], many)
-    for other in (many[:, :4], many[0], ["a text"] * 40):
-        with pytest.raises(ValueError, match="features by one model"):
-            metrics.mauve(many, other)
-        with pytest.raises(ValueError, match="features by one model"):
-            metrics.mauve(other, many)
-    monkeypatch.setitem(sys.modules, "mauve", None)
-    with pytest.raises(ValueError, match=r"pip install 'tess2lite\[eval\]'"):
-        metrics.mauve(many, many)
-
-
-@pytest.mark.parametrize("masking", ["prefix", "ul2"])
-def test_the_loss_is_the_trainers(tiny, tmp_path, monkeypatch, masking):
-    lm = tiny()
-    monkeypatch.setattr(DiffusionTrainer, "grid_masking", masking)
-    made = trainer(lm, tmp_path, 1)
-    rows = [{"input_ids": row, "example": j} for j, row in enumerate(made.eval_dataset.rows)]
-    said = made.evaluate(rows)
-    ours = metrics.loss_by_t(lm.eval(), made.eval_dataset.rows, masking)
-    assert list(ours) == [*range(250, 5000, 500)]
-    for t, loss in ours.items():
-        assert loss == pytest.approx(said[f"eval_loss_at_{t}"], rel=1e-5)
-    other = metrics.loss_by_t(lm, rows, {"prefix": "ul2", "ul2": "prefix"}[masking])
-    assert other[2750] != pytest.approx(ours[2750], rel=1e-4)
-
-
-def test_rows_bring_their_masks(tiny, tmp_path):
-    lm = tiny()
-    made = trainer(lm, tmp_path, 1)
-    rows = [
-        {"input_ids": row, "span_mask": [i > 2 + j % 5 for i in range(16)], "example": j}
-        for j, row in enumerate(made.eval_dataset.rows)
-    ]
-    said, ours = made.evaluate(rows), metrics.loss_by_t(lm.eval(), rows)
-    assert ours == {t: pytest.approx(said[f"eval_loss_at_{t}"], rel=1e-5) for t in ours}
-
-
-def test_rows_of_different_lengths_count_by_their_masked_tokens(tiny):
-    lm, rows = tiny(), [[1, *range(4, 20)], [1, *range(30, 36)]]
-    counts = [int(DiffusionCollator("prefix", 0)([{"input_ids": r, "example": j}])["span_mask"].sum())
-              for j, r in enumerate(rows)]  # fmt: skip
-    both, first = metrics.loss_by_t(lm, rows), metrics.loss_by_t(lm, rows[:1])
-    moved = metrics.loss_by_t(lm, [rows[0], rows[0][:1] + rows[1][1:]])
-    assert moved == both
-    second = {t: (both[t] * sum(counts) - first[t] * counts[0]) / counts[1] for t in both}
-    assert all(2 < loss < 30 for loss in second.values())  # ln 310 = 5.7 and a random model
-
-
-def test_a_loss_of_nothing(tiny, judge):
-    with pytest.raises(TypeError, match="give a denoiser from tess2lite.load"):
-        metrics.loss_by_t(judge, [[1, 5, 6, 7]])
-    for rows, masking in (([], "prefix"), ([[1, 5, 6, 7]], "given"), ([[1, 5, 6, 7]], None)):
-        with pytest.raises(ValueError, match="give rows, and 'ul2' or 'prefix'"):
-            metrics.loss_by_t(tiny(), rows, masking)
+def test_the_judge_of_stories_calls_true_stories_valid():
+    assert all(verify(text) is None for text in stories("test", 20, 1))

@@ -5,7 +5,7 @@ import copy
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from tess2lite_lab.muon import MuonAdamW
+from tess2lite_course.experiments.muon import MuonAdamW
 
 
 def model():

@@ -5,7 +5,7 @@ import inspect
 import parity
 import pytest
 
-from tess2lite import generation, inputs, model, sampling, textbook, training
+from tess2lite import generation, loss, model, sampling, textbook, validation
 
 # name → (module, what it says, what a mistaken version says). One mistake a line, in the textbook or the fast path.
 MUTATIONS = {
@@ -19,25 +19,25 @@ MUTATIONS = {
     "label shift doubled (sampler)": (
         sampling, "hidden[:, :1]), hidden[:, :-1]]", "hidden[:, :2]), hidden[:, :-2]]"),
     "label shift dropped (training)": (
-        training, "[self.places - 1]", "[self.places]"),
+        loss, "[self.places - 1]", "[self.places]"),
     "self-conditioning left out (textbook)": (
         textbook, "(F.softmax(simplex, -1) + F.softmax(previous_logits, -1)) / 2", "F.softmax(simplex, -1)"),
     "self-conditioning left out (sampler)": (
         sampling, "self_conditioned(noisy, belief)", "noisy.softmax(1)"),
-    "self-conditioning left out (training)": (training, "(noisy + belief) / 2", "noisy"),
+    "self-conditioning left out (training)": (loss, "(noisy + belief) / 2", "noisy"),
     "no uniform belief at the start": (sampling, "(torch.cat(soft) + self.embedding.mean(0)) / 2", "torch.cat(soft)"),
     "ᾱ one step late (sampler)": (sampling, "run.alpha_bar[self.t])", "run.alpha_bar[self.t + 1])"),
     "ᾱ one step early (textbook)": (
         textbook, "noise(i, shape), alpha_bar[t])", "noise(i, shape), alpha_bar[max(0, t - 1)])"),
     "timestep off by one": (sampling, "t / self.steps", "(t + 1) / self.steps"),
-    "self-conditioning from t (training)": (training, "(t + 1).clamp", "(t + 0).clamp"),
+    "self-conditioning from t (training)": (loss, "(t + 1).clamp", "(t + 0).clamp"),
     "E not detached (textbook)": (textbook, "@ matrix.detach()", "@ matrix"),
     "noise of variance 1, not k²": (sampling, "run.fresh_noise(self.index, chunk, spare)",
                                     "run.fresh_noise(self.index, chunk, spare) / 5"),
     "PAD treated as filler (batching)": (
         generation, "[torch.ones_like(row) for row in ids]", "[(row != 0).long() for row in ids]"),
     "PAD treated as filler (sampler)": (
-        inputs, "torch.ones_like(ids) if attention is None", "(ids != 0).long() if attention is None"),
+        validation, "torch.ones_like(ids) if attention is None", "(ids != 0).long() if attention is None"),
     "filler is attended": (model, "attention_mask=attention_mask, position_ids", "position_ids"),
 }  # fmt: skip
 

@@ -7,9 +7,9 @@ import torch
 from test_guidance import small_judge
 
 import tess2lite as t2
-from tess2lite.data import encode
 from tess2lite.hooks import Pin
-from tess2lite_lab import panels
+from tess2lite.tokens import encode
+from tess2lite.viz import panels
 
 
 @pytest.fixture(scope="module")

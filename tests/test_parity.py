@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import pad
 
 import tess2lite as t2
-from tess2lite import chats, masking, sampling, textbook
+from tess2lite import chat_template, sampling, span_masks, textbook
 from tess2lite.schedule import alpha_bar
 
 
@@ -82,7 +82,7 @@ def test_span_masks_have_the_official_counts(golden_data):
     generator = torch.Generator().manual_seed(0)
     for case in golden_data["span_masks"]:
         for _ in range(20):
-            mask = masking.span_infilling(case["length"], case["mask_ratio"], case["mean_span"], generator)
+            mask = span_masks.span_infilling(case["length"], case["mask_ratio"], case["mean_span"], generator)
             starts = mask & ~torch.cat([torch.tensor([False]), mask[:-1]])
             assert int(mask.sum()) == case["masked"] and [int(starts.sum())] == case["spans"]
             assert not mask[0]
@@ -91,18 +91,18 @@ def test_span_masks_have_the_official_counts(golden_data):
 def test_prefix_masks_have_the_official_range(golden_data):
     generator = torch.Generator().manual_seed(0)
     for length, seen in golden_data["prefix_masks"].items():
-        firsts = [int(masking.prefix(int(length), generator).nonzero()[0]) for _ in range(4000)]
+        firsts = [int(span_masks.prefix(int(length), generator).nonzero()[0]) for _ in range(4000)]
         assert (min(firsts), max(firsts)) == (seen["first_masked_min"], seen["first_masked_max"])
 
 
 def test_chat_is_encoded_as_in_training(golden_data, golden_tokenizer):
     for case in golden_data["chat"]:
-        rows = chats.encode_chat(golden_tokenizer, case["messages"], case["max_length"])
+        rows = chat_template.encode_chat(golden_tokenizer, case["messages"], case["max_length"])
         assert [row["input_ids"] for row in rows] == case["input_ids"]
         for row, labels in zip(rows, case["labels"], strict=True):
             assert row["span_mask"] == [label != -100 for label in labels]
     prompt = golden_data["generation_prompt"]
-    assert "<s>" + chats.chat_prompt([{"role": "user", "content": prompt["content"]}]) == prompt["text"]
+    assert "<s>" + chat_template.chat_prompt([{"role": "user", "content": prompt["content"]}]) == prompt["text"]
 
 
 def test_half_precision_is_the_textbook_roughly(tiny):

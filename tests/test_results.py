@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
+from tess2lite.evaluation.intervals import bootstrap
 from tess2lite.evaluation.results import Log, stamp, write_json
-from tess2lite.evaluation.statistics import bootstrap
-from tess2lite_lab.seeds import interval, verdict
+from tess2lite_course.experiments.seed_statistics import interval, verdict
 
 
 def test_the_interval_over_seeds():

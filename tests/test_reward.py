@@ -9,7 +9,10 @@ from conftest import GOLDEN
 from parity import close
 
 import tess2lite as t2
-from tess2lite import preference, preparation, recipe, reward, train
+from tess2lite import reward
+from tess2lite.training import build, recipe
+from tess2lite.training import reward as reward_training
+from tess2lite.training import run as training_run
 
 PAIRS = [
     {"prompt": "Say a word.", "chosen": f"happy {word}", "rejected": f"sad {word}"}
@@ -55,12 +58,12 @@ def settings(base, tmp_path, **changes):
 @pytest.fixture(scope="module")
 def adapter(base, tmp_path_factory):
     made = settings(base, tmp_path_factory.mktemp("adapter"))
-    trained = train.train(made)
+    trained = training_run.train(made)
     return made, trained
 
 
 def scores(model, tokenizer, words=("happy cow", "sad cow")):
-    from tess2lite.chats import encode_chat
+    from tess2lite.chat_template import encode_chat
 
     chats = [[{"role": "user", "content": "Say a word."}, {"role": "assistant", "content": word}] for word in words]
     return model.score_ids(torch.tensor([encode_chat(tokenizer, chat, 48)[0]["input_ids"] for chat in chats]))
@@ -106,7 +109,7 @@ def test_a_denoiser_with_an_adapter_of_its_own_shares_its_base(adapter, base, tm
         output=str(tmp_path / "tuned"), masking="response", length=48, batch=4, rows_at_once=4, steps=2, warmup=1,
         lora_rank=4, embeddings="trained", learning_rate=0.1, held_out=2, evaluate_every=2, save_every=2,
     )  # fmt: skip
-    train.train(tuned)
+    training_run.train(tuned)
     lm = t2.load(tuned.output)
     ids = torch.randint(4, 300, (3, 20))
     close(t2.load_reward(made.output, base=lm).score_ids(ids), t2.load_reward(made.output).score_ids(ids), 1e-5)
@@ -126,26 +129,26 @@ def test_guidance_in_four_bits(adapter, base):
 
 @pytest.mark.parametrize("wanted", [False, True])
 def test_the_recipe_decides_on_checkpointing_whatever_trl_prefers(base, tmp_path, wanted):
-    trainer = preference.prepare_reward(settings(base, tmp_path, gradient_checkpointing=wanted, steps=3))
+    trainer = reward_training.prepare_reward(settings(base, tmp_path, gradient_checkpointing=wanted, steps=3))
     trainer.train()
     layer = trainer.model.base_model.model.model.layers[0]
     assert layer.gradient_checkpointing == wanted
 
 
 def test_an_adapter_names_a_base_of_the_hub_by_its_name(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(preparation, "adapter_base", lambda source: None)
-    whole = preference.load_classifier
-    monkeypatch.setattr(preference, "load_classifier", lambda source, *how, **more: whole(str(base), *how, **more))
-    trainer = preference.prepare_reward(settings(base, tmp_path, model="someone/base"))
+    monkeypatch.setattr(build, "adapter_base", lambda source: None)
+    whole = reward_training.load_classifier
+    monkeypatch.setattr(reward_training, "load_classifier", lambda source, *how, **more: whole(str(base), *how, **more))
+    trainer = reward_training.prepare_reward(settings(base, tmp_path, model="someone/base"))
     assert trainer.model.peft_config["default"].base_model_name_or_path == "someone/base"
 
 
 def test_a_whole_classifier_and_resuming(base, tmp_path):
     """Every weight tuned; a run of 20 steps that went on to 30 is the run of 30."""
-    straight = train.train(settings(base, tmp_path, lora_rank=0, learning_rate=1e-3))
+    straight = training_run.train(settings(base, tmp_path, lora_rank=0, learning_rate=1e-3))
     halves = {"lora_rank": 0, "learning_rate": 1e-3, "output": str(tmp_path / "halves")}
-    train.train(settings(base, tmp_path, steps=20, **halves))
-    resumed = train.train(settings(base, tmp_path, **halves))
+    training_run.train(settings(base, tmp_path, steps=20, **halves))
+    resumed = training_run.train(settings(base, tmp_path, **halves))
     for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         close(one, other, 1e-6)
     model = t2.load_reward(tmp_path / "judge")
@@ -155,21 +158,23 @@ def test_a_whole_classifier_and_resuming(base, tmp_path):
 
 def test_pairs_are_padded_as_what_a_denoiser_writes(tiny):
     tokenizer = tiny().tokenizer
-    pairs = [preference.pair_of(record) for record in PAIRS]
-    rows, dropped = preference.pair_rows(pairs, tokenizer, 48, seed=0)
+    pairs = [reward_training.pair_of(record) for record in PAIRS]
+    rows, dropped = reward_training.pair_rows(pairs, tokenizer, 48, seed=0)
     texts = [row[side] for row in rows for side in ("chosen_ids", "rejected_ids")]
     padding = [len(ids) - 1 - ids.index(tokenizer.eos_token_id) for ids in texts]
     assert not dropped and all(len(ids) <= 48 for ids in texts) and len(set(padding)) > 4
     assert all(
         ids[len(ids) - some :] == [tokenizer.pad_token_id] * some for ids, some in zip(texts, padding, strict=True)
     )
-    assert preference.pair_rows(pairs, tokenizer, 20, seed=0)[1] == len(pairs)
+    assert reward_training.pair_rows(pairs, tokenizer, 20, seed=0)[1] == len(pairs)
 
 
 def test_messages_and_prompts_are_both_pairs():
     said = [{"role": "user", "content": "Say."}, {"role": "assistant", "content": "yes"}]
     record = {"chosen": said, "rejected": [said[0], {"role": "assistant", "content": "no"}], "score": 3}
-    assert preference.pair_of(record) == preference.pair_of({"prompt": "Say.", "chosen": "yes", "rejected": "no"})
+    assert reward_training.pair_of(record) == reward_training.pair_of(
+        {"prompt": "Say.", "chosen": "yes", "rejected": "no"}
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +190,7 @@ def test_messages_and_prompts_are_both_pairs():
 def test_pairs_that_are_none(tmp_path, record, sentence):
     path = jsonl(tmp_path / "pairs.jsonl", [PAIRS[0], record])
     with pytest.raises(ValueError, match=sentence):
-        preference.read_pairs(path)
+        reward_training.read_pairs(path)
 
 
 def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
@@ -200,7 +205,7 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     with pytest.raises(TypeError, match="base is a str; give a denoiser"):
         t2.load_reward(made.output, base="tinytown-instruct")
     with pytest.raises(ValueError, match="'tinytown:funny' is no preference of Tinytown; choose tinytown:cheerful or"):
-        preference.read_pairs("tinytown:funny")
+        reward_training.read_pairs("tinytown:funny")
     refuses("read_at is 'middle'; choose one of last, eos", GOLDEN / "reward", read_at="middle")
     refuses("is a whole model, no adapter", GOLDEN / "reward", base=tiny())
     refuses("base is on .*; leave base out", made.output, base=t2.load("tinytown-base"))
@@ -219,14 +224,14 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
         output=str(tmp_path / "tuned"), masking="response", length=48, batch=4, rows_at_once=4, steps=1, warmup=0,
         lora_rank=4, held_out=2, evaluate_every=1, save_every=1,
     )  # fmt: skip
-    train.train(tuned)
+    training_run.train(tuned)
     refuses("is no reward model: it has no score head", tuned.output)
     with pytest.raises(ValueError, match="is a reward model; give it to tess2lite.load_reward"):
         t2.load(made.output)
     with pytest.raises(ValueError, match="is an adapter; merge it into its base first, or give that base"):
-        preference.prepare_reward(settings(made.output, tmp_path))
+        reward_training.prepare_reward(settings(made.output, tmp_path))
     with pytest.raises(ValueError, match="pairs are longer|at least 5 are needed"):
-        preference.prepare_reward(settings(base, tmp_path, length=16))
+        reward_training.prepare_reward(settings(base, tmp_path, length=16))
     with pytest.raises(ValueError, match="knows no field 'masking'"):
         recipe.read_recipe("own-preferences", masking="ul2")
     (tmp_path / "odd.yaml").write_text("trains: poems\nmodel: a\ndata: b\noutput: c\n")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tess2lite import textbook
-from tess2lite_lab import theory
+from tess2lite.viz import theory
 
 
 def noisy(level, vocabulary, k, draws=20_000):

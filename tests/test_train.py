@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 import tess2lite as t2
-from tess2lite import memory, preparation, recipe, train, training
-from tess2lite.data import pack
-from tess2lite.merge import merge
 from tess2lite.tinytown.language import split_sentences
-from tess2lite.training import last_checkpoint
+from tess2lite.training import build, memory, recipe, trainer
+from tess2lite.training import run as training_run
+from tess2lite.training.data import pack
+from tess2lite.training.merge import merge
+from tess2lite.training.trainer import last_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SENTENCES = [
@@ -84,7 +85,7 @@ def launch(path, *more, launcher=("-m", "tess2lite.train"), **settings):
 
 
 def test_a_text_file_is_learned_and_the_adapter_loads_everywhere(own, capsys):
-    run = train.train(recipe.Recipe(**own(steps=60, lora_rank=8, evaluate_every=1)))
+    run = training_run.train(recipe.Recipe(**own(steps=60, lora_rank=8, evaluate_every=1)))
     evaluated = [entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry]
     assert evaluated[-1] < 0.8 * evaluated[0]
     printed = capsys.readouterr().out
@@ -105,7 +106,7 @@ def test_a_text_file_is_learned_and_the_adapter_loads_everywhere(own, capsys):
 def test_four_bit_weights_learn_through_lora(own, embeddings):
     """The path of the 4-bit Mistral, on a tiny one, with gradient checkpointing and accumulation."""
     fields = own(steps=30, lora_rank=8, load_in_4bit=True, gradient_checkpointing=True, rows_at_once=4)
-    run = train.train(recipe.Recipe(**fields | {"embeddings": embeddings}))
+    run = training_run.train(recipe.Recipe(**fields | {"embeddings": embeddings}))
     seen = losses(fields["output"])
     assert seen[-1] < seen[0]
     trained = [name for name, p in run.model.named_parameters() if p.requires_grad]
@@ -140,7 +141,7 @@ def test_a_killed_run_goes_on_to_the_bit(own, tmp_path, lora_rank):
 
 def test_two_processes_are_one(own, tmp_path):
     """`accelerate launch` at equal global batch: the same losses and weights, within float noise."""
-    train.train(recipe.Recipe(**own(output=str(tmp_path / "one"), steps=8)))
+    training_run.train(recipe.Recipe(**own(output=str(tmp_path / "one"), steps=8)))
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(own(output=str(tmp_path / "two"), steps=8, rows_at_once=4)))
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
@@ -163,7 +164,7 @@ def test_named_recipes_are_whole():
 def test_the_memory_estimate_counts_what_is_loaded(own, tmp_path):
     """Weights and adapters to the number, against the loaded model."""
     made = recipe.Recipe(**own(lora_rank=8))
-    prepared = preparation.prepare(made)
+    prepared = build.prepare(made)
     base = prepared.model.get_base_model()
     parts = memory.estimate(base.config, made, "cpu", 4)
     adapters = sum(p.numel() for name, p in prepared.model.named_parameters() if "lora_" in name)
@@ -208,33 +209,33 @@ def test_mistakes_get_a_sentence(own, tmp_path, mistake, sentence):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields))
     with pytest.raises(ValueError, match=sentence):
-        train.main([str(path)])
+        training_run.main([str(path)])
 
 
 def test_a_folder_belongs_to_one_recipe(own):
-    train.train(recipe.Recipe(**own(steps=5)))
+    training_run.train(recipe.Recipe(**own(steps=5)))
     before = weights(own()["output"])
     with pytest.raises(ValueError, match="holds a run with seed 0, this recipe says 1"):
-        train.train(recipe.Recipe(**own(seed=1)))
+        training_run.train(recipe.Recipe(**own(seed=1)))
     assert same(before, weights(own()["output"]))
 
 
 def test_a_run_is_not_shortened_and_not_gone_on_with_on_other_data(own, capsys):
-    train.train(recipe.Recipe(**own(steps=6)))
+    training_run.train(recipe.Recipe(**own(steps=6)))
     with pytest.raises(ValueError, match="has reached step 6; steps=5 asks for less"):
-        train.train(recipe.Recipe(**own(steps=5)))
-    train.train(recipe.Recipe(**own(steps=6)))
+        training_run.train(recipe.Recipe(**own(steps=5)))
+    training_run.train(recipe.Recipe(**own(steps=6)))
     assert "Step 6 was reached before" in capsys.readouterr().out
     with Path(own()["data"]).open("a") as file:
         file.write("One sentence more.")
     with pytest.raises(ValueError, match="holds a run with data_sha256"):
-        train.train(recipe.Recipe(**own(steps=9)))
+        training_run.train(recipe.Recipe(**own(steps=9)))
 
 
 def test_checkpoints_of_an_unknown_run_are_left_alone(own):
-    preparation.prepare(recipe.Recipe(**own(steps=5))).train()
+    build.prepare(recipe.Recipe(**own(steps=5))).train()
     with pytest.raises(ValueError, match="holds a run with model None"):
-        train.train(recipe.Recipe(**own(steps=9)))
+        training_run.train(recipe.Recipe(**own(steps=9)))
 
 
 def test_a_full_gpu_and_an_interrupt_end_with_a_sentence(own, tmp_path, monkeypatch, capsys):
@@ -244,22 +245,22 @@ def test_a_full_gpu_and_an_interrupt_end_with_a_sentence(own, tmp_path, monkeypa
 
         return raises
 
-    monkeypatch.setattr(training.DiffusionTrainer, "train", fails(torch.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(trainer.DiffusionTrainer, "train", fails(torch.OutOfMemoryError("CUDA out of memory")))
     with pytest.raises(ValueError, match="memory is full. Give rows_at_once=1"):
-        train.train(recipe.Recipe(**own()))
-    monkeypatch.setattr(training.DiffusionTrainer, "train", fails(KeyboardInterrupt()))
+        training_run.train(recipe.Recipe(**own()))
+    monkeypatch.setattr(trainer.DiffusionTrainer, "train", fails(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        train.train(recipe.Recipe(**own()))
+        training_run.train(recipe.Recipe(**own()))
     assert "Interrupted at step 0; run it again" in capsys.readouterr().out
 
 
 def test_tinytowns_held_out_rows_were_never_read(monkeypatch):
     """By the bundled models either, which have read the whole train split."""
-    monkeypatch.setattr(preparation, "TINYTOWN_TEXTS", 500)
+    monkeypatch.setattr(build, "TINYTOWN_TEXTS", 500)
     lm = t2.load("tinytown-ar")
     made = recipe.Recipe(model="tinytown-ar", data="tinytown", output="x", length=64, steps=9, warmup=1, held_out=4)
-    train_rows, held_out = preparation.datasets(made, lm.tokenizer)
-    read = " ".join(preparation.texts(made))
+    train_rows, held_out = build.datasets(made, lm.tokenizer)
+    read = " ".join(build.texts(made))
     sentences = [s for row in held_out for s in split_sentences(lm.tokenizer.decode(row["input_ids"]))[1:-1]]
     assert len(held_out) == 4 and sum(s in read for s in sentences) < len(sentences)
     assert all(row["input_ids"] not in train_rows.rows for row in held_out)
@@ -274,7 +275,7 @@ FULL = [  # what a full disk really raises: from Python, safetensors, torch.save
 
 @pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
 def test_a_full_disk_loses_nothing(own, monkeypatch, error):
-    train.train(recipe.Recipe(**own(steps=5)))
+    training_run.train(recipe.Recipe(**own(steps=5)))
 
     def full(*_, **__):
         raise error
@@ -282,8 +283,8 @@ def test_a_full_disk_loses_nothing(own, monkeypatch, error):
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
         with pytest.raises(ValueError, match="failed.*goes on from .*checkpoint-5"):
-            train.train(recipe.Recipe(**own(steps=15)))
-    train.train(recipe.Recipe(**own(steps=15)))
+            training_run.train(recipe.Recipe(**own(steps=15)))
+    training_run.train(recipe.Recipe(**own(steps=15)))
     assert last_checkpoint(own()["output"]).endswith("checkpoint-15")
 
 
@@ -296,9 +297,9 @@ def test_nothing_of_others_is_deleted_and_other_errors_keep_their_name(own, monk
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.DiffusionTrainer, "train", broken)
+        patch.setattr(trainer.DiffusionTrainer, "train", broken)
         with pytest.raises(ConnectionResetError):
-            train.train(recipe.Recipe(**own(steps=5)))
+            training_run.train(recipe.Recipe(**own(steps=5)))
     assert (foreign / "model.safetensors").read_bytes() == b"somebody's"
 
 
@@ -309,7 +310,7 @@ def test_what_yaml_takes_for_a_word_is_a_number(own, tmp_path):
 
 
 def test_an_adapter_is_merged_into_its_base(own, tmp_path):
-    trained = train.train(recipe.Recipe(**own(lora_rank=4, steps=4))).model.eval()
+    trained = training_run.train(recipe.Recipe(**own(lora_rank=4, steps=4))).model.eval()
     assert all("lora_" in name or "timestep" in name for name in weights(tmp_path / "run"))  # none of the base's own
     merge(tmp_path / "run", tmp_path / "whole")
     whole = t2.load(tmp_path / "whole")
@@ -335,7 +336,7 @@ def test_merging_unties_what_has_learned_apart(own, tmp_path, mistral_like_token
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
     mistral_like_tokenizer.save_pretrained(tmp_path / "tied")
-    train.train(recipe.Recipe(**own(model=str(tmp_path / "tied"), lora_rank=4, learning_rate=3e-2)))
+    training_run.train(recipe.Recipe(**own(model=str(tmp_path / "tied"), lora_rank=4, learning_rate=3e-2)))
     merge(tmp_path / "run", tmp_path / "whole")
     ids, outputs = torch.arange(4, 12)[None], []
     for lm in (t2.load(tmp_path / "run"), t2.load(tmp_path / "whole")):
@@ -349,7 +350,7 @@ def test_what_is_merged_is_as_precise_as_its_base(own, tmp_path, embeddings):
     """A 7 B model of 15 GB is not to become one of 29; the adapter is still in it."""
     base = MistralForCausalLM.from_pretrained(own()["model"], dtype=torch.bfloat16)
     base.save_pretrained(own()["model"])
-    train.train(recipe.Recipe(**own(lora_rank=4, embeddings=embeddings, learning_rate=3e-2)))
+    training_run.train(recipe.Recipe(**own(lora_rank=4, embeddings=embeddings, learning_rate=3e-2)))
     merge(tmp_path / "run", tmp_path / "whole")
     assert {tensor.dtype for tensor in weights(tmp_path / "whole").values()} == {torch.bfloat16}
     ids, outputs = torch.arange(4, 12)[None], []
@@ -362,9 +363,9 @@ def test_what_is_merged_is_as_precise_as_its_base(own, tmp_path, embeddings):
 
 
 def test_an_adapter_is_not_trained_on(own, tmp_path):
-    train.train(recipe.Recipe(**own(steps=3, lora_rank=2, save_every=1)))
+    training_run.train(recipe.Recipe(**own(steps=3, lora_rank=2, save_every=1)))
     with pytest.raises(ValueError, match="is an adapter; merge it"):
-        train.train(recipe.Recipe(**own(model=own()["output"], output=str(tmp_path / "more"))))
+        training_run.train(recipe.Recipe(**own(model=own()["output"], output=str(tmp_path / "more"))))
 
 
 def test_files_that_are_no_recipe(tmp_path):
@@ -376,18 +377,18 @@ def test_files_that_are_no_recipe(tmp_path):
         with pytest.raises(ValueError, match=sentence):
             recipe.read_recipe(path)
     with pytest.raises(ValueError, match="knows no field 'source'"):
-        train.main(["own-text", "source=x"])
+        training_run.main(["own-text", "source=x"])
     with pytest.raises(ValueError, match="write field=value"):
-        train.main([str(path), "steps"])
+        training_run.main([str(path), "steps"])
     with pytest.raises(ValueError, match="Give a recipe"):
-        train.main([])
+        training_run.main([])
 
 
 def test_a_lora_run_follows_from_its_seed(own):
     drawn = []
     for noise in (1, 2):
         torch.manual_seed(noise)  # whatever went before
-        model = preparation.prepare(recipe.Recipe(**own(lora_rank=4))).model
+        model = build.prepare(recipe.Recipe(**own(lora_rank=4))).model
         drawn.append({name: p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name})
     assert drawn[0] and all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
 
@@ -405,43 +406,45 @@ def streamed(monkeypatch, columns=("text",)):
 def test_a_streamed_run_resumes_where_it_was(own, tmp_path, monkeypatch):
     streamed(monkeypatch)
     sizes = {"data": "someone/texts", "steps": 6, "save_every": 3, "evaluate_every": 6}
-    train.train(recipe.Recipe(**own(**sizes, output=str(tmp_path / "whole"))))
-    train.train(recipe.Recipe(**own(**sizes | {"steps": 3})))
-    train.train(recipe.Recipe(**own(**sizes)))
+    training_run.train(recipe.Recipe(**own(**sizes, output=str(tmp_path / "whole"))))
+    training_run.train(recipe.Recipe(**own(**sizes | {"steps": 3})))
+    training_run.train(recipe.Recipe(**own(**sizes)))
     assert same(weights(own()["output"]), weights(tmp_path / "whole"))
 
 
 def test_a_streamed_set_without_the_column(own, monkeypatch):
     streamed(monkeypatch, columns=("content",))
     with pytest.raises(ValueError, match="'someone/texts' has .* column 'text'; it has: content"):
-        train.train(recipe.Recipe(**own(data="someone/texts")))
+        training_run.train(recipe.Recipe(**own(data="someone/texts")))
 
 
 def test_a_streamed_set_of_which_nothing_is_left_to_train_on(own, monkeypatch):
     streamed(monkeypatch)
     made, tokenizer = recipe.Recipe(**own(data="someone/texts")), t2.load(own()["model"]).tokenizer
-    rows = len(list(pack(preparation.texts(made), tokenizer, made.length)))
-    preparation.datasets(replace(made, held_out=rows - 1), tokenizer)
+    rows = len(list(pack(build.texts(made), tokenizer, made.length)))
+    build.datasets(replace(made, held_out=rows - 1), tokenizer)
     with pytest.raises(ValueError, match=f"gives {rows} rows of 16 tokens; at least {rows + 1} are needed"):
-        preparation.datasets(replace(made, held_out=rows), tokenizer)
+        build.datasets(replace(made, held_out=rows), tokenizer)
 
 
 def test_a_loss_that_breaks_down_keeps_the_last_checkpoint(own, monkeypatch):
-    whole = training.DiffusionTrainer.compute_loss
+    whole = trainer.DiffusionTrainer.compute_loss
 
     def breaks(self, *args, **kwargs):
         loss = whole(self, *args, **kwargs)
         return loss * float("nan") if self.state.global_step == 7 else loss
 
-    monkeypatch.setattr(training.DiffusionTrainer, "compute_loss", breaks)
+    monkeypatch.setattr(trainer.DiffusionTrainer, "compute_loss", breaks)
     with pytest.raises(FloatingPointError, match="nan at step 8; what was saved before is whole"):
-        train.train(recipe.Recipe(**own()))
+        training_run.train(recipe.Recipe(**own()))
     assert last_checkpoint(own()["output"]).endswith("checkpoint-5")
 
 
 @pytest.mark.parametrize("embeddings", ["lora", "trained", "frozen"])
 def test_an_adapter_on_a_base_with_another_vocabulary(own, tmp_path, embeddings):
-    train.train(recipe.Recipe(**own(steps=3, lora_rank=4, embeddings=embeddings, save_every=3, evaluate_every=3)))
+    training_run.train(
+        recipe.Recipe(**own(steps=3, lora_rank=4, embeddings=embeddings, save_every=3, evaluate_every=3))
+    )
     config = json.loads((Path(own()["output"]) / "adapter_config.json").read_text())
     base = tmp_path / "other"
     save_mistral(base, t2.load("tinytown-base").tokenizer)
@@ -454,7 +457,7 @@ def test_an_adapter_on_a_base_with_another_vocabulary(own, tmp_path, embeddings)
 
 
 def test_merging_to_where_nothing_can_be_written(own, capsys):
-    train.train(recipe.Recipe(**own(steps=3, lora_rank=4, save_every=3, evaluate_every=3)))
+    training_run.train(recipe.Recipe(**own(steps=3, lora_rank=4, save_every=3, evaluate_every=3)))
     with pytest.raises(ValueError, match="Nothing can be written to '/proc/x/y'"):
         merge(own()["output"], "/proc/x/y")
 
@@ -463,6 +466,6 @@ def test_a_disk_full_from_the_start_gets_a_sentence(own, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(train, "_write", full)
+    monkeypatch.setattr(training_run, "_write", full)
     with pytest.raises(ValueError, match="make room and run it again: it goes on from the start"):
-        train.train(recipe.Recipe(**own()))
+        training_run.train(recipe.Recipe(**own()))

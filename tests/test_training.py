@@ -7,9 +7,10 @@ import torch
 from transformers import TrainingArguments
 
 from tess2lite import textbook
-from tess2lite.data import Rows
+from tess2lite.loss import diffusion_loss, seeded_noise
 from tess2lite.schedule import alpha_bar
-from tess2lite.training import DiffusionCollator, DiffusionTrainer, diffusion_loss, seeded_noise
+from tess2lite.training.data import Rows
+from tess2lite.training.trainer import DiffusionCollator, DiffusionTrainer
 
 
 def some_rows(n=64, length=16):

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_html import HOSTILE, trajectory
+from test_explorer import HOSTILE, trajectory
 
 from tess2lite.schedule import alpha_bar
 from tess2lite.viz.export import film_strip
-from tess2lite_lab.figures import (
+from tess2lite.viz.figures import (
     bands,
     commit_order,
     loss_curves,
@@ -20,7 +20,7 @@ from tess2lite_lab.figures import (
     token_bars,
     trajectory_map,
 )
-from tess2lite_lab.live import LiveCurve
+from tess2lite_course.tools.live import LiveCurve
 
 
 def test_film_strip_shows_first_and_last_step():
@@ -101,7 +101,7 @@ def test_time_against_length_draws_each_arm():
 def test_the_live_curve_follows_the_trainer(monkeypatch):
     shown = []
     handle = SimpleNamespace(update=shown.append)
-    monkeypatch.setattr("tess2lite_lab.live.display", lambda *args, **more: handle)
+    monkeypatch.setattr("tess2lite_course.tools.live.display", lambda *args, **more: handle)
     callbacks = []
     live = LiveCurve(SimpleNamespace(add_callback=callbacks.append))
     state = SimpleNamespace(log_history=[{"step": 5, "loss": 2.0}, {"step": 5, "eval_loss": 9.0}])

@@ -18,8 +18,8 @@ from playwright.sync_api import sync_playwright
 import tess2lite as t2
 from tess2lite.schedule import alpha_bar
 from tess2lite.simplex import noisy_simplex_
-from tess2lite.viz import html
-from tess2lite_lab import figures, theory
+from tess2lite.viz import explorer as viz_explorer
+from tess2lite.viz import figures, theory
 
 HERE = Path(__file__).parent
 
@@ -54,7 +54,7 @@ def photographed(written: str, step: int | None = None, hidden: str = "nothing")
 
 
 def explorer() -> Image.Image:
-    return photographed(html.explorer(story()), step=32)
+    return photographed(viz_explorer.explorer(story()), step=32)
 
 
 def trajectory() -> Image.Image:
@@ -68,7 +68,7 @@ def guided() -> Image.Image:
     for name, scale in (("unguided", 0), ("guided, η = 10", 10)):
         hooks = [t2.RewardGuidance(cheerful, scale)]
         runs[name] = t2.generate(lm, asked, steps=25, seed=3, length=50, hooks=hooks, progress=False)
-    return photographed(html.comparison(runs), hidden="[data-below] > div, p, details")
+    return photographed(viz_explorer.comparison(runs), hidden="[data-below] > div, p, details")
 
 
 def hacking() -> Image.Image:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import torch
 
-from .. import inputs
+from .. import validation
+from ..chunks import stream
 from ..sampling import denoise
 from ..schedule import alpha_bar
-from ..simplex import SIMPLEX_VALUE, noisy_simplex_, stream
+from ..simplex import SIMPLEX_VALUE, noisy_simplex_
 
 
 class Bound:
@@ -64,13 +65,13 @@ def log_likelihood(lm, batch, steps: int = 10, samples: int = 4, seed=0) -> tupl
     step there is no latent and the mean estimates E[log p(w)] over the first noise, which log p is at least.
     Raises ValueError or TypeError before the first step.
     """
-    samples = inputs.whole("samples", samples, 1)
+    samples = validation.whole("samples", samples, 1)
     if getattr(lm.config, "diffusion", "simplex") != "simplex":
         raise ValueError(f"This model writes by {lm.config.diffusion} diffusion; the bound is of simplex diffusion.")
-    _, mask, _ = inputs.check_batch(lm, batch)
+    _, mask, _ = validation.check_batch(lm, batch)
     truth = batch["input_ids"].to(lm.device)
-    inputs.check_ids(truth[mask], lm.config.vocab_size)
-    seeds, found = inputs.one_each(seed, len(truth)), []
+    validation.check_ids(truth[mask], lm.config.vocab_size)
+    seeds, found = validation.one_each(seed, len(truth)), []
     for sample in range(samples):
         drawn = [seed + (sample << 64) for seed in seeds]  # the first samples are the same, however many there are
         bound = Bound(truth, drawn)

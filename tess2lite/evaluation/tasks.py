@@ -21,14 +21,14 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from .. import inputs
-from ..data import json_lines, read_text
+from .. import validation
 from ..loading import bundled
-from ..recipe import value_of
 from ..tinytown import tasks as tinytown
-from .harness import Denoiser, command
+from ..training.data import json_lines, read_text
+from ..training.recipe import value_of
+from .intervals import bootstrap
+from .lm_eval_adapter import Denoiser, command
 from .results import stamp, write_json
-from .statistics import bootstrap
 
 # isort: split
 from lm_eval import simple_evaluate  # after .harness, which says what to install where it is missing
@@ -195,10 +195,10 @@ def evaluate(task, model, data=None, fewshot=None, shots=None, limit=None, seeds
     so many prompts. seeds: one run each; scores are means over them, intervals (95 %) over prompts. settings: of
     `harness.Denoiser`. An interrupted evaluation, started again, goes on from its answers.
     """
-    limit = None if limit is None else inputs.whole("limit", limit, 1)
-    shots = None if shots is None else inputs.whole("shots", shots, 0)
+    limit = None if limit is None else validation.whole("limit", limit, 1)
+    shots = None if shots is None else validation.whole("shots", shots, 0)
     seeds, made = [seeds] if isinstance(seeds, int) else seeds, not isinstance(model, (str, Path))
-    seeds = [inputs.whole("seed", seed, 0) for seed in seeds]
+    seeds = [validation.whole("seed", seed, 0) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {seeds}; give different ones, as seeds=0,1,2.")
     if own := sorted({"pretrained", "seed", "answers"} & settings.keys()):

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..chats import encode_chat
+from ..chat_template import encode_chat
 from . import facts
 from .language import number_word, place_of, split_sentences, words
 from .stories import SPLITS, story

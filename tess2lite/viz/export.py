@@ -10,7 +10,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-from .html import explorer, run_of, spread
+from .explorer import explorer, run_of, spread
 
 FRAMES = 60  # of a GIF, at most
 FONT = get_font(findfont("DejaVu Sans Mono"))

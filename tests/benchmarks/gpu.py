@@ -33,13 +33,13 @@ from transformers import CompileConfig, GenerationConfig, MistralConfig, Mistral
 import tess2lite as t2
 from tess2lite import loading, reward, textbook
 from tess2lite.evaluation.results import stamp, write_json
-from tess2lite.masking import after
-from tess2lite.memory import GB, measured_peak
+from tess2lite.loss import diffusion_loss, seeded_noise
 from tess2lite.model import MistralForDiffusionLM
-from tess2lite.preparation import ATTENTION_AND_MLP, adapt
-from tess2lite.recipe import Recipe
 from tess2lite.schedule import alpha_bar
-from tess2lite.training import diffusion_loss, seeded_noise
+from tess2lite.span_masks import after
+from tess2lite.training.build import ATTENTION_AND_MLP, adapt
+from tess2lite.training.memory import GB, measured_peak
+from tess2lite.training.recipe import Recipe
 
 RESULTS = Path(__file__).parent / "results"
 LAST_START = 420  # seconds after which no row begins

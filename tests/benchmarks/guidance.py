@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 import tess2lite as t2
 from tess2lite import reward
-from tess2lite.preparation import ATTENTION_AND_MLP
+from tess2lite.training.build import ATTENTION_AND_MLP
 
 STEPS = 10
 

@@ -13,7 +13,7 @@ import torch
 from common import B, V, batch, model, reset_peak, resident
 from transformers import MistralForCausalLM
 
-from tess2lite.training import diffusion_loss, seeded_noise
+from tess2lite.loss import diffusion_loss, seeded_noise
 
 STEPS = 10
 

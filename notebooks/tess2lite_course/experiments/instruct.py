@@ -1,0 +1,132 @@
+"""What tinytown-instruct is tuned on, and how well its answers are."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import torch
+from datasets import concatenate_datasets
+from tqdm import tqdm
+from transformers import AutoTokenizer, MistralForCausalLM
+
+from tess2lite.chat_template import chat_prompt
+from tess2lite.generation import generate
+from tess2lite.loading import load
+from tess2lite.tinytown.tasks import TASKS, Example, as_chat, examples, fitting, score
+from tess2lite.tokens import encode
+from tess2lite.training.data import chat_rows
+
+# Different examples of each task. There are only so many facts: they are asked again and again.
+EXAMPLES = {
+    "constraints": 20_000, "reading": 28_000, "knowledge": 122, "arithmetic": 12_000, "puzzle": 16_000,
+    "request": 7_000,
+}  # fmt: skip
+FACTS_ASKED = 30  # times
+
+
+def rows(tokenizer, length: int, seed: int):
+    """All tasks' training examples as rows; those that do not fit into `length` are left out."""
+    chats = []
+    for task, number in EXAMPLES.items():
+        made = as_chat(examples(task, "train", number, seed))
+        chats += [made] * (FACTS_ASKED if task == "knowledge" else 1)
+    return chat_rows(concatenate_datasets(chats), tokenizer, length)[0]
+
+
+AIMS = {"reading": 0.85, "knowledge": 0.85, "constraints": 0.80, "sorting": 0.60, "counting": 0.60}
+SEEDS, PER_SEED, STEPS, BATCH = (0, 1, 2), 25, 50, 50  # of the scores
+PUZZLES = 3  # times as many: they come in four kinds
+
+
+def test_examples(task: str, tokenizer, length: int, seed: int, number: int | None = None) -> list[Example]:
+    """Examples of the test split whose prompt and reference answer fit into `length`; of puzzles, three times more."""
+    wanted = (number or PER_SEED) * (PUZZLES if task == "puzzle" else 1)
+    return fitting(examples(task, "test", 3 * wanted, seed), tokenizer, length)[:wanted]
+
+
+def kind(example: Example) -> str:
+    """The task, or which of the four puzzles."""
+    beginnings = {"Sort these": "sorting", "I have": "counting"}
+    if example.task != "puzzle":
+        return example.task
+    found = [name for start, name in beginnings.items() if example.prompt.startswith(start)]
+    return found[0] if found else "boolean" if example.prompt.endswith(" is") else "tracking"
+
+
+def scores(answer, tokenizer, length: int) -> dict[str, dict]:
+    """By task: mean score with its 95 % half width, number of prompts, and the mean of each seed.
+
+    answer: (list of prompts, seed) → texts.
+    """
+    found = {}
+    for task in tqdm(TASKS, desc="scoring"):
+        for seed in SEEDS:
+            asked = test_examples(task, tokenizer, length, seed)
+            for example, text in zip(asked, answer([example.prompt for example in asked], seed), strict=True):
+                found.setdefault(kind(example), {}).setdefault(seed, []).append(score(example, text))
+    return {name: _mean(by_seed) for name, by_seed in found.items()}
+
+
+def _mean(by_seed: dict[int, list[float]]) -> dict:
+    every = [value for values in by_seed.values() for value in values]
+    return {
+        "score": round(statistics.mean(every), 4),
+        "half_width": round(1.96 * statistics.stdev(every) / math.sqrt(len(every)), 4),
+        "n": len(every),
+        "by_seed": [round(statistics.mean(values), 4) for values in by_seed.values()],
+    }
+
+
+def by_denoising(folder: Path):
+    """Answers of a denoiser: prompts → texts."""
+    lm = load(folder)
+
+    def answer(prompts: list[str], seed: int) -> list[str]:
+        texts = []
+        for start in range(0, len(prompts), BATCH):
+            chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
+            seeds = [seed * 10_000 + start + i for i in range(len(chats))]
+            texts += [out.text for out in generate(lm, chats, STEPS, seed=seeds, record=1, progress=False)]
+        return texts
+
+    return answer
+
+
+def left_to_right(folder: Path):
+    """Answers of an AR model, the likeliest token each time: prompts → texts."""
+    model = MistralForCausalLM.from_pretrained(folder).eval()
+    model.tokenizer = AutoTokenizer.from_pretrained(folder)
+    return lambda prompts, seed: [continued(model, [{"role": "user", "content": prompt}]) for prompt in prompts]
+
+
+@torch.inference_mode()
+def continued(model, prompt) -> str:
+    """A left-to-right model's greedy continuation of a text, or its answer to a chat. model: with its `tokenizer`."""
+    tokenizer = model.tokenizer
+    text = chat_prompt(prompt) if isinstance(prompt, list) else prompt
+    ids = torch.tensor([[tokenizer.bos_token_id, *encode(tokenizer, text)]])
+    limits = {"max_length": model.config.max_position_embeddings, "pad_token_id": tokenizer.pad_token_id}
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **limits)
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def score_models(out: Path, length: int) -> None:
+    """Writes the scores of all models into tinytown-instruct's card, those that it lacks."""
+    path = out / "tinytown-instruct" / "card.json"
+    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+    models = {
+        "diffusion": lambda: by_denoising(out / "tinytown-instruct"),
+        "ar": lambda: left_to_right(out / "tinytown-ar-instruct"),
+        "base": lambda: by_denoising(out / "tinytown-base"),
+    }
+    for name, make in models.items():
+        card = json.loads(path.read_text())
+        known = card.setdefault("scores", {})
+        if not any(name in task for task in known.values()):
+            for task, result in scores(make(), tokenizer, length).items():
+                known.setdefault(task, {})[name] = result
+            card |= {"aims": AIMS, "scored": f"{STEPS} diffusion steps, top-p 0.99; AR greedily; test split, 3 seeds"}
+            path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,59 @@
+"""TESS 2's chat template: messages as a prompt, and as the rows a denoiser is trained on."""
+
+from __future__ import annotations
+
+from .tokens import encode, encode_continuation
+
+ROLES = ("system", "user", "assistant")
+
+
+def check_chat(messages) -> None:
+    """Messages as a chat has them: perhaps a system prompt, then user and assistant in turn, none empty."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("A chat has no messages; give a list of {'role': …, 'content': …}.")
+    for message in messages:
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ROLES:
+            raise ValueError(f"A message has the role {role!r}; roles are {', '.join(ROLES)}.")
+        if not isinstance(message.get("content"), str) or not message["content"].strip():
+            raise ValueError(f"The {role}'s message has no content; give its text.")
+    roles = [message["role"] for message in messages]
+    turns = roles[roles[0] == "system" :]
+    if turns != [ROLES[1 + i % 2] for i in range(len(turns))]:
+        said = ", ".join(roles)
+        raise ValueError(f"The roles come as {said}; they are perhaps a system prompt, then user, assistant in turn.")
+
+
+def chat_prompt(messages: list[dict[str, str]]) -> str:
+    """TESS 2's chat format up to where the assistant speaks, BOS apart: `<|user|>\\n…\\n<|assistant|>\\n`.
+
+    messages: [{"role": …, "content": …}, …], ending with the user's. Turns are joined by a newline, with no EOS
+    between them. A system prompt, `<|system|>\\n…\\n` before the first turn, is ours: TESS 2 has none.
+    """
+    check_chat(messages)
+    if messages[-1]["role"] != "user":
+        raise ValueError("The last message is not the user's; the assistant answers a user.")
+    turns = [f"<|{message['role']}|>\n{message['content'].strip()}\n" for message in messages]
+    return "".join(turns) + "<|assistant|>\n"
+
+
+def encode_chat(tokenizer, messages: list[dict[str, str]], length: int, from_turn: int = 0) -> list[dict[str, list]]:
+    """One example for each assistant turn: the conversation so far, then the response to be denoised.
+
+    from_turn: first assistant turn to take; −1 for the last alone.
+
+    Returns [{"input_ids": …, "span_mask": …}], rows of `length`: `<s>` + prompt + response + `</s>`, then PAD
+    to the end. The mask is True on the response, its `</s>` and the PAD after it, which teaches the model to end.
+    Turns that do not fit into `length` are left out.
+    """
+    check_chat(messages)
+    rows = []
+    for turn in [i for i, message in enumerate(messages) if message["role"] == "assistant"][from_turn:]:
+        context = [tokenizer.bos_token_id, *encode(tokenizer, chat_prompt(messages[:turn]))]
+        response = [*encode_continuation(tokenizer, messages[turn]["content"].strip()), tokenizer.eos_token_id]
+        padding = length - len(context) - len(response)
+        if padding < 0:
+            continue
+        ids = context + response + [tokenizer.pad_token_id] * padding
+        rows.append({"input_ids": ids, "span_mask": [i >= len(context) for i in range(length)]})
+    return rows

@@ -1,0 +1,104 @@
+"""The diffusion loss, a chunk of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .chunks import cut, rows_per_chunk
+from .schedule import TRAINING_TIMESTEPS, alpha_bar
+from .simplex import noisy_simplex_, soft_embedding
+
+Noise = Callable[[slice], torch.Tensor]
+
+
+def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabulary: int) -> tuple[Noise, list[slice]]:
+    """Training noise as a function of (seed, example), and the slices of masked rows it comes in.
+
+    examples: the number of each row of span_mask (B, L). Returns (slice → ε (R, V), slices).
+    """
+    device = span_mask.device
+    chunks = cut(span_mask.sum(1).tolist(), rows_per_chunk(vocabulary, device), device)
+    starting, keys = {chunk.rows.start: chunk for chunk in chunks}, [(seed, example) for example in examples]
+
+    def noise(rows: slice) -> torch.Tensor:
+        chunk = starting[rows.start]
+        out = torch.empty(sum(chunk.counts), vocabulary, device=device)
+        return chunk.standard_normal_(out, chunk.streams(keys, "training noise", device))
+
+    return noise, [chunk.rows for chunk in chunks]
+
+
+def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, conditioned: bool):
+    """Summed cross-entropy over the masked positions, as `textbook.training_logits`, in chunks.
+
+    input_ids, span_mask: (B, L). t: (B,) whole timesteps below T. noise, blocks: slice of masked rows → ε (R, V).
+    conditioned: self-condition on a first prediction from t+1, made without gradient.
+    """
+    matrix = lm.embedding_matrix()  # E, (V, H); detached on the soft path, as in the official code
+    path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, blocks)
+    with torch.no_grad():
+        belief = matrix.detach().mean(0)
+        times = [(t + 1).clamp(max=TRAINING_TIMESTEPS - 1), t] if conditioned else [t]
+        *first, soft = path.noisy(noise, times)
+        if conditioned:
+            belief = path.belief(path.forward(*first, belief, times[0], matrix))
+    hidden = path.forward(soft, belief, t, matrix)
+    return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(len(matrix), matrix.device))
+
+
+class _SoftPath:
+    """Noisy rows of one batch into the model and back, nothing V wide kept."""
+
+    def __init__(self, lm, matrix, input_ids, span_mask, blocks):
+        self.lm, self.matrix, self.input_ids, self.span_mask, self.blocks = lm, matrix, input_ids, span_mask, blocks
+        self.places = span_mask.flatten().nonzero()[:, 0]  # (N,), found once: a GPU must be waited for
+        self.ids, self.sequence = input_ids.flatten()[self.places], self.places // input_ids.shape[1]  # (N,)
+
+    def noisy(self, noise: Noise, times) -> torch.Tensor:
+        """p·E of the noisy simplexes at each of `times` (B,), with the same noise: (times, N, H)."""
+        matrix = self.matrix
+        soft = matrix.new_empty(len(times), len(self.ids), matrix.shape[1])
+        levels = alpha_bar(TRAINING_TIMESTEPS).to(matrix.device)[torch.stack(times)][:, self.sequence, None]
+        levels = levels.to(torch.promote_types(torch.float32, matrix.dtype))  # (times, N, 1)
+        for rows in self.blocks:
+            drawn = noise(rows)
+            for out, level in zip(soft, levels, strict=True):
+                simplex = noisy_simplex_(drawn.clone(), self.ids[rows], level[rows])
+                out[rows] = soft_embedding(torch.softmax(simplex, 1, out=simplex), matrix)
+        return soft
+
+    def forward(self, noisy, belief, t, matrix):
+        """Hidden states that the masked positions are read from, (N, H), for their noisy rows and the belief."""
+        time = self.lm.embed_time(t / TRAINING_TIMESTEPS)  # (B, H)
+        embeddings = F.embedding(self.input_ids, matrix)  # (B, L, H)
+        soft = ((noisy + belief) / 2 + time[self.sequence]).to(embeddings.dtype)
+        embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)
+        hidden = self.lm.hidden_states(embeddings, None)
+        return hidden.flatten(0, 1)[self.places - 1]
+
+    def belief(self, hidden):
+        """p·E of the prediction, (N, H)."""
+        belief = self.matrix.new_empty(len(hidden), self.matrix.shape[1])
+        for rows in self.blocks:
+            logits = self.lm.head(hidden[rows])
+            belief[rows] = soft_embedding(torch.softmax(logits, 1, out=logits), self.matrix)
+        return belief
+
+
+def cross_entropy(head, hidden: torch.Tensor, targets: torch.Tensor, size: int, weights=None) -> torch.Tensor:
+    """Summed cross-entropy of head(hidden), `size` rows at a time; logits are made again in the backward pass.
+
+    hidden: (N, H). targets: (N,). weights: (N,), None for 1 each. No rows give 0, with a gradient of 0.
+    """
+
+    def chunk(rows):
+        if weights is None:
+            return F.cross_entropy(head(hidden[rows]), targets[rows], reduction="sum")
+        return (weights[rows] * F.cross_entropy(head(hidden[rows]), targets[rows], reduction="none")).sum()
+
+    blocks = [slice(start, start + size) for start in range(0, max(1, len(hidden)), size)]
+    return torch.stack([checkpoint(chunk, rows, use_reentrant=False) for rows in blocks]).sum()

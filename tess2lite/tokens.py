@@ -1,0 +1,33 @@
+"""Text ↔ token ids, and texts with blanks."""
+
+from __future__ import annotations
+
+import re
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    """Token ids of plain text: no special tokens of the tokenizer's own accord, and none that the text spells."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def encode_continuation(tokenizer, text: str) -> list[int]:
+    """Ids of a text that goes on in mid-line: tokenizers that mark a text's start with a space must not here."""
+    newline = encode(tokenizer, "\n")
+    ids = encode(tokenizer, "\n" + text)
+    return ids[len(newline) :] if ids[: len(newline)] == newline else encode(tokenizer, text)
+
+
+def encode_blanks(tokenizer, text: str) -> tuple[list[int], list[bool]]:
+    """A text with blanks: every underscore is one token to be written, `"Tom saw a ___ in the barn."` three.
+
+    Returns (ids with BOS, span mask); ids under the mask are PAD and never read.
+    """
+    ids, mask = [tokenizer.bos_token_id], [False]
+    for i, piece in enumerate(re.split(r"( ?_+)", text)):  # every other one is blanks; a token carries its own space
+        if i % 2:
+            new = [tokenizer.pad_token_id] * piece.count("_")
+        else:
+            new = encode(tokenizer, piece) if len(ids) == 1 else encode_continuation(tokenizer, piece)
+        ids += new
+        mask += [i % 2 == 1] * len(new)
+    return ids, mask

@@ -1,0 +1,160 @@
+"""transformers' Trainer with the diffusion loss in place of the next-token loss, and its checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import Trainer
+
+from ..chunks import stream
+from ..loss import diffusion_loss, seeded_noise
+from ..schedule import TRAINING_TIMESTEPS
+from ..span_masks import after, prefix, ul2
+from .data import Rows
+
+
+@dataclass
+class DiffusionCollator:
+    """Rows of ids → a batch with masks and timesteps, each a function of (seed, example).
+
+    masking: "ul2" or "prefix" (`span_masks.py`), "all" but the first token, or "given" where rows bring their own
+    `span_mask`, as chats do.
+    labels, as transformers' Trainer counts them: ids under the mask, −100 elsewhere.
+    """
+
+    masking: str
+    seed: int
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
+        masks, times = zip(*(self._drawn(row) for row in rows), strict=True)
+        span_mask = torch.stack(masks)
+        if span_mask[:, 0].any():
+            raise ValueError("A span mask covers a row's first token, which nothing stands before to be read from.")
+        return {
+            "input_ids": ids,
+            "span_mask": span_mask,
+            "t": torch.stack(times),  # (B,)
+            "example": torch.tensor([row["example"] for row in rows]),
+            "labels": ids.masked_fill(~span_mask, -100),
+        }
+
+    def _drawn(self, row: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = stream(self.seed, row["example"], "mask and time", torch.device("cpu"))
+        t = torch.randint(TRAINING_TIMESTEPS, (), generator=generator)
+        if self.masking == "given":
+            return torch.tensor(row["span_mask"]), t
+        length = len(row["input_ids"])
+        if self.masking == "all":
+            return after(length, 1), t
+        return {"ul2": ul2, "prefix": prefix}[self.masking](length, generator), t
+
+
+WHOLE = "whole"  # marks a checkpoint that was saved to its end
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that is whole; ones that a kill cut short are passed over."""
+    whole = {
+        int(path.parent.name.split("-")[1]): str(path.parent) for path in Path(folder).glob(f"checkpoint-*/{WHOLE}")
+    }
+    return whole[max(whole)] if whole else None
+
+
+GRID = tuple(range(250, TRAINING_TIMESTEPS, 500))  # evaluation timesteps
+
+GRID_SEED = 0  # of evaluation masks and noise, whatever seed a run was trained with
+
+
+class WholeCheckpoints:
+    """Marks a Trainer's checkpoint when all of it is saved, so that one cut short by a kill is not taken for one."""
+
+    def _save_checkpoint(self, *args):
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        (folder / WHOLE).unlink(missing_ok=True)  # until it is whole again
+        super()._save_checkpoint(*args)
+        if self.args.should_save:  # last of all: a checkpoint without it was cut short
+            (folder / WHOLE).touch()
+
+
+class DiffusionTrainer(WholeCheckpoints, Trainer):
+    """transformers' Trainer on the diffusion loss: T 5000, self-conditioning half of the time.
+
+    Give it `Rows` or `data.endless` and a `DiffusionCollator`. All randomness is a function of (seed, example), the
+    self-conditioning coin of (seed, step): a run resumes exactly, on one process or several.
+    """
+
+    grid_masking = "ul2"
+
+    def __init__(self, *args, self_conditioning: float = 0.5, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:  # transformers would split batches over threads, which a forward by function cannot
+            raise ValueError(
+                f"One process sees {self.args.n_gpu} GPUs; start it with `accelerate launch`, one process a GPU, "
+                "or let it see one: CUDA_VISIBLE_DEVICES=0."
+            )
+        self.self_conditioning = self_conditioning
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the whole batch's masked positions
+
+    def _get_train_sampler(self, *_):
+        rows = self.train_dataset
+        return torch.utils.data.SequentialSampler(rows) if isinstance(rows, Rows) else None  # shuffled already
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        coin = torch.rand((), generator=stream(self.args.seed, self.state.global_step, "coin", torch.device("cpu")))
+        loss = self._batch_loss(model, inputs, bool(coin < self.self_conditioning), self.args.seed)
+        count = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = loss / count
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {self.state.global_step}; what was saved before is whole. "
+                "Start anew in another output with a lower learning rate."
+            )
+        # DDP averages over processes what is already divided by the count over all of them.
+        return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
+
+    def _batch_loss(self, model, inputs, conditioned: bool, seed: int) -> torch.Tensor:
+        ids, mask = inputs["input_ids"], inputs["span_mask"]
+
+        def run(lm):
+            noise, blocks = seeded_noise(seed, inputs["example"].tolist(), mask, lm.config.vocab_size)
+            return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, conditioned)
+
+        return model(run=run)  # through the wrappers: DDP must see a forward pass
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss at each t of a fixed grid, with masks and noise that are always the same, self-conditioned unless
+        the run never was.
+
+        Masks are `grid_masking`'s, whatever the run was trained on, or the rows' own where they bring some.
+        """
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        self.model.eval()
+        metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in self._measured(rows).items()}
+        self.model.train()
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measured(self, rows) -> dict[str, float]:
+        masked = DiffusionCollator("given" if "span_mask" in rows[0] else self.grid_masking, GRID_SEED)
+
+        def at(t):
+            return lambda some: masked(some) | {"t": torch.full((len(some),), t)}
+
+        losses = {t: self._mean_loss(rows, at(t)) for t in GRID}
+        return {"loss": sum(losses.values()) / len(losses)} | {f"loss_at_{t}": loss for t, loss in losses.items()}
+
+    def _mean_loss(self, rows, collate) -> float:
+        """Over all labels of all rows, however they are cut into batches."""
+        total = count = 0
+        for start in range(0, len(rows), self.args.per_device_eval_batch_size):
+            some = range(start, min(start + self.args.per_device_eval_batch_size, len(rows)))
+            inputs = self._prepare_inputs(collate([rows[j] for j in some]))
+            with self.compute_loss_context_manager():
+                total += float(self._batch_loss(self.model, inputs, self.self_conditioning > 0, GRID_SEED))
+            count += int((inputs["labels"] != -100).sum())
+        return total / count

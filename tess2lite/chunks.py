@@ -19,7 +19,7 @@ def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
     return max(1, CHUNK.get(device.type, CHUNK["cuda"]) // vocabulary)
 
 
-def stream(seed: int, step: int, purpose: str, device: torch.device) -> torch.Generator:
+def generator_for(seed: int, step: int, purpose: str, device: torch.device) -> torch.Generator:
     """The generator of one sequence, for one purpose in one step.
 
     Noise and draws are functions of (seed, step), so a run can be replayed or branched from any step,
@@ -48,7 +48,7 @@ class Chunk(NamedTuple):
 
     def streams(self, keys: list[tuple[int, int]], purpose: str, device: torch.device) -> list[torch.Generator]:
         """keys: (seed, step) of each sequence of the batch."""
-        return [stream(*keys[sequence], f"{purpose} {number}", device) for sequence, number, _ in self.blocks]
+        return [generator_for(*keys[sequence], f"{purpose} {number}", device) for sequence, number, _ in self.blocks]
 
     def standard_normal_(self, out: torch.Tensor, streams: list[torch.Generator]) -> torch.Tensor:
         """Fills (R, V) in place. A stream keeps one core busy, and a CPU has more."""
@@ -63,7 +63,7 @@ class Chunk(NamedTuple):
         return out
 
 
-def cut(counts: list[int], size: int, device: torch.device) -> list[Chunk]:
+def make_chunks(counts: list[int], size: int, device: torch.device) -> list[Chunk]:
     """The rows of sequences that have so many each, in chunks of at most `size`."""
     chunks, start, block = [], 0, max(1, size // BLOCKS.get(device.type, 1))
     for sequence, count in enumerate(counts):

@@ -15,7 +15,7 @@ from .chat_template import chat_prompt
 from .sampling import denoise
 from .span_masks import after
 from .tokens import encode, encode_blanks
-from .trajectory import Recorder, Trajectory, pieces_of
+from .trajectory import Recorder, Trajectory, token_strings_of
 from .viz.explorer import explorer, run_of
 
 CHOSEN = ("steps", "top_p", "temperature", "seed")
@@ -108,12 +108,12 @@ def replay(lm, trajectory: Trajectory, hooks=(), seed=None, start=0, span_mask=N
     Returns a `Generation`. Raises as `generate` does, and ValueError for a trajectory that is not of this model.
     """
     check_model(lm)
-    trajectory, hooks = run_of(trajectory), validation.callables(hooks)
+    trajectory, hooks = run_of(trajectory), validation.as_hooks(hooks)
     settings = trajectory.settings | ({} if seed is None else {"seed": seed})
     if missing := {"prompt", "from_start", "start", "hooks", "model", *CHOSEN} - settings.keys():
         lost = ", ".join(sorted(missing))
         raise ValueError(f"This trajectory does not say its {lost}; replay one of generate or infill.")
-    if pieces_of(trajectory.pieces, lm.tokenizer.decode) != trajectory.pieces:
+    if token_strings_of(trajectory.token_strings, lm.tokenizer.decode) != trajectory.token_strings:
         raise ValueError(f"This trajectory was written with another tokenizer; load its model, '{settings['model']}'.")
     if settings["start"] and not start:
         raise ValueError(f"This run began at step {settings['start']} with the text of another; replay that one.")
@@ -185,7 +185,7 @@ def _continuation(lm, prompt: str, length: int | None) -> tuple[torch.Tensor, to
     if known >= context:
         raise ValueError(f"The prompt is {known} tokens long and fills this model's context of {context}; shorten it.")
     room = context - known
-    length = min(room, 256) if length is None else validation.whole("length", length, 1)
+    length = min(room, 256) if length is None else validation.check_int("length", length, 1)
     if length > room:
         raise ValueError(f"length is {length}, but after a prompt of {known} tokens only {room} of {context} are left.")
     return torch.tensor(ids + [lm.tokenizer.pad_token_id] * length), after(known + length, known)
@@ -201,8 +201,8 @@ def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start=False) -> list[Generation]:
     steps, top_p, temperature, seed = chosen
-    seeds = validation.one_each(secrets.randbits(31) if seed is None else seed, len(rows))
-    hooks, recorder = validation.callables(hooks), Recorder(validation.whole("record", record, 1))
+    seeds = validation.expand_seeds(secrets.randbits(31) if seed is None else seed, len(rows))
+    hooks, recorder = validation.as_hooks(hooks), Recorder(validation.check_int("record", record, 1))
     denoising = denoise
     if getattr(lm.config, "diffusion", "simplex") != "simplex":
         denoising = mask_diffusion.denoise

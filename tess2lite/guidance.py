@@ -14,7 +14,7 @@ from .reward import check_reward_model
 LARGEST = 1e6  # scale; text falls apart long before, numbers after
 
 
-class Ascent:
+class LogitUpdate:
     """What a step's logits gain. By the chain rule ∇_Ŝ R = p·(u − Σ p·u) with u = ∂R/∂(p·E)·Eᵀ: nothing V wide is kept.
 
     matrices: E_R of each reward model, (V, H_R). gradients: for each inner step ∂R/∂(p·E_R) by each model, (N, H_R).
@@ -22,7 +22,10 @@ class Ascent:
 
     def __init__(self, scale: float, matrices: list[torch.Tensor]):
         self.scale, self.matrices, self.gradients = scale, matrices, []
-        self.likeliest, self.push = {}, {}  # by first row: ids before, and what the likeliest token gained, in nats
+        self.argmax_before_guidance, self.logprob_gain = (
+            {},
+            {},
+        )  # by first row: ids before, and what the likeliest token gained, in nats
 
     def __call__(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
         """Logits (R, V) of some rows after all ascents, in place: each V wide tensor counts."""
@@ -43,7 +46,10 @@ class Ascent:
         raised = self(logits, rows)
         best = raised.argmax(1, keepdim=True)
         after = raised.gather(1, best)[:, 0] - raised.logsumexp(1)
-        self.likeliest[rows.start], self.push[rows.start] = before, after - (kept.gather(1, best)[:, 0] - log_z)
+        self.argmax_before_guidance[rows.start], self.logprob_gain[rows.start] = (
+            before,
+            after - (kept.gather(1, best)[:, 0] - log_z),
+        )
         return raised
 
 
@@ -56,14 +62,14 @@ class RewardGuidance:
     start, end: the guided part of the run, as shares of its steps. The reward is read in all of them.
     """
 
-    ascent = Ascent
+    ascent = LogitUpdate
 
     def __init__(self, reward_model, scale=0.25, inner_steps=1, weights=None, start=0.0, end=1.0):
         self.models = list(reward_model) if isinstance(reward_model, Sequence) else [reward_model]
         for model in self.models:
             check_reward_model(model)
         _number("scale", scale, 0, LARGEST)
-        self.scale, self.inner_steps = scale, validation.whole("inner_steps", inner_steps, 1)
+        self.scale, self.inner_steps = scale, validation.check_int("inner_steps", inner_steps, 1)
         if not isinstance(weights, Iterable | None):
             raise TypeError(f"weights is {weights!r}; give a list with one for each reward model.")
         self.weights = [1.0] * len(self.models) if weights is None else list(weights)

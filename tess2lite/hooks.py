@@ -17,9 +17,11 @@ class Pin:
     def __init__(self, tokens: dict[int, int], start: int = 0, count: int | None = None):
         if not isinstance(tokens, dict) or not tokens:
             raise ValueError(f"tokens is {tokens!r}; give a dict of positions and token ids, such as {{17: 42}}.")
-        self.tokens = {validation.whole("position", i, 0): validation.whole("token", id, 0) for i, id in tokens.items()}
-        self.start = validation.whole("start", start, 0)
-        self.stop = float("inf") if count is None else start + validation.whole("count", count, 1)
+        self.tokens = {
+            validation.check_int("position", i, 0): validation.check_int("token", id, 0) for i, id in tokens.items()
+        }
+        self.start = validation.check_int("start", start, 0)
+        self.stop = float("inf") if count is None else start + validation.check_int("count", count, 1)
 
     def __call__(self, step) -> None:
         _within_the_run("start", self.start, step)
@@ -37,7 +39,7 @@ class Branch:
     """Another future of the same past: the run's own seeds up to `step` (index), `seed` from there on."""
 
     def __init__(self, step: int, seed: int):
-        self.step, (self.seed,) = validation.whole("step", step, 0), validation.one_each(seed, 1)
+        self.step, (self.seed,) = validation.check_int("step", step, 0), validation.expand_seeds(seed, 1)
         self.seen = False
 
     def __call__(self, step) -> None:
@@ -54,11 +56,11 @@ def _within_the_run(name: str, index: int, step) -> None:
         raise ValueError(f"{name} is {index}; this run has steps 0 to {step.index + step.t}.")
 
 
-class Forget:
+class NoSelfConditioning:
     """Sampling without self-conditioning: no step is shown what the one before it predicted. Put it first."""
 
     def __call__(self, step) -> None:
-        step.conditioned = False
+        step.self_condition = False
 
 
 class Halt:
@@ -69,7 +71,7 @@ class Halt:
     """
 
     def __init__(self, patience: int = 12, entropy: float = 0.3):
-        self.patience, self.entropy = validation.whole("patience", patience, 1), entropy
+        self.patience, self.entropy = validation.check_int("patience", patience, 1), entropy
         if not (isinstance(entropy, (int, float)) and entropy >= 0):
             raise ValueError(f"entropy is {entropy!r}; give a number of nats, 0 or more.")
         self.last, self.unchanged, self.index = None, 0, -1

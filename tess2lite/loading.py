@@ -40,7 +40,7 @@ def load(name, load_in_4bit: bool = False, dtype=None, device=None):
     with plain_errors(name):
         base = adapter_base(source)
         if base is None:
-            lm = load_whole(DENOISERS, source, load_in_4bit, dtype, device, fresh=("timestep_embed.weight",))
+            lm = load_full_model(DENOISERS, source, load_in_4bit, dtype, device, fresh=("timestep_embed.weight",))
         else:
             lm = load(base, load_in_4bit, dtype, device)
             check_adapter(source, lm)
@@ -146,7 +146,9 @@ def adapter_base(source: str) -> str | None:
     )
 
 
-def load_whole(classes: dict, source: str, load_in_4bit: bool, dtype, device, fresh: tuple[str, ...] = (), **settings):
+def load_full_model(
+    classes: dict, source: str, load_in_4bit: bool, dtype, device, fresh: tuple[str, ...] = (), **settings
+):
     """A model of these classes, and its tokenizer. `fresh` weights may be missing; `settings` change its config."""
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .chunks import cut, rows_per_chunk
+from .chunks import make_chunks, rows_per_chunk
 from .schedule import TRAINING_TIMESTEPS, alpha_bar
 from .simplex import noisy_simplex_, soft_embedding
 
@@ -21,7 +21,7 @@ def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabu
     examples: the number of each row of span_mask (B, L). Returns (slice → ε (R, V), slices).
     """
     device = span_mask.device
-    chunks = cut(span_mask.sum(1).tolist(), rows_per_chunk(vocabulary, device), device)
+    chunks = make_chunks(span_mask.sum(1).tolist(), rows_per_chunk(vocabulary, device), device)
     starting, keys = {chunk.rows.start: chunk for chunk in chunks}, [(seed, example) for example in examples]
 
     def noise(rows: slice) -> torch.Tensor:
@@ -32,19 +32,19 @@ def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabu
     return noise, [chunk.rows for chunk in chunks]
 
 
-def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, conditioned: bool):
+def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, self_condition: bool):
     """Summed cross-entropy over the masked positions, as `textbook.training_logits`, in chunks.
 
     input_ids, span_mask: (B, L). t: (B,) whole timesteps below T. noise, blocks: slice of masked rows → ε (R, V).
-    conditioned: self-condition on a first prediction from t+1, made without gradient.
+    self_condition: self-condition on a first prediction from t+1, made without gradient.
     """
     matrix = lm.embedding_matrix()  # E, (V, H); detached on the soft path, as in the official code
     path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, blocks)
     with torch.no_grad():
         belief = matrix.detach().mean(0)
-        times = [(t + 1).clamp(max=TRAINING_TIMESTEPS - 1), t] if conditioned else [t]
+        times = [(t + 1).clamp(max=TRAINING_TIMESTEPS - 1), t] if self_condition else [t]
         *first, soft = path.noisy(noise, times)
-        if conditioned:
+        if self_condition:
             belief = path.belief(path.forward(*first, belief, times[0], matrix))
     hidden = path.forward(soft, belief, t, matrix)
     return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(len(matrix), matrix.device))
@@ -55,8 +55,8 @@ class _SoftPath:
 
     def __init__(self, lm, matrix, input_ids, span_mask, blocks):
         self.lm, self.matrix, self.input_ids, self.span_mask, self.blocks = lm, matrix, input_ids, span_mask, blocks
-        self.places = span_mask.flatten().nonzero()[:, 0]  # (N,), found once: a GPU must be waited for
-        self.ids, self.sequence = input_ids.flatten()[self.places], self.places // input_ids.shape[1]  # (N,)
+        self.masked_idx = span_mask.flatten().nonzero()[:, 0]  # (N,), found once: a GPU must be waited for
+        self.ids, self.sequence = input_ids.flatten()[self.masked_idx], self.masked_idx // input_ids.shape[1]  # (N,)
 
     def noisy(self, noise: Noise, times) -> torch.Tensor:
         """p·E of the noisy simplexes at each of `times` (B,), with the same noise: (times, N, H)."""
@@ -78,7 +78,7 @@ class _SoftPath:
         soft = ((noisy + belief) / 2 + time[self.sequence]).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)
         hidden = self.lm.hidden_states(embeddings, None)
-        return hidden.flatten(0, 1)[self.places - 1]
+        return hidden.flatten(0, 1)[self.masked_idx - 1]
 
     def belief(self, hidden):
         """p·E of the prediction, (N, H)."""

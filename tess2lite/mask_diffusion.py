@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 
 from . import validation
-from .chunks import rows_per_chunk, stream
+from .chunks import generator_for, rows_per_chunk
 from .loss import cross_entropy
-from .sampling import Hook, Run, Step, loop
+from .sampling import Hook, SamplerState, Step, loop
 
 MASKED = "masked"  # `config.diffusion` of these models; others have none
 
 
-def absorbing_token(lm) -> int:
+def mask_token_id(lm) -> int:
     """The id of `<unk>`. Raises ValueError where there is none."""
     token = getattr(lm.tokenizer, "unk_token_id", None)
     if token is None:
@@ -33,7 +33,7 @@ def absorbed(span_mask: torch.Tensor, share: torch.Tensor, examples: list[int], 
 
     share: (B,), in (0, 1]. examples: the number of each row; what is drawn is a function of (seed, example).
     """
-    streams = [stream(seed, example, "absorbed", torch.device("cpu")) for example in examples]
+    streams = [generator_for(seed, example, "absorbed", torch.device("cpu")) for example in examples]
     u = torch.stack([torch.rand(span_mask.shape[1], generator=generator) for generator in streams])  # (B, L)
     return span_mask & (u.to(share.device) < share[:, None])
 
@@ -51,12 +51,12 @@ def masked_loss(lm, input_ids, gone, share, token: int) -> torch.Tensor:
     return cross_entropy(lm.head, hidden[:, :-1][gone[:, 1:]], input_ids[gone], size, weights)
 
 
-class MaskedRun(Run):
+class MaskedState(SamplerState):
     """What stays the same through a run; its input are token ids alone."""
 
     def __init__(self, lm, *settings):
         super().__init__(lm, *settings)
-        self.token = absorbing_token(lm)
+        self.token = mask_token_id(lm)
         # Index t+1: the share that is revealed.
         self.levels = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
 
@@ -76,7 +76,7 @@ class MaskedStep(Step):
     confidence, entropy: of the prediction; what was revealed before is sure.
     """
 
-    def __init__(self, run: MaskedRun, index: int, ids: torch.Tensor, k: int):
+    def __init__(self, run: MaskedState, index: int, ids: torch.Tensor, k: int):
         super().__init__(run, index, ids, k)
         self._ids, self._gone = ids, self.span_mask & (ids == run.token)  # (B, L)
 
@@ -103,7 +103,7 @@ class MaskedStep(Step):
     def _project(self) -> dict[str, torch.Tensor]:
         if self._projected is None:
             out, run = super()._project(), self._run
-            known, gone = run.masked(self._ids), run.masked(self._gone)  # (N,)
+            known, gone = run.gather_masked(self._ids), run.gather_masked(self._gone)  # (N,)
             alone = torch.eye(1, self._k, device=gone.device)  # all on the first
             out["top_p"] = torch.where(gone[:, None], out["top_p"], alone)
             out["top_ids"] = torch.where(gone[:, None], out["top_ids"], known[:, None])
@@ -135,7 +135,7 @@ def denoise(
     Arguments, errors and seeds as in `sampling.denoise`. After step i of S, round(N·(i+1)/S) of a sequence's N
     positions are revealed: the candidates, drawn as there, that the model gives the highest probability.
     """
-    run, hooks = MaskedRun(lm, batch, steps, top_p, temperature, seed), validation.callables(hooks)
+    run, hooks = MaskedState(lm, batch, steps, top_p, temperature, seed), validation.as_hooks(hooks)
     if start:
         raise ValueError(f"start is {start}; a masked model has no noise to begin a text again from: begin at step 0.")
     if any(hasattr(hook, "check") for hook in hooks):

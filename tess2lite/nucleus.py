@@ -6,10 +6,10 @@ import math
 
 import torch
 
-TRIES = 8  # nucleus draws before a row is sorted instead
+MAX_REJECTIONS = 8  # nucleus draws before a row is sorted instead
 
 
-def draw(probabilities: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+def sample_categorical(probabilities: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
     """One id a row from its distribution, by inversion in two levels: first a block, then an id in it.
 
     probabilities: (R, V), any positive scale. u: (R,) uniform in [0, 1). Returns ids (R,).
@@ -50,27 +50,27 @@ def _sorted_draw(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor
     """The textbook nucleus draw, for the few rows that no try has settled."""
     ranked, ids = p.sort(dim=1, descending=True, stable=True)
     ranked = torch.where(ranked.cumsum(1) - ranked < top_p, ranked, 0)
-    return ids.gather(1, draw(ranked, u)[:, None])[:, 0]
+    return ids.gather(1, sample_categorical(ranked, u)[:, None])[:, 0]
 
 
-def nucleus(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor:
+def sample_nucleus(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor:
     """Draw from the top-p set of each row without sorting it (identity 6 of the design).
 
     Draw w ~ p and keep it when it belongs to the nucleus, else draw again: what is kept has exactly the
     renormalised distribution.
 
-    p: (R, V), rows sum to 1. u: (TRIES + 1, R) uniform. Returns ids (R,).
+    p: (R, V), rows sum to 1. u: (MAX_REJECTIONS + 1, R) uniform. Returns ids (R,).
     """
-    ids = draw(p, u[0])
+    ids = sample_categorical(p, u[0])
     if top_p >= 1:
         return ids
     open_rows = (~_in_nucleus(p, ids, top_p)).nonzero()[:, 0]
-    for attempt in range(1, TRIES):
+    for attempt in range(1, MAX_REJECTIONS):
         if not len(open_rows):
             return ids
-        again = draw(p[open_rows], u[attempt, open_rows])
+        again = sample_categorical(p[open_rows], u[attempt, open_rows])
         ids[open_rows] = again
         open_rows = open_rows[~_in_nucleus(p[open_rows], again, top_p)]
     if len(open_rows):
-        ids[open_rows] = _sorted_draw(p[open_rows], top_p, u[TRIES, open_rows])
+        ids[open_rows] = _sorted_draw(p[open_rows], top_p, u[MAX_REJECTIONS, open_rows])
     return ids

@@ -90,10 +90,10 @@ def load_classifier(source: str, load_in_4bit: bool, dtype, device, new_head: bo
     """A reward model from a sequence classifier, or, with a new head, from any model of its family."""
     if new_head:
         new = {"fresh": ("score.weight",), "num_labels": 1}
-        return loading.load_whole(REWARD_MODELS, source, load_in_4bit, dtype, device, **new)
+        return loading.load_full_model(REWARD_MODELS, source, load_in_4bit, dtype, device, **new)
     if AutoConfig.from_pretrained(source, trust_remote_code=False).num_labels != 1:
         raise ValueError(f"'{source}' is no reward model; give a sequence classifier with one label, or an adapter.")
-    return loading.load_whole(REWARD_MODELS, source, load_in_4bit, dtype, device)
+    return loading.load_full_model(REWARD_MODELS, source, load_in_4bit, dtype, device)
 
 
 def _on_base_of(lm, adapter: str | None, name):

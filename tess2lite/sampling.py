@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 
 from . import validation
-from .chunks import Chunk, cut, rows_per_chunk
-from .nucleus import TRIES, nucleus
+from .chunks import Chunk, make_chunks, rows_per_chunk
+from .nucleus import MAX_REJECTIONS, sample_nucleus
 from .schedule import alpha_bar
-from .simplex import noisy_simplex_, self_conditioned, soft_embedding
+from .simplex import noisy_simplex_, self_condition, soft_embedding
 
 
-class Run:
+class SamplerState:
     """What stays the same through a run: the batch, the settings, and the masked rows cut into chunks.
 
     Noise and draws are functions of (seed, step, block), so a sequence gets the same ones whatever batch it is in,
@@ -25,27 +25,27 @@ class Run:
     """
 
     def __init__(self, lm, batch, steps, top_p, temperature, seed, noise=None):
-        validation.check_numbers(top_p, temperature)
+        validation.check_sampling_args(top_p, temperature)
         self.lm, self.top_p, self.temperature, self.noise = lm, top_p, temperature, noise
-        self.steps = validation.whole("steps", steps, 1)
+        self.steps = validation.check_int("steps", steps, 1)
         self.input_ids, self.span_mask, self.attention_mask = validation.check_batch(lm, batch)
-        self.seeds = validation.one_each(seed, len(self.input_ids))
+        self.seeds = validation.expand_seeds(seed, len(self.input_ids))
         self.levels = [1.0, *alpha_bar(self.steps).tolist()]  # ᾱ, index t+1; ᾱ_{−1} = 1
         self.alpha_bar = torch.tensor(self.levels, dtype=torch.float64, device=lm.device)
         self.embedding = lm.embedding_matrix().detach()  # E, (V, H)
         self.known = self.embedding[self.input_ids]  # (B, L, H)
         # Masked positions of the flattened batch, (N,): found once, since a GPU must be waited for.
-        self.places, self.counts = self.span_mask.flatten().nonzero()[:, 0], self.span_mask.sum(1).tolist()
-        self.chunks = cut(self.counts, rows_per_chunk(len(self.embedding), lm.device), lm.device)
+        self.masked_idx, self.counts = self.span_mask.flatten().nonzero()[:, 0], self.span_mask.sum(1).tolist()
+        self.chunks = make_chunks(self.counts, rows_per_chunk(len(self.embedding), lm.device), lm.device)
         self._noise_of_step, self._wide = (None, None), None
 
-    def masked(self, whole: torch.Tensor) -> torch.Tensor:
+    def gather_masked(self, whole: torch.Tensor) -> torch.Tensor:
         """(B, L, …) → (N, …)."""
-        return whole.flatten(0, 1)[self.places]
+        return whole.flatten(0, 1)[self.masked_idx]
 
-    def spread(self, rows: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
+    def scatter_masked(self, rows: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
         """(N, …) → (B, L, …)."""
-        return elsewhere.flatten(0, 1).index_copy(0, self.places, rows.to(elsewhere.dtype)).view_as(elsewhere)
+        return elsewhere.flatten(0, 1).index_copy(0, self.masked_idx, rows.to(elsewhere.dtype)).view_as(elsewhere)
 
     def wide(self, logits: torch.Tensor) -> torch.Tensor:
         """Memory like a chunk's logits, the same in each step: new one costs a page fault for every 4 KB."""
@@ -66,7 +66,7 @@ class Run:
         else:
             if self._noise_of_step[0] != step:
                 replayed = torch.as_tensor(self.noise(step, (*self.input_ids.shape, vocabulary)), device=device)
-                self._noise_of_step = (step, self.masked(replayed))
+                self._noise_of_step = (step, self.gather_masked(replayed))
             noise = self._noise_of_step[1][chunk.rows].clone()
         return noise.to(torch.promote_types(torch.float32, self.embedding.dtype))
 
@@ -91,17 +91,19 @@ class Run:
     def embeddings(self, soft: torch.Tensor, t: int) -> torch.Tensor:
         """What the backbone reads, (B, L, H)."""
         time = torch.full((1,), t / self.steps, dtype=torch.float64, device=soft.device)
-        return self.spread(soft + self.lm.embed_time(time), self.known)
+        return self.scatter_masked(soft + self.lm.embed_time(time), self.known)
 
     def choose(self, p: torch.Tensor, logits: torch.Tensor, index: int, chunk: Chunk) -> torch.Tensor:
         """Tokens of one chunk: argmax without top_p, else a draw from the nucleus. (R,)."""
         if self.top_p is None:
             return logits.argmax(1)
         draws = zip(chunk.counts, self.streams(index, "draw", chunk), strict=True)
-        u = torch.cat([torch.rand((TRIES + 1, n), generator=stream, device=p.device) for n, stream in draws], 1)
+        u = torch.cat(
+            [torch.rand((MAX_REJECTIONS + 1, n), generator=stream, device=p.device) for n, stream in draws], 1
+        )
         if self.temperature != 1:
             p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
-        return nucleus(p, self.top_p, u)
+        return sample_nucleus(p, self.top_p, u)
 
 
 class Step:
@@ -113,18 +115,18 @@ class Step:
     index: 0 … steps−1. t: timestep, steps−1−index. alpha_bar: ᾱ of the noisy simplex that was read.
     input_ids, span_mask, attention_mask: (B, L), the batch; attention_mask is None where there is no filler.
     reward: (B,) of the prediction, and ascent, what was added to its logits: set by guidance.
-    conditioned: whether the next step is shown this prediction beside its noisy simplex; set False before `tokens` is
-    read, it is shown the uniform belief.
+    self_condition: whether the next step is shown this prediction beside its noisy simplex; set False before `tokens`
+    is read, it is shown the uniform belief.
     """
 
-    def __init__(self, run: Run, index: int, state: torch.Tensor, k: int):
+    def __init__(self, run: SamplerState, index: int, state: torch.Tensor, k: int):
         self._run, self._k = run, k
         self.index, self.t = index, run.steps - 1 - index
         self._hidden = run.read(state, self.t)
         # The first input is pure noise, whatever the schedule's last entry says.
         self.alpha_bar = run.levels[self.t + 1] if index else 0.0
         self.input_ids, self.span_mask, self.attention_mask = run.input_ids, run.span_mask, run.attention_mask
-        self.stop, self.reward, self.ascent, self.conditioned = False, None, None, True
+        self.stop, self.reward, self.ascent, self.self_condition = False, None, None, True
         self._logits = self._projected = self._edited = None
         self._edits: list[Callable] = []
 
@@ -153,11 +155,11 @@ class Step:
         if run.attention_mask is not None:
             first |= run.attention_mask.bool() & (run.attention_mask.cumsum(1) == 1)
         logits.masked_fill_(first[..., None], 0)
-        return run.spread(self.masked_logits, logits) if self._logits is not None or self._edits else logits
+        return run.scatter_masked(self.masked_logits, logits) if self._logits is not None or self._edits else logits
 
     @logits.setter
     def logits(self, logits: torch.Tensor) -> None:
-        self.masked_logits = self._run.masked(logits)
+        self.masked_logits = self._run.gather_masked(logits)
 
     @property
     @torch.no_grad()
@@ -167,7 +169,7 @@ class Step:
 
     @masked_logits.setter
     def masked_logits(self, logits: torch.Tensor) -> None:
-        shape = (len(self._run.places), len(self._run.embedding))
+        shape = (len(self._run.masked_idx), len(self._run.embedding))
         if logits.shape != shape:
             raise ValueError(f"masked_logits has shape {tuple(logits.shape)}; this step needs {shape}.")
         self._logits, self._edits, self._projected = logits.detach(), [], None
@@ -179,7 +181,7 @@ class Step:
     @torch.no_grad()
     def logit_blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows, logits (R, V)) of `masked_logits`, some rows of one sequence at a time."""
-        hidden = self._run.masked(self._hidden)
+        hidden = self._run.gather_masked(self._hidden)
         for chunk in self._run.chunks:
             yield from chunk.split(self._logits_of(chunk, hidden))
 
@@ -194,7 +196,7 @@ class Step:
 
     def reseed(self, seed) -> None:
         """Noise and draws of another seed from this step on: one for every sequence, or one each."""
-        self._run.seeds, self._projected = validation.one_each(seed, len(self.input_ids)), None
+        self._run.seeds, self._projected = validation.expand_seeds(seed, len(self.input_ids)), None
 
     @property
     def argmax(self) -> torch.Tensor:
@@ -219,7 +221,7 @@ class Step:
 
         At known positions the known token has probability 1.
         """
-        k = min(validation.whole("k", k, 1), len(self._run.embedding))
+        k = min(validation.check_int("k", k, 1), len(self._run.embedding))
         if k > self._k:
             self._k, self._projected = k, None
         known = self._run.input_ids[..., None].expand(-1, -1, self._k)
@@ -227,20 +229,20 @@ class Step:
         return self._spread("top_ids", known)[..., :k], self._spread("top_p", sure)[..., :k]
 
     @property
-    def unguided(self) -> torch.Tensor | None:
+    def argmax_before_guidance(self) -> torch.Tensor | None:
         """(B, L) ids that the model held most likely before it was guided; None where it was not."""
-        return self._of_ascent("likeliest", self.input_ids)
+        return self._of_ascent("argmax_before_guidance", self.input_ids)
 
     @property
-    def push(self) -> torch.Tensor | None:
+    def logprob_gain(self) -> torch.Tensor | None:
         """(B, L) what guidance added to the log-probability of the most likely token there is now, in nats."""
-        return self._of_ascent("push", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
+        return self._of_ascent("logprob_gain", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
 
     def _of_ascent(self, name: str, elsewhere: torch.Tensor) -> torch.Tensor | None:
         if self.ascent is None:
             return None
         self._project()
-        return self._run.spread(torch.cat(list(getattr(self.ascent, name).values())), elsewhere)
+        return self._run.scatter_masked(torch.cat(list(getattr(self.ascent, name).values())), elsewhere)
 
     @property
     def entropy(self) -> torch.Tensor:
@@ -248,13 +250,13 @@ class Step:
         return self._spread("entropy", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
 
     def _spread(self, name: str, elsewhere: torch.Tensor) -> torch.Tensor:
-        return self._run.spread(self._project()[name], elsewhere)
+        return self._run.scatter_masked(self._project()[name], elsewhere)
 
     @torch.no_grad()
     def _project(self) -> dict[str, torch.Tensor]:
         """One pass over all rows: tokens, what can be said of them, and the next step's input."""
         if self._projected is None:
-            hidden = self._run.masked(self._hidden)
+            hidden = self._run.gather_masked(self._hidden)
             parts = [self._project_chunk(chunk, hidden) for chunk in self._run.chunks]
             self._projected = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             if not torch.isfinite(self._projected["top_p"]).all():
@@ -280,15 +282,15 @@ class Step:
         if self.t == 0:
             return {}
         noisy = noisy_simplex_(run.fresh_noise(self.index, chunk, spare), tokens, run.alpha_bar[self.t])
-        belief = p if self.conditioned else 1 / p.shape[1]
-        return {"soft": soft_embedding(self_conditioned(noisy, belief), run.embedding) / 2}
+        belief = p if self.self_condition else 1 / p.shape[1]
+        return {"soft": soft_embedding(self_condition(noisy, belief), run.embedding) / 2}
 
     @torch.no_grad()
     def finish(self) -> torch.Tensor | None:
         """The next step's soft embeddings (N, H), with every edit taken in."""
         soft = self._project().get("soft")
         if self._edited is not None and soft is not None:
-            tokens, hidden = self._run.masked(self._edited), self._run.masked(self._hidden)
+            tokens, hidden = self._run.gather_masked(self._edited), self._run.gather_masked(self._hidden)
             changed = tokens != self._projected["tokens"]
             for chunk in self._run.chunks:
                 if changed[chunk.rows].any():
@@ -323,17 +325,17 @@ def denoise(
     The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
     """
     validation.check_simplex(lm)
-    run, hooks = Run(lm, batch, steps, top_p, temperature, seed, noise), validation.callables(hooks)
+    run, hooks = SamplerState(lm, batch, steps, top_p, temperature, seed, noise), validation.as_hooks(hooks)
     for hook in filter(lambda hook: hasattr(hook, "check"), hooks):
         hook.check(lm)
-    start = validation.whole("start", start, 0, run.steps - 1)
-    tokens = run.masked(batch["input_ids"].to(lm.device))  # (N,)
+    start = validation.check_int("start", start, 0, run.steps - 1)
+    tokens = run.gather_masked(batch["input_ids"].to(lm.device))  # (N,)
     if start:
         validation.check_ids(tokens, lm.config.vocab_size)
     return loop(run, hooks, Step, start, tokens)
 
 
-def loop(run: Run, hooks: list[Hook], kind: type[Step], start: int, tokens: torch.Tensor) -> Iterator[Step]:
+def loop(run: SamplerState, hooks: list[Hook], kind: type[Step], start: int, tokens: torch.Tensor) -> Iterator[Step]:
     state = run.first_input(start, tokens)
     k = max(getattr(hook, "k", 1) for hook in [None, *hooks])  # found in the one pass, whichever hook reads first
     for index in range(start, run.steps):

@@ -25,7 +25,7 @@ def noisy_simplex_(noise: torch.Tensor, tokens: torch.Tensor | None, alpha_bar: 
     return noise
 
 
-def self_conditioned(noisy: torch.Tensor, belief: torch.Tensor | float) -> torch.Tensor:
+def self_condition(noisy: torch.Tensor, belief: torch.Tensor | float) -> torch.Tensor:
     """softmax(noisy) + belief, in place, twice their mean: (R, V), belief already probabilities."""
     return torch.softmax(noisy, 1, out=noisy).add_(belief)
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 FORMAT = "tess2lite trajectory 1"
-IDS = ("tokens", "top_ids", "unguided")
+IDS = ("tokens", "top_ids", "argmax_before_guidance")
 
 
 @dataclass(repr=False)
@@ -23,10 +23,11 @@ class Trajectory:
     tokens: (S, L) ids after each step's projection. top_ids, top_p: (S, L, k), the likeliest tokens of each
     prediction and their probabilities, falling. entropy: (S, L) of the prediction, in nats. alpha_bar: (S,) of the
     noisy simplex each step read. span_mask: (L,) bool, where the model wrote. reward: (S,) of each prediction, and
-    both (S, L), unguided, the ids that were likeliest before guidance, and push, what it added to the log-probability
-    of the likeliest token there is, in nats; None where no reward was read. texts: S strings, everything written, ends
-    and padding included. pieces: id → text of every id that occurs. known: L strings, what each known token adds to
-    the text, "" where the model wrote. settings: what a replay needs (prompt, seed, steps, …).
+    both (S, L), argmax_before_guidance, the ids that were likeliest before guidance, and logprob_gain, what it added to
+    the log-probability of the likeliest token there is, in nats; None where no reward was read. texts: S strings,
+    everything written, ends and padding included. token_strings: id → text of every id that occurs. known: L strings,
+    what each known token adds to the text, "" where the model wrote. settings: what a replay needs (prompt, seed,
+    steps, …).
     """
 
     tokens: torch.Tensor
@@ -36,10 +37,10 @@ class Trajectory:
     alpha_bar: torch.Tensor
     span_mask: torch.Tensor
     texts: list[str]
-    pieces: dict[int, str]
+    token_strings: dict[int, str]
     reward: torch.Tensor | None = None
-    unguided: torch.Tensor | None = None
-    push: torch.Tensor | None = None
+    argmax_before_guidance: torch.Tensor | None = None
+    logprob_gain: torch.Tensor | None = None
     known: list[str] = field(default_factory=list)
     settings: dict = field(default_factory=dict)
 
@@ -90,10 +91,10 @@ class Trajectory:
         return written[self.commit_step()[written].argsort(stable=True)]
 
     def words(self) -> list[tuple[int, int]]:
-        """(first, past last) positions of the final text's words: pieces that meet in letters are of one word."""
-        pieces = [self.pieces[i] for i in self.tokens[-1].tolist()]
-        joined = [left[-1:].isalnum() and right[:1].isalnum() for left, right in pairwise(pieces)]
-        return list(pairwise([0, *(i for i, joins in enumerate(joined, 1) if not joins), len(pieces)]))
+        """(first, past last) positions of the final text's words: tokens that meet in letters are of one word."""
+        token_strings = [self.token_strings[i] for i in self.tokens[-1].tolist()]
+        joined = [left[-1:].isalnum() and right[:1].isalnum() for left, right in pairwise(token_strings)]
+        return list(pairwise([0, *(i for i, joins in enumerate(joined, 1) if not joins), len(token_strings)]))
 
     def difference(self, other: Trajectory) -> torch.Tensor:
         """(S, L) bool, where another run over the same positions shows other tokens at the same step.
@@ -110,7 +111,7 @@ class Trajectory:
 
     def save(self, path) -> None:
         """One safetensors file, strings in its header."""
-        strings = {name: getattr(self, name) for name in ("texts", "pieces", "known", "settings")}
+        strings = {name: getattr(self, name) for name in ("texts", "token_strings", "known", "settings")}
         tensors = {name: value.contiguous() for name, value in vars(self).items() if torch.is_tensor(value)}
         try:
             save_file(tensors, path, {"format": FORMAT, "strings": json.dumps(strings)})
@@ -128,7 +129,7 @@ class Trajectory:
             if about["format"] != FORMAT:
                 raise ValueError
             tensors, strings = load_file(path), json.loads(about["strings"])
-            strings["pieces"] = {int(i): piece for i, piece in strings["pieces"].items()}
+            strings["token_strings"] = {int(i): piece for i, piece in strings["token_strings"].items()}
             run = cls(**tensors, **strings)
             run._check()
         except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as problem:
@@ -138,7 +139,7 @@ class Trajectory:
     def _check(self) -> None:
         """Raises ValueError unless all parts fit each other: a file may come from anywhere."""
         steps, length, k = self.top_ids.shape
-        shapes = dict.fromkeys(("tokens", "entropy", "unguided", "push"), (steps, length))
+        shapes = dict.fromkeys(("tokens", "entropy", "argmax_before_guidance", "logprob_gain"), (steps, length))
         shapes |= dict.fromkeys(("top_ids", "top_p"), (steps, length, k))
         shapes |= {"alpha_bar": (steps,), "reward": (steps,), "span_mask": (length,)}
         tensors = {name: getattr(self, name) for name in shapes if getattr(self, name) is not None}
@@ -146,10 +147,10 @@ class Trajectory:
         fits = [
             steps and k and self.span_mask.any() and self.span_mask.dtype == torch.bool,
             all(tensor.shape == shapes[name] and tensor.isfinite().all() for name, tensor in tensors.items()),
-            (self.unguided is None) == (self.push is None),
-            not ids.is_floating_point() and set(ids.unique().tolist()) <= self.pieces.keys(),
+            (self.argmax_before_guidance is None) == (self.logprob_gain is None),
+            not ids.is_floating_point() and set(ids.unique().tolist()) <= self.token_strings.keys(),
             ((self.top_p >= 0) & (self.top_p <= 1.001)).all(),
-            all(isinstance(text, str) for text in [*self.texts, *self.known, *self.pieces.values()]),
+            all(isinstance(text, str) for text in [*self.texts, *self.known, *self.token_strings.values()]),
             len(self.texts) == steps and len(self.known) in (0, length) and isinstance(self.first, int),
         ]
         if not all(fits):
@@ -172,8 +173,8 @@ class Recorder:
         kept["alpha_bar"] = torch.full((len(ids),), step.alpha_bar)
         if step.reward is not None:  # where guidance only read the reward it changed nothing
             kept["reward"] = step.reward
-            kept["unguided"] = step.argmax if step.ascent is None else step.unguided
-            kept["push"] = torch.zeros_like(step.entropy) if step.ascent is None else step.push
+            kept["argmax_before_guidance"] = step.argmax if step.ascent is None else step.argmax_before_guidance
+            kept["logprob_gain"] = torch.zeros_like(step.entropy) if step.ascent is None else step.logprob_gain
         self.steps.append({name: value.cpu() for name, value in kept.items()})
 
     def trajectory(self, row: int, span_mask: torch.Tensor, decode, shown_from: int, settings: dict) -> Trajectory:
@@ -193,13 +194,13 @@ class Recorder:
             **columns,
             span_mask=span_mask.cpu(),
             texts=[decode(ids[shown_from:]) for ids in columns["tokens"].tolist()],
-            pieces=pieces_of(ids.unique().tolist(), decode),
+            token_strings=token_strings_of(ids.unique().tolist(), decode),
             known=_known_texts(columns["tokens"][0].tolist(), span_mask.tolist(), decode),
             settings=settings,
         )
 
 
-def pieces_of(ids: Iterable[int], decode) -> dict[int, str]:
+def token_strings_of(ids: Iterable[int], decode) -> dict[int, str]:
     """Each id's own text, with the space that it carries: some tokenizers drop it at a text's start."""
     ids = sorted(ids)
     anchor = decode(ids[:1])

@@ -19,7 +19,7 @@ class InputError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def whole(name: str, value, least: int, most: float = math.inf) -> int:
+def check_int(name: str, value, least: int, most: float = math.inf) -> int:
     """A whole number from `least` to `most`."""
     with suppress(TypeError):  # of operator.index, by what is no whole number
         if not isinstance(value, bool) and least <= operator.index(value) <= most:
@@ -28,7 +28,7 @@ def whole(name: str, value, least: int, most: float = math.inf) -> int:
     raise ValueError(f"{name} is {value!r}; give a whole number {accepted}.")
 
 
-def check_numbers(top_p, temperature) -> None:
+def check_sampling_args(top_p, temperature) -> None:
     """Settings of the projection to tokens."""
     if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
         raise ValueError(f"top_p is {top_p!r}; give a number above 0 and at most 1, or None for argmax.")
@@ -43,7 +43,7 @@ def _is_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def one_each(seed, sequences: int) -> list[int]:
+def expand_seeds(seed, sequences: int) -> list[int]:
     """A seed for each sequence, from one for all or one each."""
     seeds = list(seed) if isinstance(seed, Iterable) and getattr(seed, "ndim", 1) else [seed] * sequences
     if len(seeds) != sequences or not all(isinstance(s, numbers.Integral) for s in seeds):
@@ -51,7 +51,7 @@ def one_each(seed, sequences: int) -> list[int]:
     return [int(s) for s in seeds]
 
 
-def callables(hooks) -> list:
+def as_hooks(hooks) -> list:
     """Hooks as a list."""
     hooks = list(hooks) if isinstance(hooks, Iterable) else [hooks]
     if wrong := [hook for hook in hooks if not callable(hook) or isinstance(hook, type)]:

@@ -39,8 +39,8 @@ def own(tmp_path):
     def fields(**changes):
         return {
             "model": str(tmp_path / "ar"), "data": str(tmp_path / "own.txt"), "output": str(tmp_path / "run"),
-            "length": 16, "batch": 8, "rows_at_once": 4, "steps": 10, "learning_rate": 3e-3, "warmup": 2,
-            "held_out": 8, "evaluate_every": 10, "save_every": 5,
+            "length": 16, "batch_size": 8, "micro_batch_size": 4, "steps": 10, "learning_rate": 3e-3, "warmup": 2,
+            "num_eval_examples": 8, "evaluate_every": 10, "save_every": 5,
         } | changes  # fmt: skip
 
     return fields
@@ -52,7 +52,7 @@ def rows_of(length=12, n=40):
 
 
 def test_the_causal_loss_is_transformers_own(own):
-    trainer = build.prepare(recipe.PretrainingRecipe(**own()))
+    trainer = build.build_trainer(recipe.PretrainingRecipe(**own()))
     ids = torch.tensor([row["input_ids"] for row in trainer.eval_dataset])
     with torch.no_grad():
         expected = trainer.model(input_ids=ids, labels=ids).loss.item()
@@ -112,7 +112,7 @@ def test_a_prefix_is_read_both_ways_and_the_rest_is_not(attention):
 
 
 def test_hidden_tokens_are_told_from_both_sides_at_their_own_place(own):
-    trainer = build.prepare(recipe.PretrainingRecipe(**own(objective="masked")))
+    trainer = build.build_trainer(recipe.PretrainingRecipe(**own(objective="masked")))
     batch = trainer.data_collator(rows_of(length=16, n=6))
     ids, labels = torch.tensor([row["input_ids"] for row in rows_of(length=16, n=6)]), batch["labels"]
     hidden = labels != -100
@@ -134,7 +134,7 @@ def test_hidden_tokens_are_told_from_both_sides_at_their_own_place(own):
 @pytest.mark.parametrize("objective", ["causal", "prefix", "masked"])
 def test_a_run_is_resumed_to_the_bit_and_loads_everywhere(own, tmp_path, objective):
     path = tmp_path / "recipe.yaml"
-    path.write_text("\n".join(f"{k}: {v}" for k, v in own(trains="ar", objective=objective, weights="random").items()))
+    path.write_text("\n".join(f"{k}: {v}" for k, v in own(kind="ar", objective=objective, weights="random").items()))
     training_run.main([str(path), f"output={tmp_path / 'whole'}"])
     training_run.main([str(path), "steps=5"])
     training_run.main([str(path)])
@@ -164,10 +164,10 @@ def test_chats_are_learned_by_their_answers(own, tmp_path):
 
 
 def test_evaluation_does_not_depend_on_the_seed_or_on_the_batch(own):
-    changes = ({"seed": 0}, {"seed": 1}, {"rows_at_once": 1})
+    changes = ({"seed": 0}, {"seed": 1}, {"micro_batch_size": 1})
     for objective in ("prefix", "masked"):
         found = [
-            build.prepare(recipe.PretrainingRecipe(**own(objective=objective, **change))).evaluate()["eval_loss"]
+            build.build_trainer(recipe.PretrainingRecipe(**own(objective=objective, **change))).evaluate()["eval_loss"]
             for change in changes
         ]
         assert found == pytest.approx([found[0]] * 3, rel=1e-5)
@@ -175,7 +175,7 @@ def test_evaluation_does_not_depend_on_the_seed_or_on_the_batch(own):
 
 def test_random_weights_follow_from_the_seed_and_others_are_the_models_own(own, tmp_path):
     def weights(**changes):
-        return build.prepare(recipe.PretrainingRecipe(**own(**changes))).model.state_dict()
+        return build.build_trainer(recipe.PretrainingRecipe(**own(**changes))).model.state_dict()
 
     def same(one, other):
         return all(torch.equal(one[name], other[name]) for name in one)
@@ -193,7 +193,9 @@ def test_random_weights_follow_from_the_seed_and_others_are_the_models_own(own, 
 def test_a_denoiser_goes_on_from_left_to_right(own, tmp_path):
     training_run.train(recipe.MaskedRecipe(**own(steps=3)))
     denoiser = t2.load(own()["output"])
-    trainer = build.prepare(recipe.PretrainingRecipe(**own(model=own()["output"], output=str(tmp_path / "again"))))
+    trainer = build.build_trainer(
+        recipe.PretrainingRecipe(**own(model=own()["output"], output=str(tmp_path / "again")))
+    )
     assert torch.equal(trainer.model.lm_head.weight, denoiser.lm_head.weight)
     ids, other = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 6, 7, 9]])
     with torch.no_grad():
@@ -218,9 +220,9 @@ def test_what_makes_no_sense_gets_a_sentence(own, tmp_path):
     (tmp_path / "gpt2").mkdir()
     (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="is a gpt2; the decoders accepted are mistral, llama"):
-        build.prepare(recipe.PretrainingRecipe(**own(model=str(tmp_path / "gpt2"))))
+        build.build_trainer(recipe.PretrainingRecipe(**own(model=str(tmp_path / "gpt2"))))
     with pytest.raises(ValueError, match="There is no model"):
-        build.prepare(recipe.PretrainingRecipe(**own(model="nothing")))
+        build.build_trainer(recipe.PretrainingRecipe(**own(model="nothing")))
     training_run.train(recipe.Recipe(**own(lora_rank=2, steps=3)))
     with pytest.raises(ValueError, match="is an adapter; merge it into its base first"):
-        build.prepare(recipe.PretrainingRecipe(**own(model=own()["output"], output=str(tmp_path / "more"))))
+        build.build_trainer(recipe.PretrainingRecipe(**own(model=own()["output"], output=str(tmp_path / "more"))))

@@ -38,7 +38,7 @@ CASES = {
             ('"tinytown-base"', '"tinytown-reward"', "reward model"),
             ('"tinytown-base"', '"tinytown-base", device="cuda"', "device is 'cuda'.*PyTorch sees no GPU"),
         ],
-        "STEPS = t2.pick": [
+        "STEPS = pick": [
             ("STEPS = ", "%env TESS2LITE_PROFILE=foo\nSTEPS = ", "TESS2LITE_PROFILE is 'foo'"),
             ("STEPS = ", "%env TESS2LITE_PROFILE=smoke\nSTEPS = ", None),
             (STORY, '""', "prompt is empty"),
@@ -80,28 +80,28 @@ CASES = {
         "DRAWS =": [],
         "curve, times = ": [("alpha_bar(T)", 'alpha_bar(T, "cosine")', "schedule is 'cosine'")],
         "KNOWN =": [],
-        "noise_lab(lm": [("KNOWN + SENTENCE", "None", "text is None"), ("lm, ", "None, ", "lm is a NoneType")],
+        "noise_panel(lm": [("KNOWN + SENTENCE", "None", "text is None"), ("lm, ", "None, ", "lm is a NoneType")],
     },
     "02_ar_to_diffusion": {
         "AR = ": [],
         "base = t2.load": [("tokenizer, 64", "tokenizer, 0", "length is 0"), None],
-        "STEPS = t2.pick": [],
+        "STEPS = pick": [],
         'adapt("lora")': [
             ('"lora"', '"lora", lenght=64', "'lenght'"),
             ('"lora"', '"lora", warmup="soon"', "warmup is 'soon'"),
             ('"lora"', '"lora", embeddings="all"', "embeddings is 'all'"),
             ('"lora"', '"lora", output="empty.txt/x"', "Nothing can be written to 'empty.txt/x'"),
-            ('adapt("lora")', "prepare('mistral-7b-nf4')", "recipe is 'mistral-7b-nf4'"),
+            ('adapt("lora")', "build_trainer('mistral-7b-nf4')", "recipe is 'mistral-7b-nf4'"),
             ('adapt("lora")', "read_recipe('mistral')", "no recipe 'mistral'"),
             ('adapt("lora")', "read_recipe('mistral-7b-nf4', lenght=64)", "no field 'lenght'"),
             *[
-                ('adapt("lora")', f"prepare(Recipe(**(SMALL | SIZES | dict(output='runs/x', {field}))))", sentence)
+                ('adapt("lora")', f"build_trainer(Recipe(**(SMALL | SIZES | dict(output='x', {field}))))", sentence)
                 for field, sentence in (
                     ("data='none.txt'", "'none.txt'"),
                     ("data='binary.txt'", "'binary.txt' is not UTF-8 text"),
                     ("data='broken.jsonl'", "Line 2 of 'broken.jsonl' is not JSON"),
                     ("data='someone/set'", "hub dataset 'someone/set'"),
-                    ("batch=5", "batch is 5"),
+                    ("batch_size=5", "batch_size is 5"),
                     ("length=4096", "length is 4096"),
                     ("model='tinytown-reward'", "'tinytown-reward' is an adapter"),
                 )
@@ -169,7 +169,7 @@ CASES = {
             ("(cheerful, scale)", "(t2.load_reward('foreign-judge'), scale)", "reads 64 tokens, the denoiser .* 1024"),
             None,
         ],
-        "guidance_lab(lm": [
+        "guidance_panel(lm": [
             ('{"cheerful": cheerful, "brief": brief}', "{}", "rewards is dict"),
             ('{"cheerful": cheerful, "brief": brief}', "{'cheerful': lm}", "reward model is a MistralForDiffusionLM"),
         ],

@@ -104,11 +104,11 @@ def test_every_step_shows_the_recorded_tokens(opened, written):
         slider.fill(str(step))
         shown = page.locator("[data-text] [role=option]").all_text_contents()
         ids = run.tokens[step, run.span_mask].tolist()
-        assert shown == [run.pieces[i] or "∅" for i in ids]
+        assert shown == [run.token_strings[i] or "∅" for i in ids]
         page.locator("[data-text] [role=option]").nth(5).hover()
         listed = page.locator("[data-top] tr td:first-child").all_text_contents()
         top = run.top_ids[step, run.span_mask][5].tolist()
-        assert listed == [run.pieces[i] for i in top][: len(listed)] and listed
+        assert listed == [run.token_strings[i] for i in top][: len(listed)] and listed
 
 
 def test_the_map_takes_to_a_step_and_a_token(opened, written):
@@ -136,15 +136,15 @@ def test_tokens_that_guidance_changed_are_marked_with_their_push(opened):
     hook = t2.RewardGuidance(small_judge(lm), 3e3)
     run = t2.generate(lm, PROMPT, steps=8, length=30, hooks=[hook], progress=False).trajectory
     page = opened(run)
-    step, position = next((s, p) for s, p in (run.unguided != run.argmax).nonzero().tolist() if s > 0)
+    step, position = next((s, p) for s, p in (run.argmax_before_guidance != run.argmax).nonzero().tolist() if s > 0)
     page.locator("input[type=range]").fill(str(step))
     page.locator("input[type=range]").dispatch_event("input")
     marked = page.locator("[data-text] .pushed")
-    assert marked.count() == int((run.unguided != run.argmax)[step].sum()) > 0
+    assert marked.count() == int((run.argmax_before_guidance != run.argmax)[step].sum()) > 0
     assert ", changed by guidance" in marked.first.get_attribute("aria-label")
     marked.first.click()
     says = page.locator("[data-push]").inner_text()
-    pushed = float(run.push[step, position])
+    pushed = float(run.logprob_gain[step, position])
     assert says.startswith("guidance changed") and f"{abs(pushed):.2f} nats" in says
     assert "▴: guidance changed" in page.locator("[data-hint]").inner_text()
 
@@ -189,7 +189,7 @@ def test_axe_finds_nothing_serious(opened, written, serious, scheme):
 
 def test_axe_finds_nothing_serious_in_odd_tokens_and_in_two_runs(opened, written, serious):
     odd = trajectory(["a", "b"])
-    odd.pieces = {0: "\u200b", 1: "\n"}
+    odd.token_strings = {0: "\u200b", 1: "\n"}
     page = opened(odd)
     assert not serious(page)
     assert page.locator("[data-text] [role=option]").all_text_contents()[0] == "U+200B"
@@ -210,10 +210,10 @@ CELLS = [
     f"out = t2.generate(lm, {PROMPT!r}, steps=8, length=30, seed=1, progress=False)\nout",
     "from tess2lite_course import panels\npanel = panels.run_panel(lm, 'Tom had a drum.', steps=5)\npanel",
     "panels.intervention_panel(lm, out)",
-    "panels.noise_lab(lm)",
+    "panels.noise_panel(lm)",
     "instruct = t2.load('tinytown-instruct')\n"
     "judges = {name: t2.load_reward(name, base=instruct) for name in ('tinytown-reward', 'tinytown-reward-brief')}\n"
-    "panels.guidance_lab(instruct, judges, 'Tell me something about the barn.', steps=5)",
+    "panels.guidance_panel(instruct, judges, 'Tell me something about the barn.', steps=5)",
     "t2.generate(lm, 'Anna', steps=0)",
 ]
 

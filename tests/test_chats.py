@@ -150,7 +150,7 @@ def own(tmp_path, **changes):
     records = [{"instruction": f"Say {word}.", "output": f"A {word}!"} for word in ("cat", "dog", "owl", "fox")] * 8
     given = dict(
         data=jsonl(tmp_path / "own.jsonl", records), output=str(tmp_path / "tuned"), length=48, steps=3, warmup=1,
-        batch=4, rows_at_once=4, held_out=4, evaluate_every=3, save_every=3,
+        batch_size=4, micro_batch_size=4, num_eval_examples=4, evaluate_every=3, save_every=3,
     )  # fmt: skip
     return recipe.read_recipe("own-chats", **(given | {"model": str(tmp_path / "base")} | changes))
 
@@ -179,12 +179,12 @@ def test_a_longer_context_is_learned_with_all_weights(base, tmp_path):
     training_run.train(own(tmp_path, length=100))
     assert t2.load(tmp_path / "tuned").config.max_position_embeddings == 100
     with pytest.raises(ValueError, match="or lora_rank=0 to tune all of it to longer texts"):
-        build.prepare(own(tmp_path, length=100, lora_rank=4))
+        build.build_trainer(own(tmp_path, length=100, lora_rank=4))
 
 
 def test_too_few_answers_fit(base, tmp_path, capsys):
     with pytest.raises(ValueError, match="at least 5 are needed: give more of them or a larger length"):
-        build.prepare(own(tmp_path, length=10))
+        build.build_trainer(own(tmp_path, length=10))
     assert "32 of 32 answers are longer than 10 tokens" in capsys.readouterr().out
 
 
@@ -192,9 +192,9 @@ def test_tinytown_as_chats(monkeypatch):
     monkeypatch.setattr(build, "TINYTOWN_CHATS", 50)
     made = recipe.Recipe(
         model="tinytown-base", data="tinytown", output="unused", masking="response", length=128, steps=2, warmup=1,
-        batch=2, held_out=4,
+        batch_size=2, num_eval_examples=4,
     )  # fmt: skip
-    rows, held_out = build.datasets(made, t2.load("tinytown-base").tokenizer)
+    rows, held_out = build.build_datasets(made, t2.load("tinytown-base").tokenizer)
     assert len(rows) == 4 and 0 < len(held_out) <= 4 and torch.tensor(held_out[0]["span_mask"]).any()
 
 
@@ -206,6 +206,6 @@ def test_a_file_that_is_named_after_tinytown_holds_out_rows_of_its_own(tmp_path)
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        rows, held_out = build.datasets(made, t2.load("tinytown-base").tokenizer)
+        rows, held_out = build.build_datasets(made, t2.load("tinytown-base").tokenizer)
     train = {tuple(row["input_ids"]) for row in rows.rows}
     assert len(held_out) and not any(tuple(row["input_ids"]) in train for row in held_out)

@@ -39,7 +39,7 @@ def trajectory(texts):
     return Trajectory(
         tokens=tokens, top_ids=torch.stack([tokens, 1 - tokens], -1),
         top_p=torch.tensor([0.5, 0.25]).expand(steps, 4, 2),
-        entropy=torch.ones(steps, 4), alpha_bar=torch.linspace(0, 1, steps), pieces={0: HOSTILE[0], 1: " b"},
+        entropy=torch.ones(steps, 4), alpha_bar=torch.linspace(0, 1, steps), token_strings={0: HOSTILE[0], 1: " b"},
         span_mask=torch.tensor([False, True, True, True]), texts=texts,
     )  # fmt: skip
 
@@ -87,14 +87,17 @@ def test_a_long_run_stays_small():
     long = Trajectory(
         tokens=ids[..., 0], top_ids=ids, top_p=torch.full((200, 512, 5), 0.2), entropy=torch.ones(200, 512),
         alpha_bar=torch.linspace(0, 1, 200), span_mask=torch.ones(512, dtype=torch.bool), texts=["word " * 512] * 200,
-        pieces={i: f" word{i}" for i in range(2000)},
+        token_strings={i: f" word{i}" for i in range(2000)},
     )  # fmt: skip
     assert len(explorer(long)) < 3e6
 
 
 def test_as_many_likely_tokens_as_a_byte_counts():
     run = trajectory(["x"])
-    run.top_ids, run.pieces = torch.arange(300, dtype=torch.int).expand(1, 4, 300), {i: f" {i}" for i in range(300)}
+    run.top_ids, run.token_strings = (
+        torch.arange(300, dtype=torch.int).expand(1, 4, 300),
+        {i: f" {i}" for i in range(300)},
+    )
     run.top_p = torch.full((1, 4, 300), 1 / 300)
     shown = data(explorer(run))
     assert unpacked(shown["counts"], torch.uint8) == [255] * 3 and len(unpacked(shown["p"], torch.uint8)) == 3 * 255
@@ -103,8 +106,13 @@ def test_as_many_likely_tokens_as_a_byte_counts():
 def test_what_guidance_changed_is_data_of_the_viewer():
     run = trajectory(["a", "b"])
     assert data(explorer(run))["push"] == data(explorer(run))["unguided"] == ""
-    run.unguided, run.push = run.argmax.clone(), torch.zeros(2, 4)
-    run.unguided[1, 2], run.push[1, 2], run.push[0, 1], run.push[0, 3] = 0, 1.234, -0.5, -1e9
+    run.argmax_before_guidance, run.logprob_gain = run.argmax.clone(), torch.zeros(2, 4)
+    run.argmax_before_guidance[1, 2], run.logprob_gain[1, 2], run.logprob_gain[0, 1], run.logprob_gain[0, 3] = (
+        0,
+        1.234,
+        -0.5,
+        -1e9,
+    )
     drawn = data(explorer(run))
     assert unpacked(drawn["push"], torch.int16) == [-50, 0, -32767, 0, 123, 0]
     assert unpacked(drawn["unguided"], torch.uint16) == [0, 0, 0, 0, 0, 0]

@@ -20,7 +20,7 @@ def backward(lm):
     mask = after(32, 8).expand(2, 32)
     noise, blocks = seeded_noise(0, [0, 1], mask, lm.config.vocab_size)
     t = torch.tensor([1000, 3000])
-    loss = lm(run=lambda model: diffusion_loss(model, ids, mask, t, noise, blocks, conditioned=True))
+    loss = lm(run=lambda model: diffusion_loss(model, ids, mask, t, noise, blocks, self_condition=True))
     loss.backward()
     return loss.item()
 

@@ -105,7 +105,7 @@ def test_scale_zero_reads_the_reward_and_changes_nothing(golden, golden_lm, rewa
     read = run(golden_lm, golden, t2.RewardGuidance(reward_model, 0), top_p=0.9)
     for one, other in zip(plain, read, strict=True):
         assert torch.equal(one.logits, other.logits) and torch.equal(one.tokens, other.tokens)
-        assert one.reward is None and other.reward.shape == (3,) and other.push is None
+        assert one.reward is None and other.reward.shape == (3,) and other.logprob_gain is None
 
 
 @pytest.mark.parametrize(("start", "end", "guided"), [(0, 1, range(10)), (0.5, 1, range(5, 10)), (0, 0.3, range(3))])
@@ -125,9 +125,9 @@ def test_what_was_pushed(golden, golden_lm, reward_model):
     before, after = plain.logits.log_softmax(-1), guided.logits.log_softmax(-1)
     best = after.argmax(-1, keepdim=True)
     mask = golden["span_mask"]
-    close(guided.push[mask], (after - before).gather(-1, best)[..., 0][mask], 1e-5)
-    assert torch.equal(guided.unguided, torch.where(mask, plain.argmax, golden["input_ids"]))
-    assert (guided.unguided != guided.argmax).any() and (guided.push[~mask] == 0).all()
+    close(guided.logprob_gain[mask], (after - before).gather(-1, best)[..., 0][mask], 1e-5)
+    assert torch.equal(guided.argmax_before_guidance, torch.where(mask, plain.argmax, golden["input_ids"]))
+    assert (guided.argmax_before_guidance != guided.argmax).any() and (guided.logprob_gain[~mask] == 0).all()
 
 
 def test_rewards_add_up_by_their_weights(golden, golden_lm, reward_model):

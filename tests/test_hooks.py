@@ -5,7 +5,7 @@ import torch
 
 import tess2lite as t2
 from tess2lite import textbook
-from tess2lite.hooks import Branch, Forget, Halt, Pin
+from tess2lite.hooks import Branch, Halt, NoSelfConditioning, Pin
 from tess2lite.schedule import alpha_bar
 from tess2lite.trajectory import Recorder
 
@@ -79,7 +79,9 @@ def test_forgetting_is_the_textbook_pass_without_a_previous_prediction(lm, batch
     """The second step reads the noisy simplex of the first one's tokens, and nothing of its logits."""
     noise = {i: torch.randn(1, batch["input_ids"].shape[1], lm.config.vocab_size) for i in (-1, 0, 1)}
     replayed = {"top_p": None, "noise": lambda i, _: noise[i]}
-    first, second, _ = [(s.logits, s.tokens) for s in t2.denoise(lm, batch, 3, hooks=[Forget()], **replayed)]
+    first, second, _ = [
+        (s.logits, s.tokens) for s in t2.denoise(lm, batch, 3, hooks=[NoSelfConditioning()], **replayed)
+    ]
     level = alpha_bar(3)[1].float()
     simplex = textbook.add_noise(textbook.token_simplex(first[1], lm.config.vocab_size), noise[0], level)
     mask = batch["span_mask"]

@@ -157,8 +157,8 @@ def own(tmp_path):
     def fields(**changes):
         return {
             "model": str(tmp_path / "ar"), "data": str(tmp_path / "own.txt"), "output": str(tmp_path / "run"),
-            "length": 16, "batch": 8, "rows_at_once": 4, "steps": 10, "learning_rate": 3e-3, "warmup": 2,
-            "held_out": 8, "evaluate_every": 10, "save_every": 5,
+            "length": 16, "batch_size": 8, "micro_batch_size": 4, "steps": 10, "learning_rate": 3e-3, "warmup": 2,
+            "num_eval_examples": 8, "evaluate_every": 10, "save_every": 5,
         } | changes  # fmt: skip
 
     return fields
@@ -166,7 +166,7 @@ def own(tmp_path):
 
 def test_a_run_is_resumed_to_the_bit_and_knows_what_it_is(own, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text("\n".join(f"{name}: {value}" for name, value in own(trains="masked").items()))
+    path.write_text("\n".join(f"{name}: {value}" for name, value in own(kind="masked").items()))
     training_run.main([str(path), f"output={tmp_path / 'whole'}"])
     training_run.main([str(path), "steps=5"])
     training_run.main([str(path)])
@@ -198,7 +198,7 @@ def test_recipes_that_make_no_sense(own, tiny):
     lm = tiny()
     lm.tokenizer.unk_token = None
     with pytest.raises(ValueError, match="no tokenizer with an <unk>"):
-        mask_diffusion.absorbing_token(lm)
+        mask_diffusion.mask_token_id(lm)
 
 
 def batch_of(positions=6, prompt=3, rows=1):

@@ -91,7 +91,7 @@ def test_answers_are_scored_by_task_and_kind(monkeypatch):
 
 def test_time_is_taken_of_as_many_tokens_as_were_asked_for(lm):
     written = []
-    model = runner._as_it_is("tinytown-ar", {"trains": "ar"}, smoke=False)
+    model = runner._as_it_is("tinytown-ar", {"kind": "ar"}, smoke=False)
     whole = model.generate
     model.generate = lambda *args, **kwargs: written.append(whole(*args, **kwargs)) or written[-1]
     found = metrics.timed(Subject(model), seed=0, lengths=[3, 200])
@@ -101,7 +101,7 @@ def test_time_is_taken_of_as_many_tokens_as_were_asked_for(lm):
 
 
 def test_greedy_writing_from_left_to_right_is_the_likeliest_each_time():
-    model = runner._as_it_is("tinytown-ar", {"trains": "ar"}, smoke=False)
+    model = runner._as_it_is("tinytown-ar", {"kind": "ar"}, smoke=False)
     ids = model.tokenizer("<s>Tom had a drum.")["input_ids"]
     for _ in range(12):
         with torch.no_grad():

@@ -19,11 +19,11 @@ MUTATIONS = {
     "label shift doubled (sampler)": (
         sampling, "hidden[:, :1]), hidden[:, :-1]]", "hidden[:, :2]), hidden[:, :-2]]"),
     "label shift dropped (training)": (
-        loss, "[self.places - 1]", "[self.places]"),
+        loss, "[self.masked_idx - 1]", "[self.masked_idx]"),
     "self-conditioning left out (textbook)": (
         textbook, "(F.softmax(simplex, -1) + F.softmax(previous_logits, -1)) / 2", "F.softmax(simplex, -1)"),
     "self-conditioning left out (sampler)": (
-        sampling, "self_conditioned(noisy, belief)", "noisy.softmax(1)"),
+        sampling, "self_condition(noisy, belief)", "noisy.softmax(1)"),
     "self-conditioning left out (training)": (loss, "(noisy + belief) / 2", "noisy"),
     "no uniform belief at the start": (sampling, "(torch.cat(soft) + self.embedding.mean(0)) / 2", "torch.cat(soft)"),
     "ᾱ one step late (sampler)": (sampling, "run.alpha_bar[self.t])", "run.alpha_bar[self.t + 1])"),

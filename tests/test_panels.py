@@ -31,7 +31,7 @@ def go(panel, **values):
     ids=lambda change: [*change][0],
 )  # fmt: skip
 def test_noise_lab(lm, change):
-    lab = panels.noise_lab(lm)
+    lab = panels.noise_panel(lm)
     _, image, text = lab.children
     before = image.value, text.value
     for name, value in change.items():
@@ -42,7 +42,7 @@ def test_noise_lab(lm, change):
 
 
 def test_noise_lab_says_what_is_wrong(lm):
-    lab = panels.noise_lab(lm)
+    lab = panels.noise_panel(lm)
     lab.controls["sentence"].value = ""
     assert "The sentence is empty" in lab.children[2].value
     lab.controls["time"].value, lab.controls["sentence"].value = 0, "<b>Tom"
@@ -62,7 +62,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
      ({"position": None}, "position is None"), ({"k": NAN}, "k is nan"), ({"time": NAN}, "t/T is nan")],
 )  # fmt: skip
 def test_the_noise_lab_goes_on_after_a_mistake(lm, change, sentence):
-    lab = panels.noise_lab(lm)
+    lab = panels.noise_panel(lm)
     (name, value), text = *change.items(), lab.children[2]
     before, good = text.value, lab.controls[name].value
     lab.controls[name].value = value
@@ -109,7 +109,7 @@ def judges(lm):
 
 @pytest.fixture(scope="module")
 def guided(lm, judges):
-    return go(panels.guidance_lab(lm, judges, "")), go(panels.guidance_lab(lm, judges, ""), **LAB)
+    return go(panels.guidance_panel(lm, judges, "")), go(panels.guidance_panel(lm, judges, ""), **LAB)
 
 
 def test_the_guidance_lab_runs_what_it_shows(lm, judges, guided):
@@ -131,7 +131,7 @@ def test_the_guidance_lab_runs_what_it_shows(lm, judges, guided):
     ids=lambda change: [*change][0],
 )  # fmt: skip
 def test_guidance_lab(lm, judges, guided, change):
-    panel = go(panels.guidance_lab(lm, judges, ""), **LAB | change)
+    panel = go(panels.guidance_panel(lm, judges, ""), **LAB | change)
     ours, theirs = panel.result.trajectory, guided[1].result.trajectory
     assert ours.top_p.shape != theirs.top_p.shape or not torch.equal(ours.top_p, theirs.top_p)
 
@@ -163,14 +163,14 @@ def test_the_run_panel_goes_on_after_a_mistake(lm, mistake, sentence):
      ({"reward": None}, "reward model is None")],
 )  # fmt: skip
 def test_the_guidance_lab_goes_on_after_a_mistake(lm, judges, mistake, sentence):
-    goes_on_after(panels.guidance_lab(lm, judges, ""), mistake, sentence, LAB | {"steps": 2, "part": (0, 1)})
+    goes_on_after(panels.guidance_panel(lm, judges, ""), mistake, sentence, LAB | {"steps": 2, "part": (0, 1)})
 
 
 def test_a_hostile_prompt_is_text(lm, judges):
     panel = go(panels.run_panel(lm, HOSTILE), steps=2)
     (page,) = panel.children[-1].outputs
     assert panel.result.prompt == HOSTILE and HOSTILE not in page["data"]["text/html"]
-    lab = go(panels.guidance_lab(lm, {HOSTILE: judges["one"]}, HOSTILE), steps=2)
+    lab = go(panels.guidance_panel(lm, {HOSTILE: judges["one"]}, HOSTILE), steps=2)
     assert lab.result and HOSTILE not in lab.children[-1].outputs[0]["data"]["text/html"]
 
 
@@ -184,15 +184,15 @@ def test_a_slider_holds_what_it_can(lm, name, given, kept):
 
 
 MADE_OF = [
-    (lambda lm, judges: panels.noise_lab(None), "lm is a NoneType"),
-    (lambda lm, judges: panels.noise_lab(lm, None), "text is None"),
+    (lambda lm, judges: panels.noise_panel(None), "lm is a NoneType"),
+    (lambda lm, judges: panels.noise_panel(lm, None), "text is None"),
     (lambda lm, judges: panels.run_panel(judges["one"], ""), "lm is a MistralRewardModel"),
     (lambda lm, judges: panels.run_panel(lm, "", steps=0), "steps is 0"),
     (lambda lm, judges: panels.run_panel(lm, 5), "text is 5"),
-    (lambda lm, judges: panels.guidance_lab(lm, {}, ""), "rewards is dict"),
-    (lambda lm, judges: panels.guidance_lab(lm, judges["one"], ""), "rewards is MistralRewardModel"),
-    (lambda lm, judges: panels.guidance_lab(lm, {"one": lm}, ""), "The reward model is a MistralForDiffusionLM"),
-    (lambda lm, judges: panels.guidance_lab(lm, judges, "", steps=2.5), "steps is 2.5"),
+    (lambda lm, judges: panels.guidance_panel(lm, {}, ""), "rewards is dict"),
+    (lambda lm, judges: panels.guidance_panel(lm, judges["one"], ""), "rewards is MistralRewardModel"),
+    (lambda lm, judges: panels.guidance_panel(lm, {"one": lm}, ""), "The reward model is a MistralForDiffusionLM"),
+    (lambda lm, judges: panels.guidance_panel(lm, judges, "", steps=2.5), "steps is 2.5"),
     (lambda lm, judges: panels.intervention_panel(lm, None), "run is a NoneType"),
     (lambda lm, judges: panels.intervention_panel(None, None), "lm is a NoneType"),
 ]
@@ -312,7 +312,7 @@ def test_a_run_made_with_hooks_needs_them_in_the_panel(lm):
 
 
 def test_a_position_stays_chosen_when_the_sentence_changes(lm):
-    lab = panels.noise_lab(lm)
+    lab = panels.noise_panel(lm)
     position = lab.controls["position"]
     position.value = 3
     lab.controls["sentence"].value = "Tom sat down."

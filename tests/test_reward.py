@@ -49,8 +49,8 @@ def base(tmp_path_factory):
 def settings(base, tmp_path, **changes):
     given = dict(
         model=str(base), data=jsonl(tmp_path / "pairs.jsonl", PAIRS * 4), output=str(tmp_path / "judge"), length=48,
-        batch=8, rows_at_once=8, steps=30, learning_rate=5e-3, warmup=2, held_out=6, evaluate_every=30, save_every=10,
-        lora_rank=4,
+        batch_size=8, micro_batch_size=8, steps=30, learning_rate=5e-3, warmup=2,
+        num_eval_examples=6, evaluate_every=30, save_every=10, lora_rank=4,
     )  # fmt: skip
     return recipe.RewardRecipe(**(given | changes))
 
@@ -106,8 +106,9 @@ def test_a_denoiser_with_an_adapter_of_its_own_shares_its_base(adapter, base, tm
     made, _ = adapter
     tuned = recipe.Recipe(
         model=str(base), data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
-        output=str(tmp_path / "tuned"), masking="response", length=48, batch=4, rows_at_once=4, steps=2, warmup=1,
-        lora_rank=4, embeddings="trained", learning_rate=0.1, held_out=2, evaluate_every=2, save_every=2,
+        output=str(tmp_path / "tuned"), masking="response", length=48, batch_size=4, micro_batch_size=4,
+        steps=2, warmup=1,
+        lora_rank=4, embeddings="trained", learning_rate=0.1, num_eval_examples=2, evaluate_every=2, save_every=2,
     )  # fmt: skip
     training_run.train(tuned)
     lm = t2.load(tuned.output)
@@ -221,8 +222,9 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     refuses("is no reward model; give a sequence classifier with one label", two)
     tuned = recipe.Recipe(
         model=str(base), data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
-        output=str(tmp_path / "tuned"), masking="response", length=48, batch=4, rows_at_once=4, steps=1, warmup=0,
-        lora_rank=4, held_out=2, evaluate_every=1, save_every=1,
+        output=str(tmp_path / "tuned"), masking="response", length=48, batch_size=4, micro_batch_size=4,
+        steps=1, warmup=0,
+        lora_rank=4, num_eval_examples=2, evaluate_every=1, save_every=1,
     )  # fmt: skip
     training_run.train(tuned)
     refuses("is no reward model: it has no score head", tuned.output)
@@ -234,6 +236,6 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
         reward_training.prepare_reward(settings(base, tmp_path, length=16))
     with pytest.raises(ValueError, match="knows no field 'masking'"):
         recipe.read_recipe("own-preferences", masking="ul2")
-    (tmp_path / "odd.yaml").write_text("trains: poems\nmodel: a\ndata: b\noutput: c\n")
-    with pytest.raises(ValueError, match="trains 'poems'; a recipe trains one of denoiser, masked, ar, reward"):
+    (tmp_path / "odd.yaml").write_text("kind: poems\nmodel: a\ndata: b\noutput: c\n")
+    with pytest.raises(ValueError, match="has kind 'poems'; a recipe has one of denoiser, masked, ar, reward"):
         recipe.read_recipe(tmp_path / "odd.yaml")

@@ -14,8 +14,8 @@ from tess2lite_course.experiments import metrics, report, runner
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "model": "tinytown-ar", "data": "tinytown", "length": 16, "batch": 4, "rows_at_once": 4, "steps": 2,
-    "learning_rate": 1e-3, "warmup": 1, "held_out": 4, "evaluate_every": 1, "save_every": 1,
+    "model": "tinytown-ar", "data": "tinytown", "length": 16, "batch_size": 4, "micro_batch_size": 4, "steps": 2,
+    "learning_rate": 1e-3, "warmup": 1, "num_eval_examples": 4, "evaluate_every": 1, "save_every": 1,
 }  # fmt: skip
 KINDS = ("reading", "knowledge", "arithmetic", "sorting", "counting", "tracking", "boolean")
 
@@ -123,8 +123,8 @@ def test_findings_of_the_package_are_whole(name):
     finding = runner.read_finding(name)
     if "study" in finding:
         return
-    metrics = {"loss", "loss at 128 tokens", "log-perplexity", *KINDS, *(f"seconds for {n}" for n in (1024,))}
-    assert {c["metric"] for c in finding.get("compare", [])} <= metrics
+    known = {"loss", "loss at 128 tokens", "log-perplexity", *KINDS, *(f"seconds for {n}" for n in (1024,))}
+    assert {c["metric"] for c in finding.get("compare", [])} <= known
     assert all({c["better"], c["than"]} <= finding["arms"].keys() for c in finding.get("compare", []))
     assert finding["measure"].keys() <= metrics.MEASURES.keys()
     for arm, changes in finding["arms"].items():
@@ -133,7 +133,7 @@ def test_findings_of_the_package_are_whole(name):
         metrics.Subject(None, **finding.get("write", {}) | changes.get("write", {}))
         fields = finding["recipe"] | {k: v for k, v in changes.items() if k not in runner.HOW}
         if "data" in fields:
-            TRAININGS[changes.get("trains", "denoiser")](**fields, output="x")
+            TRAININGS[changes.get("kind", "denoiser")](**fields, output="x")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "assets" / "findings").glob("*.json")), ids=lambda path: path.stem)
@@ -195,8 +195,8 @@ def test_a_finding_is_made_again_beside_the_committed_one(tmp_path, monkeypatch,
 def test_an_arm_may_make_its_own_base_and_another_kind_of_model(tmp_path):
     arms = {
         "base": {"pretrain": {"edit": "small_llama", "objective": "prefix"}},
-        "masked": {"trains": "masked", "model": "tinytown-ar"},
-        "left to right": {"trains": "ar", "model": "tinytown-ar"},
+        "masked": {"kind": "masked", "model": "tinytown-ar"},
+        "left to right": {"kind": "ar", "model": "tinytown-ar"},
         "as it is": {"model": "tinytown-base", "data": "tinytown"},
     }
     name = write(tmp_path / "two.yaml", arms=arms, seeds=[0], pretrain=TINY, recipe=TINY | {"model": ""}, compare=[])
@@ -207,8 +207,8 @@ def test_an_arm_may_make_its_own_base_and_another_kind_of_model(tmp_path):
 
 def test_a_model_that_is_not_there_says_how_to_make_it():
     with pytest.raises(ValueError, match="no model 'runs/nowhere'; python -m tess2lite_course.experiments.build"):
-        runner._as_it_is("runs/nowhere", {"trains": "ar"}, smoke=False)
-    model = runner._as_it_is("runs/nowhere", {"trains": "ar"}, smoke=True)
+        runner._as_it_is("runs/nowhere", {"kind": "ar"}, smoke=False)
+    model = runner._as_it_is("runs/nowhere", {"kind": "ar"}, smoke=True)
     assert metrics.left_to_right(model, "Tom had a drum.").strip()
 
 

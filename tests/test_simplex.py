@@ -51,13 +51,13 @@ def test_nucleus_draws_from_exactly_the_top_p_set(name, top_p, how):
     p = distributions()[name]
     expected = top_p_set(p, top_p)
     rows = p.expand(DRAWS, V)
-    u = torch.rand(nucleus.TRIES + 1, DRAWS, generator=torch.Generator().manual_seed(1))
+    u = torch.rand(nucleus.MAX_REJECTIONS + 1, DRAWS, generator=torch.Generator().manual_seed(1))
     if how == "textbook":
         ids = textbook.nucleus(rows, top_p, torch.Generator().manual_seed(1))
     elif how == "sorted rows only":
         ids = nucleus._sorted_draw(rows, top_p, u[0])
     else:
-        ids = nucleus.nucleus(rows, top_p, u)
+        ids = nucleus.sample_nucleus(rows, top_p, u)
     counts = torch.bincount(ids, minlength=V).double()
     assert counts[expected == 0].sum() == 0
     assert chi_square(counts, expected) > 1e-4
@@ -66,8 +66,8 @@ def test_nucleus_draws_from_exactly_the_top_p_set(name, top_p, how):
 def test_the_chi_square_notices_a_wrong_nucleus():
     """The test above can fail: draws from the whole distribution are not draws from its nucleus."""
     p = distributions()["random"]
-    u = torch.rand(nucleus.TRIES + 1, DRAWS, generator=torch.Generator().manual_seed(1))
-    counts = torch.bincount(nucleus.nucleus(p.expand(DRAWS, V), 1.0, u), minlength=V).double()
+    u = torch.rand(nucleus.MAX_REJECTIONS + 1, DRAWS, generator=torch.Generator().manual_seed(1))
+    counts = torch.bincount(nucleus.sample_nucleus(p.expand(DRAWS, V), 1.0, u), minlength=V).double()
     assert counts[top_p_set(p, 0.9) == 0].sum() > 0
     assert chi_square(counts, top_p_set(p, 0.99).clamp(min=1e-12)) < 1e-4
 
@@ -75,7 +75,7 @@ def test_the_chi_square_notices_a_wrong_nucleus():
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-24])
 def test_a_draw_at_the_edges_has_mass(u):
     for p in distributions().values():
-        assert p[nucleus.draw(p[None], torch.tensor([u]))] > 0
+        assert p[nucleus.sample_categorical(p[None], torch.tensor([u]))] > 0
 
 
 def test_noisy_simplex_is_the_papers_up_to_a_shift():
@@ -91,7 +91,7 @@ def test_noisy_simplex_is_the_papers_up_to_a_shift():
 
 def test_streams_are_functions_of_seed_step_and_purpose():
     def first(*key):
-        return torch.randn(4, generator=chunks.stream(*key, torch.device("cpu"))).tolist()
+        return torch.randn(4, generator=chunks.generator_for(*key, torch.device("cpu"))).tolist()
 
     assert first(0, 1, "noise") == first(0, 1, "noise")
     assert len({tuple(first(*key)) for key in [(0, 1, "a"), (1, 1, "a"), (0, 2, "a"), (0, 1, "b")]}) == 4

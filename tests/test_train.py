@@ -54,8 +54,8 @@ def own(tmp_path, mistral_like_tokenizer):
     def fields(**changes):
         return {
             "model": str(tmp_path / "ar"), "data": str(tmp_path / "own.txt"), "output": str(tmp_path / "run"),
-            "length": 16, "batch": 8, "rows_at_once": 8, "steps": 20, "learning_rate": 3e-3, "warmup": 2,
-            "held_out": 8, "evaluate_every": 20, "save_every": 5,
+            "length": 16, "batch_size": 8, "micro_batch_size": 8, "steps": 20, "learning_rate": 3e-3, "warmup": 2,
+            "num_eval_examples": 8, "evaluate_every": 20, "save_every": 5,
         } | changes  # fmt: skip
 
     return fields
@@ -105,7 +105,7 @@ def test_a_text_file_is_learned_and_the_adapter_loads_everywhere(own, capsys):
 @pytest.mark.parametrize("embeddings", ["lora", "trained", "frozen"])
 def test_four_bit_weights_learn_through_lora(own, embeddings):
     """The path of the 4-bit Mistral, on a tiny one, with gradient checkpointing and accumulation."""
-    fields = own(steps=30, lora_rank=8, load_in_4bit=True, gradient_checkpointing=True, rows_at_once=4)
+    fields = own(steps=30, lora_rank=8, load_in_4bit=True, gradient_checkpointing=True, micro_batch_size=4)
     run = training_run.train(recipe.Recipe(**fields | {"embeddings": embeddings}))
     seen = losses(fields["output"])
     assert seen[-1] < seen[0]
@@ -143,7 +143,7 @@ def test_two_processes_are_one(own, tmp_path):
     """`accelerate launch` at equal global batch: the same losses and weights, within float noise."""
     training_run.train(recipe.Recipe(**own(output=str(tmp_path / "one"), steps=8)))
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(own(output=str(tmp_path / "two"), steps=8, rows_at_once=4)))
+    path.write_text(yaml.safe_dump(own(output=str(tmp_path / "two"), steps=8, micro_batch_size=4)))
     launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tess2lite.train")  # fmt: skip
     done = launch(path, launcher=launcher)
@@ -164,7 +164,7 @@ def test_named_recipes_are_whole():
 def test_the_memory_estimate_counts_what_is_loaded(own, tmp_path):
     """Weights and adapters to the number, against the loaded model."""
     made = recipe.Recipe(**own(lora_rank=8))
-    prepared = build.prepare(made)
+    prepared = build.build_trainer(made)
     base = prepared.model.get_base_model()
     parts = memory.estimate(base.config, made, "cpu", 4)
     adapters = sum(p.numel() for name, p in prepared.model.named_parameters() if "lora_" in name)
@@ -180,7 +180,7 @@ MISTAKES = [
     ({"masking": "mlm"}, "masking is 'mlm'"),
     ({"load_in_4bit": True}, "load_in_4bit needs LoRA"),
     ({"self_conditioning": 2}, "self_conditioning is 2"),
-    ({"rows_at_once": 3}, "do not divide"),
+    ({"micro_batch_size": 3}, "do not divide"),
     ({"length": 100, "lora_rank": 4}, "the context of"),
     ({"length": 60, "data": "one line"}, "at least 5 are needed"),
     ({"data": ""}, "holds no text"),
@@ -194,7 +194,7 @@ MISTAKES = [
     ({"length": 1}, "length is 1; give 2 or more"),
     ({"learning_rate": 0.0}, "learning_rate is 0"),
     ({"learning_rate": float("nan")}, "learning_rate is nan; give a number above 0"),
-    ({"trains": ["ar"]}, "trains one of denoiser, masked"),
+    ({"kind": ["ar"]}, "a recipe has one of denoiser, masked"),
     ({"output": "/proc/nowhere"}, "Nothing can be written"),
     ({"model": "tinytown-bose"}, "There is no model"),
 ]
@@ -233,7 +233,7 @@ def test_a_run_is_not_shortened_and_not_gone_on_with_on_other_data(own, capsys):
 
 
 def test_checkpoints_of_an_unknown_run_are_left_alone(own):
-    build.prepare(recipe.Recipe(**own(steps=5))).train()
+    build.build_trainer(recipe.Recipe(**own(steps=5))).train()
     with pytest.raises(ValueError, match="holds a run with model None"):
         training_run.train(recipe.Recipe(**own(steps=9)))
 
@@ -246,7 +246,7 @@ def test_a_full_gpu_and_an_interrupt_end_with_a_sentence(own, tmp_path, monkeypa
         return raises
 
     monkeypatch.setattr(trainer.DiffusionTrainer, "train", fails(torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(ValueError, match="memory is full. Give rows_at_once=1"):
+    with pytest.raises(ValueError, match="memory is full. Give micro_batch_size=1"):
         training_run.train(recipe.Recipe(**own()))
     monkeypatch.setattr(trainer.DiffusionTrainer, "train", fails(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
@@ -258,8 +258,10 @@ def test_tinytowns_held_out_rows_were_never_read(monkeypatch):
     """By the bundled models either, which have read the whole train split."""
     monkeypatch.setattr(build, "TINYTOWN_TEXTS", 500)
     lm = t2.load("tinytown-ar")
-    made = recipe.Recipe(model="tinytown-ar", data="tinytown", output="x", length=64, steps=9, warmup=1, held_out=4)
-    train_rows, held_out = build.datasets(made, lm.tokenizer)
+    made = recipe.Recipe(
+        model="tinytown-ar", data="tinytown", output="x", length=64, steps=9, warmup=1, num_eval_examples=4
+    )
+    train_rows, held_out = build.build_datasets(made, lm.tokenizer)
     read = " ".join(build.texts(made))
     sentences = [s for row in held_out for s in split_sentences(lm.tokenizer.decode(row["input_ids"]))[1:-1]]
     assert len(held_out) == 4 and sum(s in read for s in sentences) < len(sentences)
@@ -388,7 +390,7 @@ def test_a_lora_run_follows_from_its_seed(own):
     drawn = []
     for noise in (1, 2):
         torch.manual_seed(noise)  # whatever went before
-        model = build.prepare(recipe.Recipe(**own(lora_rank=4))).model
+        model = build.build_trainer(recipe.Recipe(**own(lora_rank=4))).model
         drawn.append({name: p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name})
     assert drawn[0] and all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
 
@@ -422,9 +424,9 @@ def test_a_streamed_set_of_which_nothing_is_left_to_train_on(own, monkeypatch):
     streamed(monkeypatch)
     made, tokenizer = recipe.Recipe(**own(data="someone/texts")), t2.load(own()["model"]).tokenizer
     rows = len(list(pack(build.texts(made), tokenizer, made.length)))
-    build.datasets(replace(made, held_out=rows - 1), tokenizer)
+    build.build_datasets(replace(made, num_eval_examples=rows - 1), tokenizer)
     with pytest.raises(ValueError, match=f"gives {rows} rows of 16 tokens; at least {rows + 1} are needed"):
-        build.datasets(replace(made, held_out=rows), tokenizer)
+        build.build_datasets(replace(made, num_eval_examples=rows), tokenizer)
 
 
 def test_a_loss_that_breaks_down_keeps_the_last_checkpoint(own, monkeypatch):

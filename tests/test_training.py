@@ -90,7 +90,7 @@ def test_gradients_against_finite_differences(tiny):
     t = torch.tensor([700, 2500])
 
     def loss():
-        return diffusion_loss(lm, ids, mask, t, lambda rows: noise(rows).double(), blocks, conditioned=False)
+        return diffusion_loss(lm, ids, mask, t, lambda rows: noise(rows).double(), blocks, self_condition=False)
 
     loss().backward()
     for weight in (lm.lm_head.weight, lm.timestep_embed.weight, lm.model.layers[0].self_attn.q_proj.weight):

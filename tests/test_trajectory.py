@@ -20,7 +20,7 @@ def by_hand(argmax, **more):
         "tokens": ids, "top_ids": ids[..., None].clone(), "top_p": torch.ones(*ids.shape, 1),
         "entropy": torch.ones(ids.shape),
         "alpha_bar": torch.linspace(0, 1, len(ids)), "span_mask": torch.ones(ids.shape[1], dtype=torch.bool),
-        "texts": ["x"] * len(ids), "pieces": {i: f" {i}" for i in range(10)},
+        "texts": ["x"] * len(ids), "token_strings": {i: f" {i}" for i in range(10)},
     } | more)  # fmt: skip
 
 
@@ -34,8 +34,8 @@ def test_flips_commitment_and_its_order_by_hand():
 
 
 def test_words_join_pieces_that_meet_in_letters():
-    pieces = {0: "<s>", 1: " An", 2: "na", 3: ".", 4: " a", 5: "\n", 6: "B"}
-    run = by_hand([[0, 1, 2, 3, 4, 5, 6]], pieces=pieces)
+    token_strings = {0: "<s>", 1: " An", 2: "na", 3: ".", 4: " a", 5: "\n", 6: "B"}
+    run = by_hand([[0, 1, 2, 3, 4, 5, 6]], token_strings=token_strings)
     assert run.words() == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6), (6, 7)]
 
 
@@ -58,8 +58,8 @@ def test_what_is_recorded_is_the_models_own_prediction(recorded):
     assert torch.allclose(run.top_p[:, mask], top, atol=1e-6) and torch.equal(run.top_ids[:, mask], ids.int())
     assert torch.allclose(run.entropy[:, mask], -(p * p.log()).sum(-1), atol=1e-4)
     assert torch.equal(run.argmax[:, ~mask], run.tokens[:, ~mask]) and (run.confidence[:, ~mask] == 1).all()
-    assert set(run.top_ids.unique().tolist()) <= set(run.pieces)
-    assert "".join(run.pieces[i] for i in run.tokens[-1].tolist()[1:]) == lm.tokenizer.decode(run.tokens[-1][1:])
+    assert set(run.top_ids.unique().tolist()) <= set(run.token_strings)
+    assert "".join(run.token_strings[i] for i in run.tokens[-1].tolist()[1:]) == lm.tokenizer.decode(run.tokens[-1][1:])
 
 
 def test_k_is_the_users(recorded):
@@ -79,7 +79,7 @@ def test_saved_and_loaded_the_same(recorded, tmp_path):
     again = Trajectory.load(tmp_path / "run.safetensors")
     for name in ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask", "reward"):
         assert torch.equal(getattr(again, name), getattr(run, name)), name
-    assert (again.texts, again.pieces, again.settings) == (run.texts, run.pieces, run.settings)
+    assert (again.texts, again.token_strings, again.settings) == (run.texts, run.token_strings, run.settings)
 
 
 def test_a_replay_is_the_same_to_the_bit(recorded, tmp_path):
@@ -179,7 +179,7 @@ def test_numbers_of_numpy_are_saved_too(recorded, tmp_path):
 
 
 BROKEN = {
-    "alpha_bar": torch.ones(2), "pieces": {}, "texts": ["x"], "known": ["x"], "settings": [],
+    "alpha_bar": torch.ones(2), "token_strings": {}, "texts": ["x"], "known": ["x"], "settings": [],
     "span_mask": torch.zeros(2, dtype=torch.bool), "top_p": torch.full((3, 2, 1), 2.0),
     "entropy": torch.full((3, 2), float("nan")), "top_ids": torch.zeros(3, 2, 0, dtype=torch.int),
     "reward": torch.ones(1),

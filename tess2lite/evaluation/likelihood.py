@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 
 from .. import validation
-from ..chunks import stream
+from ..chunks import generator_for
 from ..sampling import denoise
 from ..schedule import alpha_bar
 from ..simplex import SIMPLEX_VALUE, noisy_simplex_
@@ -38,7 +38,7 @@ class Bound:
             sequence = int(sequences[rows.start])  # a block lies in one
             place = rows.start - int((sequences < sequence).sum())
             # Noise of its own, not what the run reads next: the same expectation, as p_i has seen neither.
-            generator = stream(self.seeds[sequence], step.index, f"likelihood {place}", logits.device)
+            generator = generator_for(self.seeds[sequence], step.index, f"likelihood {place}", logits.device)
             self.total[sequence] += _terms(logits, tokens[rows], levels[step.t], generator).sum()
         step.tokens = self.truth
 
@@ -65,13 +65,13 @@ def log_likelihood(lm, batch, steps: int = 10, samples: int = 4, seed=0) -> tupl
     step there is no latent and the mean estimates E[log p(w)] over the first noise, which log p is at least.
     Raises ValueError or TypeError before the first step.
     """
-    samples = validation.whole("samples", samples, 1)
+    samples = validation.check_int("samples", samples, 1)
     if getattr(lm.config, "diffusion", "simplex") != "simplex":
         raise ValueError(f"This model writes by {lm.config.diffusion} diffusion; the bound is of simplex diffusion.")
     _, mask, _ = validation.check_batch(lm, batch)
     truth = batch["input_ids"].to(lm.device)
     validation.check_ids(truth[mask], lm.config.vocab_size)
-    seeds, found = validation.one_each(seed, len(truth)), []
+    seeds, found = validation.expand_seeds(seed, len(truth)), []
     for sample in range(samples):
         drawn = [seed + (sample << 64) for seed in seeds]  # the first samples are the same, however many there are
         bound = Bound(truth, drawn)

@@ -59,12 +59,15 @@ class Denoiser(LM):
         if unknown:
             *accepted, _ = inspect.signature(Denoiser).parameters
             raise ValueError(f"tess2lite has no argument {', '.join(unknown)}; it has {', '.join(accepted)}.")
-        self.steps, self.samples = validation.whole("steps", steps, 1), validation.whole("samples", samples, 1)
-        self.bound_steps, self.seed = validation.whole("bound_steps", bound_steps, 1), validation.whole("seed", seed, 0)
-        self.length = None if length is None else validation.whole("length", length, 1)
+        self.steps, self.samples = validation.check_int("steps", steps, 1), validation.check_int("samples", samples, 1)
+        self.bound_steps, self.seed = (
+            validation.check_int("bound_steps", bound_steps, 1),
+            validation.check_int("seed", seed, 0),
+        )
+        self.length = None if length is None else validation.check_int("length", length, 1)
         batch_size = int(batch_size) if str(batch_size).isdigit() else batch_size  # text, from lm-eval's own option
-        self.batch_size = validation.whole("batch_size", batch_size, 1)
-        validation.check_numbers(top_p, 1.0)
+        self.batch_size = validation.check_int("batch_size", batch_size, 1)
+        validation.check_sampling_args(top_p, 1.0)
         for name, value in (("chat", chat), ("load_in_4bit", load_in_4bit)):
             if not isinstance(value, bool):
                 raise ValueError(f"{name} is {value!r}; give true or false.")
@@ -144,7 +147,7 @@ class Denoiser(LM):
         """Tokens to write at most, and the room for them that a long prompt must leave."""
         if asked == UNSAID and self.length is None:
             return LENGTH, self.context // 32
-        wanted = validation.whole("max_gen_toks", self.length if asked == UNSAID else asked, 1)
+        wanted = validation.check_int("max_gen_toks", self.length if asked == UNSAID else asked, 1)
         wanted = min(wanted, self.length or wanted)
         return wanted, min(wanted, self.context // 2)
 

@@ -195,10 +195,10 @@ def evaluate(task, model, data=None, fewshot=None, shots=None, limit=None, seeds
     so many prompts. seeds: one run each; scores are means over them, intervals (95 %) over prompts. settings: of
     `harness.Denoiser`. An interrupted evaluation, started again, goes on from its answers.
     """
-    limit = None if limit is None else validation.whole("limit", limit, 1)
-    shots = None if shots is None else validation.whole("shots", shots, 0)
+    limit = None if limit is None else validation.check_int("limit", limit, 1)
+    shots = None if shots is None else validation.check_int("shots", shots, 0)
     seeds, made = [seeds] if isinstance(seeds, int) else seeds, not isinstance(model, (str, Path))
-    seeds = [validation.whole("seed", seed, 0) for seed in seeds]
+    seeds = [validation.check_int("seed", seed, 0) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds are {seeds}; give different ones, as seeds=0,1,2.")
     if own := sorted({"pretrained", "seed", "answers"} & settings.keys()):

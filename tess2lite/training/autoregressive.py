@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ..chunks import stream
+from ..chunks import generator_for
 from ..loading import choose_device, find_source, find_tokenizer, load, plain_errors
 from ..model import DENOISERS
 from .recipe import PretrainingRecipe
@@ -41,7 +41,7 @@ class PretrainingCollator:
             counted = mask & (ends.cumsum(1) - ends == 0)
         if self.objective == "causal":
             return {"input_ids": ids, "labels": ids.masked_fill(~counted, -100)}
-        streams = [stream(self.seed, row["example"], self.objective, torch.device("cpu")) for row in rows]
+        streams = [generator_for(self.seed, row["example"], self.objective, torch.device("cpu")) for row in rows]
         return _prefix(ids, streams) if self.objective == "prefix" else _masked(ids, streams, self.unknown)
 
 
@@ -71,7 +71,7 @@ class PretrainingTrainer(DiffusionTrainer):
     """`DiffusionTrainer`'s loop around transformers' own loss. `evaluate` gives the mean over all labels, with
     prefixes and hidden tokens that are the same in every run."""
 
-    def _batch_loss(self, model, inputs, conditioned: bool, seed: int) -> torch.Tensor:
+    def _batch_loss(self, model, inputs, self_condition: bool, seed: int) -> torch.Tensor:
         return model(**inputs, num_items_in_batch=1, use_cache=False).loss  # the sum: compute_loss divides
 
     def _measured(self, rows) -> dict[str, float]:

@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainingArguments
 
 from ..loading import adapter_base, choose_device, find_source, load, plain_errors
-from ..mask_diffusion import absorbing_token
+from ..mask_diffusion import mask_token_id
 from ..tinytown.stories import corpus
 from ..tinytown.tasks import TASKS, as_chat, examples
 from .autoregressive import PretrainingCollator, PretrainingTrainer, load_left_to_right
@@ -52,7 +52,7 @@ def chats(recipe: Recipe, split: str = "train"):
     return concatenate_datasets([as_chat(examples(one, split, number)) for one in chosen])
 
 
-def datasets(recipe: Recipe | PretrainingRecipe, tokenizer):
+def build_datasets(recipe: Recipe | PretrainingRecipe, tokenizer):
     """(rows to train on, rows held out): files and Tinytown are held in memory, hub datasets streamed."""
     if recipe.column != "text" and (recipe.masking == "response" or recipe.data.endswith(("tinytown", ".txt"))):
         raise ValueError(f"column is {recipe.column!r}, but '{recipe.data}' is read without columns: leave it out.")
@@ -61,41 +61,43 @@ def datasets(recipe: Recipe | PretrainingRecipe, tokenizer):
     elif recipe.data == "tinytown" or Path(recipe.data).suffix in (".txt", ".jsonl"):
         rows, held_out = _text_rows(recipe, tokenizer)
     else:
-        first = itertools.islice(pack(texts(recipe), tokenizer, recipe.length), recipe.held_out + 1)
-        *held_out, _ = enough(recipe, list(first), recipe.held_out + 1)
-        streamed = endless(partial(texts, recipe), tokenizer, recipe.length, recipe.held_out, recipe.seed)
+        first = itertools.islice(pack(texts(recipe), tokenizer, recipe.length), recipe.num_eval_examples + 1)
+        *held_out, _ = require_min_rows(recipe, list(first), recipe.num_eval_examples + 1)
+        streamed = endless(partial(texts, recipe), tokenizer, recipe.length, recipe.num_eval_examples, recipe.seed)
         return streamed, _fixed(held_out)
-    return Rows(rows, recipe.steps * recipe.batch, recipe.seed), _fixed(held_out)
+    return Rows(rows, recipe.steps * recipe.batch_size, recipe.seed), _fixed(held_out)
 
 
 def _text_rows(recipe: Recipe, tokenizer):
-    rows = enough(recipe, list(pack(texts(recipe), tokenizer, recipe.length)))
-    kept = min(recipe.held_out, len(rows) // 5)
+    rows = require_min_rows(recipe, list(pack(texts(recipe), tokenizer, recipe.length)))
+    kept = min(recipe.num_eval_examples, len(rows) // 5)
     if recipe.data == "tinytown":  # whose bundled models have read the whole train split
-        return rows, itertools.islice(pack(texts(recipe, "validation"), tokenizer, recipe.length), recipe.held_out)
+        return rows, itertools.islice(
+            pack(texts(recipe, "validation"), tokenizer, recipe.length), recipe.num_eval_examples
+        )
     return rows[:-kept], rows[-kept:]
 
 
 def _chat_rows(recipe: Recipe, tokenizer):
     rows, dropped = chat_rows(chats(recipe), tokenizer, recipe.length)
-    train_rows, held_out = hold_out(recipe, rows, dropped, "answers")
+    train_rows, held_out = train_eval_split(recipe, rows, dropped, "answers")
     if recipe.data.partition(":")[0] == "tinytown":
         validation, _ = chat_rows(chats(recipe, "validation").shuffle(0), tokenizer, recipe.length)
         return rows, validation.select(range(min(len(held_out), len(validation))))
     return train_rows, held_out
 
 
-def hold_out(recipe: Training, rows, dropped: int, what: str):
+def train_eval_split(recipe: Training, rows, dropped: int, what: str):
     """(rows to train on, rows held out) of encoded rows; those `dropped`, as longer than a row, are counted aloud."""
     if dropped:
         part = f"{dropped} of {dropped + len(rows)} {what}"
         print(f"{part} are longer than {recipe.length} tokens with what comes before them, and are left out.")
-    rows = enough(recipe, rows, remedy="give more of them or a larger length").shuffle(0)  # files are sorted
-    kept = min(recipe.held_out, len(rows) // 5)
+    rows = require_min_rows(recipe, rows, remedy="give more of them or a larger length").shuffle(0)  # files are sorted
+    kept = min(recipe.num_eval_examples, len(rows) // 5)
     return rows.select(range(kept, len(rows))), rows.select(range(kept))
 
 
-def enough(recipe: Training, rows, least: int = 5, remedy: str = "give more text or a smaller length"):
+def require_min_rows(recipe: Training, rows, least: int = 5, remedy: str = "give more text or a smaller length"):
     """The rows, if they are."""
     if len(rows) < least:
         raise ValueError(
@@ -109,19 +111,19 @@ def _fixed(rows: Iterable) -> list[dict]:
     return [{**(row if isinstance(row, dict) else {"input_ids": row}), "example": j} for j, row in enumerate(rows)]
 
 
-def lora(rank: int, matrices: list[str], whole: list[str], **more) -> LoraConfig:
+def lora_config(rank: int, matrices: list[str], whole: list[str], **more) -> LoraConfig:
     """On some matrices, beside modules that are trained whole."""
     return LoraConfig(r=rank, lora_alpha=rank, target_modules=matrices, modules_to_save=whole, **more)
 
 
-def adapt(lm, recipe: Recipe):
+def apply_lora(lm, recipe: Recipe):
     """The model as the recipe trains it: itself, or with LoRA. The timestep embedding is trained in any case."""
     torch.manual_seed(recipe.seed)  # of LoRA's first weights
     if not recipe.lora_rank:
         return lm.float()  # at a rate of 1e-5 half precision would round every update away
     matrices = ATTENTION_AND_MLP + EMBEDDINGS * (recipe.embeddings == "lora")
     whole = ["timestep_embed"] + EMBEDDINGS * (recipe.embeddings == "trained")
-    adapted = get_peft_model(lm, lora(recipe.lora_rank, matrices, whole))
+    adapted = get_peft_model(lm, lora_config(recipe.lora_rank, matrices, whole))
     for parameter in (p for p in adapted.parameters() if p.requires_grad):
         parameter.data = parameter.data.float()
     # PEFT would put the base's own E and head beside their LoRA: half a gigabyte for a Mistral-7B.
@@ -129,29 +131,29 @@ def adapt(lm, recipe: Recipe):
     return adapted
 
 
-def prepare(recipe: Recipe | PretrainingRecipe, edit: Callable | None = None) -> DiffusionTrainer:
+def build_trainer(recipe: Recipe | PretrainingRecipe, edit: Callable | None = None) -> DiffusionTrainer:
     """Everything loaded and checked; `.train()` is what is left to do.
 
     edit: lm → lm, an experiment on the model before it is adapted.
     """
-    given, left_to_right = arguments(recipe), isinstance(recipe, PretrainingRecipe)
+    given, left_to_right = training_arguments(recipe), isinstance(recipe, PretrainingRecipe)
     lm = load_left_to_right(recipe) if left_to_right else load(recipe.model, recipe.load_in_4bit, recipe.dtype)
-    fit(recipe, lm)
+    check_context_length(recipe, lm)
     lm = edit(lm) if edit else lm
-    train_rows, held_out = datasets(recipe, lm.tokenizer)
+    train_rows, held_out = build_datasets(recipe, lm.tokenizer)
     args = TrainingArguments(**given)
     shared = dict(args=args, train_dataset=train_rows, eval_dataset=held_out, processing_class=lm.tokenizer)
     if left_to_right:
-        unknown = absorbing_token(lm) if recipe.objective == "masked" else None
+        unknown = mask_token_id(lm) if recipe.objective == "masked" else None
         collator = PretrainingCollator(recipe.objective, recipe.seed, lm.tokenizer.eos_token_id, unknown)
         return PretrainingTrainer(lm, data_collator=collator, **shared)
     vars(lm.config).pop("diffusion", None)  # what it was before; a MaskedTrainer says it anew
     trainer = MaskedTrainer if isinstance(recipe, MaskedRecipe) else DiffusionTrainer
     collator = DiffusionCollator("given" if recipe.masking == "response" else recipe.masking, recipe.seed)
-    return trainer(adapt(lm, recipe), data_collator=collator, self_conditioning=recipe.self_conditioning, **shared)
+    return trainer(apply_lora(lm, recipe), data_collator=collator, self_conditioning=recipe.self_conditioning, **shared)
 
 
-def fit(recipe: Training, lm) -> None:
+def check_context_length(recipe: Training, lm) -> None:
     """Rows longer than the context are learned when every weight is: rotary positions have no table to outgrow."""
     if lm.tokenizer is None:
         raise ValueError(f"'{recipe.model}' has no tokenizer; training needs the model's own.")
@@ -179,19 +181,20 @@ def _check(recipe: Training) -> None:
         raise ValueError(f"Nothing can be written to '{output}': {problem.strerror}; choose another output.") from None
 
 
-def arguments(recipe: Training) -> dict:
+def training_arguments(recipe: Training) -> dict:
     """Of a transformers Trainer, of a recipe that can be begun."""
     _check(recipe)
     processes, on_gpu = int(os.environ.get("WORLD_SIZE", 1)), choose_device(None).type == "cuda"
     bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-    accumulated, rest = divmod(recipe.batch, recipe.rows_at_once * processes)
+    accumulated, rest = divmod(recipe.batch_size, recipe.micro_batch_size * processes)
     if rest:
         raise ValueError(
-            f"batch is {recipe.batch}; {processes} processes of {recipe.rows_at_once} rows do not divide it."
+            f"batch_size is {recipe.batch_size}; "
+            f"{processes} processes of {recipe.micro_batch_size} rows do not divide it."
         )
     return dict(
         output_dir=recipe.output, seed=recipe.seed, max_steps=recipe.steps, gradient_accumulation_steps=accumulated,
-        per_device_train_batch_size=recipe.rows_at_once, per_device_eval_batch_size=recipe.rows_at_once,
+        per_device_train_batch_size=recipe.micro_batch_size, per_device_eval_batch_size=recipe.micro_batch_size,
         learning_rate=recipe.learning_rate, lr_scheduler_type="constant_with_warmup", warmup_steps=recipe.warmup,
         optim="paged_adamw_8bit" if recipe.load_in_4bit and on_gpu else "adamw_torch",
         bf16=bf16, fp16=on_gpu and not bf16, use_cpu=not on_gpu, logging_steps=max(1, min(25, recipe.steps // 20)),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..mask_diffusion import MASKED, absorbed, absorbing_token, masked_loss
+from ..mask_diffusion import MASKED, absorbed, mask_token_id, masked_loss
 from ..schedule import TRAINING_TIMESTEPS
 from .trainer import DiffusionTrainer
 
@@ -23,13 +23,13 @@ class MaskedTrainer(DiffusionTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.token = absorbing_token(self.model)
+        self.token = mask_token_id(self.model)
         self.model.config.diffusion = MASKED
         for name, parameter in self.model.named_parameters():
             if "timestep_embed" in name:
                 parameter.requires_grad_(False)
 
-    def _batch_loss(self, model, inputs, conditioned: bool, seed: int) -> torch.Tensor:
+    def _batch_loss(self, model, inputs, self_condition: bool, seed: int) -> torch.Tensor:
         share = (inputs["t"] + 1) / TRAINING_TIMESTEPS
         gone = absorbed(inputs["span_mask"], share, inputs["example"].tolist(), seed)
         return model(run=lambda lm: masked_loss(lm, inputs["input_ids"], gone, share, self.token))

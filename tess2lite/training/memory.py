@@ -31,7 +31,7 @@ def estimate(config, recipe, device: str, bytes_per_weight: int) -> dict[str, fl
         trained = recipe.lora_rank * layers * sum(a + b for a, b in shapes)
         of_embeddings = {"lora": 2 * recipe.lora_rank * (vocabulary + hidden), "trained": embeddings, "frozen": 0}
         trained += of_embeddings[recipe.embeddings]
-    rows = recipe.rows_at_once * recipe.length
+    rows = recipe.micro_batch_size * recipe.length
     layer = rows * bytes_per_weight * (8 * hidden + 2 * keys + 4 * config.intermediate_size)
     stored = layers * rows * hidden * bytes_per_weight + layer if recipe.gradient_checkpointing else layers * layer
     if recipe.lora_rank and recipe.embeddings == "lora":  # E with its LoRA, made anew for each step, with gradient

@@ -1,6 +1,6 @@
 """A recipe: what is trained on what, and how. The same one in a notebook, a YAML file and on several GPUs.
 
-`Recipe` holds the paper's values as defaults; `preparation.prepare(recipe)` turns one into a trainer.
+`Recipe` holds the paper's values as defaults; `build.build_trainer(recipe)` turns one into a trainer.
 """
 
 from contextlib import suppress
@@ -12,7 +12,9 @@ import yaml
 
 NAMED = Path(__file__).parent / "recipes"
 Masking = Literal["ul2", "prefix", "response"]  # "ul2": a third each of short spans, long spans and prefix
-LEAST = dict.fromkeys(("batch", "rows_at_once", "steps", "held_out", "evaluate_every", "save_every"), 1)
+LEAST = dict.fromkeys(
+    ("batch_size", "micro_batch_size", "steps", "num_eval_examples", "evaluate_every", "save_every"), 1
+)
 LEAST |= {"length": 2, "warmup": 0, "lora_rank": 0, "seed": 0}  # 2, as a row's first token is never masked
 
 
@@ -24,8 +26,8 @@ class Training:
     data: str
     output: str  # folder of checkpoints and of the finished model
     length: int = 2048  # tokens a row; the paper's
-    batch: int = 112  # rows a step, over all processes; the paper's
-    rows_at_once: int = 1  # rows a forward pass, on each process; the rest is accumulated
+    batch_size: int = 112  # rows a step, over all processes; the paper's
+    micro_batch_size: int = 1  # rows a forward pass, on each process; the rest is accumulated
     steps: int = 200_000  # the paper's, for adaptation
     learning_rate: float = 1e-5  # the paper's, for full tuning
     warmup: int = 5_000  # steps; the paper's, constant afterwards
@@ -34,7 +36,7 @@ class Training:
     gradient_checkpointing: bool = False
     dtype: str | None = None  # of weights; None as in `tess2lite.load`
     seed: int = 0
-    held_out: int = 64  # rows for evaluation, never trained on
+    num_eval_examples: int = 64  # rows for evaluation, never trained on
     evaluate_every: int = 1_000  # steps
     save_every: int = 1_000  # steps
 
@@ -132,19 +134,19 @@ class RewardRecipe(Training):
     """
 
     length: int = 512
-    batch: int = 32
+    batch_size: int = 32
     steps: int = 1_000
     warmup: int = 30
 
 
-# By a recipe file's field `trains`.
+# By a recipe file's field `kind`.
 TRAININGS = {"denoiser": Recipe, "masked": MaskedRecipe, "ar": PretrainingRecipe, "reward": RewardRecipe}
 
 
 def read_recipe(source: str | Path, /, **changes) -> Training:
     """A recipe from a YAML file or the name of one that comes with the package; `changes` win over its fields.
 
-    The file's field `trains` says what: a "denoiser", as by default, a "masked" or "ar" baseline, or a "reward" model.
+    The file's field `kind` says what: a "denoiser", as by default, a "masked" or "ar" baseline, or a "reward" model.
     """
     path = NAMED / f"{source}.yaml" if (NAMED / f"{source}.yaml").exists() else Path(str(source))
     if not path.is_file():
@@ -154,9 +156,9 @@ def read_recipe(source: str | Path, /, **changes) -> Training:
         given = dict(yaml.safe_load(path.read_text()))
     except (yaml.YAMLError, TypeError, ValueError) as problem:
         raise ValueError(f"'{path}' holds no recipe; write YAML, lines of `field: value`.") from problem
-    kind = str(given.pop("trains", "denoiser"))
+    kind = str(given.pop("kind", "denoiser"))
     if kind not in TRAININGS:
-        raise ValueError(f"'{source}' trains {kind!r}; a recipe trains one of {', '.join(TRAININGS)}.")
+        raise ValueError(f"'{source}' has kind {kind!r}; a recipe has one of {', '.join(TRAININGS)}.")
     given |= changes
     known = [field.name for field in fields(TRAININGS[kind])]
     wrong = [f"knows no field '{name}'" for name in given if name not in known]

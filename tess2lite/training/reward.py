@@ -11,7 +11,7 @@ from ..chat_template import check_chat, encode_chat
 from ..loading import bundled, find_source, plain_errors
 from ..reward import load_classifier
 from ..tinytown.tasks import PREFERENCES, preferences
-from .build import ATTENTION_AND_MLP, arguments, fit, hold_out, lora
+from .build import ATTENTION_AND_MLP, check_context_length, lora_config, train_eval_split, training_arguments
 from .data import read_records
 from .recipe import RewardRecipe
 from .trainer import WholeCheckpoints
@@ -85,16 +85,18 @@ class PreferenceTrainer(WholeCheckpoints, RewardTrainer):
 
 def prepare_reward(recipe: RewardRecipe) -> PreferenceTrainer:
     """Everything loaded and checked; `.train()` is what is left to do."""
-    given, source = arguments(recipe), find_source(recipe.model)
+    given, source = training_arguments(recipe), find_source(recipe.model)
     torch.manual_seed(recipe.seed)  # of the new head
     with plain_errors(recipe.model):
         model = load_classifier(source, recipe.load_in_4bit, recipe.dtype, None, new_head=True)
-    fit(recipe, model)
+    check_context_length(recipe, model)
     model.name_or_path = recipe.model if recipe.model in bundled() else source
     model.config.read_at = "last"
     rows, dropped = pair_rows(read_pairs(recipe.data), model.tokenizer, recipe.length, recipe.seed)
-    train_rows, held_out = hold_out(recipe, rows, dropped, "pairs")
-    config = lora(recipe.lora_rank, ATTENTION_AND_MLP, ["score"], task_type="SEQ_CLS") if recipe.lora_rank else None
+    train_rows, held_out = train_eval_split(recipe, rows, dropped, "pairs")
+    config = (
+        lora_config(recipe.lora_rank, ATTENTION_AND_MLP, ["score"], task_type="SEQ_CLS") if recipe.lora_rank else None
+    )
     return PreferenceTrainer(  # rows have their length: TRL shall not cut them
         model=model if config else model.float(), args=RewardConfig(max_length=None, **given), peft_config=config,
         train_dataset=train_rows, eval_dataset=held_out, processing_class=model.tokenizer,

@@ -14,7 +14,7 @@ import yaml
 from safetensors import SafetensorError
 from transformers import Trainer
 
-from .build import prepare
+from .build import build_trainer
 from .memory import estimate, measured_peak, table
 from .recipe import Recipe, RewardRecipe, Training, read_recipe, value_of
 from .reward import prepare_reward
@@ -26,7 +26,7 @@ RECIPE = "recipe.yaml"  # in every output: whose run it holds
 def train(recipe: Training) -> Trainer:
     """Runs a recipe to its end, from its last whole checkpoint where there is one, and saves the model in `output`."""
     _same_run(recipe)
-    trainer = prepare_reward(recipe) if isinstance(recipe, RewardRecipe) else prepare(recipe)
+    trainer = prepare_reward(recipe) if isinstance(recipe, RewardRecipe) else build_trainer(recipe)
     lm, speaks = trainer.model, trainer.is_world_process_zero()
     if speaks and isinstance(recipe, Recipe):
         print("memory, estimated:", table(estimate(lm.config, recipe, lm.device.type, lm.dtype.itemsize)), sep="\n")
@@ -40,7 +40,7 @@ def train(recipe: Training) -> Trainer:
         raise
     except torch.OutOfMemoryError as problem:
         raise ValueError(
-            "The GPU's memory is full. Give rows_at_once=1, gradient_checkpointing=true, load_in_4bit=true with "
+            "The GPU's memory is full. Give micro_batch_size=1, gradient_checkpointing=true, load_in_4bit=true with "
             "lora_rank, or a smaller length."
         ) from problem
     except (OSError, RuntimeError, SafetensorError) as problem:

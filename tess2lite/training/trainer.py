@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer
 
-from ..chunks import stream
+from ..chunks import generator_for
 from ..loss import diffusion_loss, seeded_noise
 from ..schedule import TRAINING_TIMESTEPS
 from ..span_masks import after, prefix, ul2
@@ -42,7 +42,7 @@ class DiffusionCollator:
         }
 
     def _drawn(self, row: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = stream(self.seed, row["example"], "mask and time", torch.device("cpu"))
+        generator = generator_for(self.seed, row["example"], "mask and time", torch.device("cpu"))
         t = torch.randint(TRAINING_TIMESTEPS, (), generator=generator)
         if self.masking == "given":
             return torch.tensor(row["span_mask"]), t
@@ -52,13 +52,13 @@ class DiffusionCollator:
         return {"ul2": ul2, "prefix": prefix}[self.masking](length, generator), t
 
 
-WHOLE = "whole"  # marks a checkpoint that was saved to its end
+COMPLETE = "whole"  # marks a checkpoint that was saved to its end
 
 
 def last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint that is whole; ones that a kill cut short are passed over."""
     whole = {
-        int(path.parent.name.split("-")[1]): str(path.parent) for path in Path(folder).glob(f"checkpoint-*/{WHOLE}")
+        int(path.parent.name.split("-")[1]): str(path.parent) for path in Path(folder).glob(f"checkpoint-*/{COMPLETE}")
     }
     return whole[max(whole)] if whole else None
 
@@ -73,10 +73,10 @@ class WholeCheckpoints:
 
     def _save_checkpoint(self, *args):
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        (folder / WHOLE).unlink(missing_ok=True)  # until it is whole again
+        (folder / COMPLETE).unlink(missing_ok=True)  # until it is whole again
         super()._save_checkpoint(*args)
         if self.args.should_save:  # last of all: a checkpoint without it was cut short
-            (folder / WHOLE).touch()
+            (folder / COMPLETE).touch()
 
 
 class DiffusionTrainer(WholeCheckpoints, Trainer):
@@ -103,7 +103,9 @@ class DiffusionTrainer(WholeCheckpoints, Trainer):
         return torch.utils.data.SequentialSampler(rows) if isinstance(rows, Rows) else None  # shuffled already
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        coin = torch.rand((), generator=stream(self.args.seed, self.state.global_step, "coin", torch.device("cpu")))
+        coin = torch.rand(
+            (), generator=generator_for(self.args.seed, self.state.global_step, "coin", torch.device("cpu"))
+        )
         loss = self._batch_loss(model, inputs, bool(coin < self.self_conditioning), self.args.seed)
         count = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
         loss = loss / count
@@ -115,12 +117,12 @@ class DiffusionTrainer(WholeCheckpoints, Trainer):
         # DDP averages over processes what is already divided by the count over all of them.
         return loss if num_items_in_batch is None else loss * self.accelerator.num_processes
 
-    def _batch_loss(self, model, inputs, conditioned: bool, seed: int) -> torch.Tensor:
+    def _batch_loss(self, model, inputs, self_condition: bool, seed: int) -> torch.Tensor:
         ids, mask = inputs["input_ids"], inputs["span_mask"]
 
         def run(lm):
             noise, blocks = seeded_noise(seed, inputs["example"].tolist(), mask, lm.config.vocab_size)
-            return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, conditioned)
+            return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, self_condition)
 
         return model(run=run)  # through the wrappers: DDP must see a forward pass
 

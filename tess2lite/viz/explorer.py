@@ -91,7 +91,7 @@ def _data(trajectory, beside, labels: list[str]) -> dict:
     Of each prediction the tokens that would round to nothing are left out, but for the first.
     """
     written = trajectory.span_mask.nonzero()[:, 0]  # (M,)
-    ids = sorted(trajectory.pieces)
+    ids = sorted(trajectory.token_strings)
     width = torch.uint16 if len(ids) < 2**16 else torch.uint32
 
     def places(of: torch.Tensor) -> str:
@@ -101,14 +101,14 @@ def _data(trajectory, beside, labels: list[str]) -> dict:
     kept = p > 0
     kept[..., 0], kept[..., 255:] = True, False  # how many there are is a byte
     unguided, push = torch.empty(2, 0)
-    if trajectory.push is not None:
-        unguided, push = trajectory.unguided[:, written], trajectory.push[:, written]  # (S, M)
+    if trajectory.logprob_gain is not None:
+        unguided, push = trajectory.argmax_before_guidance[:, written], trajectory.logprob_gain[:, written]  # (S, M)
     curves = [trajectory.alpha_bar, trajectory.entropy[:, written].mean(1), trajectory.reward]
     return {
         "first": trajectory.first,
         "written": written.tolist(),
-        "known": trajectory.known or [trajectory.pieces[i] for i in trajectory.tokens[-1].tolist()],
-        "pieces": [trajectory.pieces[i] for i in ids],
+        "known": trajectory.known or [trajectory.token_strings[i] for i in trajectory.tokens[-1].tolist()],
+        "pieces": [trajectory.token_strings[i] for i in ids],
         "tokens": places(trajectory.tokens[:, written]),
         "counts": _packed(kept.sum(-1), torch.uint8),
         "top": places(trajectory.top_ids[:, written][kept]),

@@ -17,7 +17,7 @@ import torch
 from IPython.display import HTML
 
 from .. import generation, textbook, validation
-from ..chunks import stream
+from ..chunks import generator_for
 from ..guidance import RewardGuidance
 from ..hooks import Branch, Pin
 from ..schedule import SCHEDULES, TRAINING_TIMESTEPS, alpha_bar
@@ -28,7 +28,7 @@ from .figures import reward_curves, token_bars
 WIDE = widgets.Layout(width="100%")
 
 
-def noise_lab(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets.VBox:
+def noise_panel(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets.VBox:
     """A sentence under noise: one position's noisy simplex as bars, beside what the model believes there."""
     _check(lm, sentence)
     validation.check_simplex(lm)
@@ -73,7 +73,7 @@ def _encoded(lm, sentence: str) -> list[int]:
 def _noised(lm, sentence, position, time, k, schedule, seed) -> tuple[bytes, str]:
     """Bars as PNG, and as HTML what is read position by position and what the model makes of it."""
     ids = torch.tensor([_encoded(lm, sentence)])  # (B, L)
-    validation.whole("position", position, 1, ids.shape[1] - 1)
+    validation.check_int("position", position, 1, ids.shape[1] - 1)
     if not (math.isfinite(k) and math.isfinite(time)):
         raise ValueError(f"k is {k} and t/T is {time}; give finite numbers.")
     context = lm.config.max_position_embeddings
@@ -81,7 +81,7 @@ def _noised(lm, sentence, position, time, k, schedule, seed) -> tuple[bytes, str
         raise ValueError(f"The sentence is {ids.shape[1]} tokens long; this model has a context of {context}.")
     writable = torch.arange(ids.shape[1])[None] > 0
     simplex = textbook.token_simplex(ids, lm.config.vocab_size, k)  # (B, L, V)
-    noise = torch.randn(simplex.shape, generator=stream(seed, 0, "noise lab", torch.device("cpu")))
+    noise = torch.randn(simplex.shape, generator=generator_for(seed, 0, "noise lab", torch.device("cpu")))
     level = alpha_bar(TRAINING_TIMESTEPS, schedule)[round(time * TRAINING_TIMESTEPS)]
     noisy = textbook.add_noise(simplex, noise, level.float(), k).to(lm.device)
     with torch.no_grad():
@@ -120,7 +120,7 @@ def run_panel(lm, prompt: str, steps: int = 50) -> widgets.VBox:
     return _running(lm, controls, "Run", work)
 
 
-def guidance_lab(lm, rewards: dict, prompt: str, steps: int = 50) -> widgets.VBox:
+def guidance_panel(lm, rewards: dict, prompt: str, steps: int = 50) -> widgets.VBox:
     """An instruction answered twice from the same noise: unguided, and pulled towards a reward.
 
     rewards: name → model.
@@ -183,8 +183,10 @@ def intervention_panel(lm, written, hooks=()) -> widgets.VBox:
     hooks: those that it was made with, such as its guidance.
     """
     _check(lm)
-    run, hooks = run_of(written), validation.callables(hooks)
-    words = ["".join(run.pieces[i] for i in run.tokens[-1, first:end].tolist()).strip() for first, end in run.words()]
+    run, hooks = run_of(written), validation.as_hooks(hooks)
+    words = [
+        "".join(run.token_strings[i] for i in run.tokens[-1, first:end].tolist()).strip() for first, end in run.words()
+    ]
     choices = [
         (word, place) for word, place in zip(words, run.words(), strict=True) if run.span_mask[slice(*place)].all()
     ]
@@ -200,7 +202,7 @@ def intervention_panel(lm, written, hooks=()) -> widgets.VBox:
 
     def pause(_=None):
         step, places = controls["step"].value - 1, run.span_mask.nonzero()[:, 0].tolist()
-        _choices(controls["position"], [(f"{i}: {run.pieces[int(run.tokens[step, i])]!r}", i) for i in places])
+        _choices(controls["position"], [(f"{i}: {run.token_strings[int(run.tokens[step, i])]!r}", i) for i in places])
         show()
 
     def show(_=None):
@@ -236,7 +238,7 @@ def _choices(dropdown, options) -> None:
 def _at(run, step: int, position: int) -> str:
     """The text at a step, and what was likely at a position, as HTML."""
     likely = zip(run.top_ids[step, position].tolist(), run.top_p[step, position].tolist(), strict=True)
-    listed = html.escape(", ".join(f"{run.pieces[i]!r} {p:.0%}" for i, p in likely))
+    listed = html.escape(", ".join(f"{run.token_strings[i]!r} {p:.0%}" for i, p in likely))
     return f"<p>step {step + 1}: {html.escape(run.texts[step])}</p><p>position {position} is likely {listed}</p>"
 
 
@@ -249,7 +251,7 @@ def _changed(lm, run, hooks, step, position, action, token, seed, words):
     elif action == "branch":
         hooks = [Branch(step - 1, seed), *hooks]
     elif action == "noise":
-        more = {"start": validation.whole("step", step, 2) - 1, "seed": seed}
+        more = {"start": validation.check_int("step", step, 2) - 1, "seed": seed}
     else:
         mask = torch.zeros_like(run.span_mask)
         for first, end in words:
@@ -316,7 +318,7 @@ def _check(lm, text: str = "", steps: int = 1) -> None:
     generation.check_model(lm)
     if not isinstance(text, str):
         raise TypeError(f"The panel's text is {text!r}; give a string.")
-    validation.whole("steps", steps, 1)
+    validation.check_int("steps", steps, 1)
 
 
 def _panel(controls: dict, *shown) -> widgets.VBox:

@@ -37,7 +37,7 @@ from tess2lite.loss import diffusion_loss, seeded_noise
 from tess2lite.model import MistralForDiffusionLM
 from tess2lite.schedule import alpha_bar
 from tess2lite.span_masks import after
-from tess2lite.training.build import ATTENTION_AND_MLP, adapt
+from tess2lite.training.build import ATTENTION_AND_MLP, apply_lora
 from tess2lite.training.memory import GB, measured_peak
 from tess2lite.training.recipe import Recipe
 
@@ -98,7 +98,7 @@ def made(kind: str, sizes: Sizes, device: torch.device) -> MistralForDiffusionLM
     if kind != "qlora":
         return lm.eval()
     recipe = Recipe("", "", "", lora_rank=sizes.rank, load_in_4bit=True, gradient_checkpointing=True)
-    adapted = adapt(lm, recipe).train()
+    adapted = apply_lora(lm, recipe).train()
     enable = getattr(adapted, "activation_checkpointing_enable", adapted.gradient_checkpointing_enable)
     enable({"use_reentrant": False})
     return adapted

@@ -26,7 +26,7 @@ def diffusion(lm, inputs, number):
     mask = inputs["span_mask"]
     noise, blocks = seeded_noise(0, [B * number, B * number + 1], mask, V)
     t = torch.tensor([1000, 3000])
-    return diffusion_loss(lm, inputs["input_ids"], mask, t, noise, blocks, conditioned=number % 2 == 1) / mask.sum()
+    return diffusion_loss(lm, inputs["input_ids"], mask, t, noise, blocks, self_condition=number % 2 == 1) / mask.sum()
 
 
 def step(loss, lm, optimizer, inputs, number) -> float:

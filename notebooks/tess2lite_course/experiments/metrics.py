@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tess2lite.generation import generate
-from tess2lite.hooks import Forget
+from tess2lite.hooks import NoSelfConditioning
 from tess2lite.loading import bundled
 from tess2lite.tinytown.language import split_sentences
 from tess2lite.tinytown.stories import corpus, stories
@@ -50,7 +50,7 @@ class Subject:
             return [(left_to_right(self.lm, prompt), 0) for prompt in prompts]
         written = []
         for start in range(0, len(prompts), BATCH):
-            some, hooks = prompts[start : start + BATCH], [] if self.conditioned else [Forget()]
+            some, hooks = prompts[start : start + BATCH], [] if self.conditioned else [NoSelfConditioning()]
             bystander = Bystander(len(some), self.lm.tokenizer)
             hooks += [bystander] if self.halted else []
             settings = {"seed": seeds[start : start + BATCH], "length": self.length, "hooks": hooks}

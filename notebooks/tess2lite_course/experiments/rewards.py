@@ -30,7 +30,8 @@ def build_reward(out: Path, name: str, length: int) -> Path:
         return folder
     recipe = RewardRecipe(
         model=str(out / "tinytown-instruct"), data=f"tinytown:{KINDS[name]}", output=str(out / f"{name}-training"),
-        lora_rank=8, learning_rate=2e-3, length=length, batch=BATCH, rows_at_once=BATCH, steps=STEPS, warmup=STEPS // 8,
+        lora_rank=8, learning_rate=2e-3, length=length, batch_size=BATCH, micro_batch_size=BATCH,
+        steps=STEPS, warmup=STEPS // 8,
         evaluate_every=50, save_every=50,
     )  # fmt: skip
     train(recipe)
@@ -47,7 +48,7 @@ def build_reward(out: Path, name: str, length: int) -> Path:
         "preference": KINDS[name],
         "lora_rank": recipe.lora_rank,
     }
-    card |= {"pairs": recipe.steps * recipe.batch, "device": f"{platform.machine()} CPU"} | accuracy(
+    card |= {"pairs": recipe.steps * recipe.batch_size, "device": f"{platform.machine()} CPU"} | accuracy(
         recipe.output, KINDS[name], length
     )
     (whole / "card.json").write_text(json.dumps(card, indent=1) + "\n")

@@ -27,7 +27,7 @@ from transformers import (
 
 from tess2lite.evaluation.results import stamp, write_json
 from tess2lite.loading import bundled, load
-from tess2lite.training.build import prepare
+from tess2lite.training.build import build_trainer
 from tess2lite.training.recipe import TRAININGS
 from tess2lite.training.trainer import last_checkpoint
 
@@ -36,9 +36,9 @@ from .metrics import FEWER_IS_BETTER, MEASURES, Subject
 from .seed_statistics import interval, verdict
 
 RECIPES = Path(__file__).parent / "recipes"
-HOW = ("edit", "trains", "pretrain", "write")  # what an arm may say beside fields of its recipe
+HOW = ("edit", "kind", "pretrain", "write")  # what an arm may say beside fields of its recipe
 PARTS = ("seeds", "prompts", "recipe", "arms", "measure")  # that a finding cannot do without
-SMOKE = {"steps": 2, "warmup": 1, "held_out": 2, "evaluate_every": 2, "save_every": 2}
+SMOKE = {"steps": 2, "warmup": 1, "num_eval_examples": 2, "evaluate_every": 2, "save_every": 2}
 
 
 def random_weights(lm):
@@ -188,8 +188,8 @@ def _train(fields: dict, how: dict, seed: int, work: Path, smoke: bool):
     # Named after all that it was made from: a changed recipe does not go on from another's checkpoint.
     folder = work / hashlib.sha256(json.dumps([fields, how, seed]).encode()).hexdigest()[:16]
     fields = fields | {name: value for name, value in SMOKE.items() if smoke}
-    recipe = TRAININGS[how.get("trains", "denoiser")](**fields, output=str(folder), seed=seed)
-    trainer = prepare(recipe, EDITS[how["edit"]] if "edit" in how else None)
+    recipe = TRAININGS[how.get("kind", "denoiser")](**fields, output=str(folder), seed=seed)
+    trainer = build_trainer(recipe, EDITS[how["edit"]] if "edit" in how else None)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.model.tokenizer = trainer.processing_class
     return trainer, folder
@@ -197,7 +197,7 @@ def _train(fields: dict, how: dict, seed: int, work: Path, smoke: bool):
 
 def _pretrained(finding: dict, changes: dict, seed: int, work: Path) -> str:
     """Folder of a left-to-right model that a finding's arm begins with."""
-    how = {"trains": "ar", **({"edit": changes["edit"]} if "edit" in changes else {})}
+    how = {"kind": "ar", **({"edit": changes["edit"]} if "edit" in changes else {})}
     fields = finding["pretrain"] | {name: value for name, value in changes.items() if name != "edit"}
     trainer, folder = _train(fields, how, seed, work / "pretrained", finding.get("smoke", False))
     trainer.save_model(str(folder))
@@ -205,7 +205,7 @@ def _pretrained(finding: dict, changes: dict, seed: int, work: Path) -> str:
 
 
 def _as_it_is(name: str, how: dict, smoke: bool):
-    if how.get("trains") != "ar":
+    if how.get("kind") != "ar":
         return load(name)
     folder = bundled().get(name, Path(name))
     if smoke and not folder.is_dir():  # not bundled, and made in an hour

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from tess2lite.loss import diffusion_loss, seeded_noise
 from tess2lite.tokens import encode, encode_continuation
 from tess2lite.training.trainer import GRID, GRID_SEED, DiffusionCollator
-from tess2lite.validation import check_denoiser, whole
+from tess2lite.validation import check_denoiser, check_int
 
 
 def row(model, tokenizer, text: str, prompt: str = "", end: tuple[str, ...] = ()) -> tuple[torch.Tensor, int]:
@@ -80,7 +80,7 @@ def corpus_perplexity(found: list[tuple[float, int]]) -> float:
 def _grams(texts: list[str], n: int) -> list[list[tuple[str, ...]]]:
     """The n-grams of words of each text."""
     check_texts("texts", texts)
-    whole("n", n, 1)
+    check_int("n", n, 1)
     return [[*zip(*(text.split()[i:] for i in range(n)), strict=False)] for text in texts]
 
 
@@ -155,5 +155,5 @@ def loss_by_t(lm, rows: list, masking: str = "prefix") -> dict[int, float]:
         for t in GRID:
             noise, blocks = seeded_noise(GRID_SEED, [number], mask, lm.config.vocab_size)
             at = torch.tensor([t], device=lm.device)
-            totals[t] += float(diffusion_loss(lm, ids, mask, at, noise, blocks, conditioned=True))
+            totals[t] += float(diffusion_loss(lm, ids, mask, at, noise, blocks, self_condition=True))
     return {t: total / count for t, total in totals.items()}

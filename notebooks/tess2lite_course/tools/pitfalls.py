@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tess2lite import chat_template
 from tess2lite.generation import generate
-from tess2lite.guidance import Ascent, RewardGuidance
+from tess2lite.guidance import LogitUpdate, RewardGuidance
 from tess2lite.sampling import denoise
 from tess2lite.tokens import encode
 
@@ -66,7 +66,7 @@ def dead_controls(demo: Callable, **values: tuple) -> list[str]:
     return [name for name, (one, other) in values.items() if demo(**{name: one}) == demo(**{name: other})]
 
 
-class _Piling(Ascent):
+class _Piling(LogitUpdate):
     def __call__(self, logits, rows):
         total = 0
         for gradients in self.gradients:

@@ -1,6 +1,6 @@
 """TESS 2 the long way: the paper's equations with full B×L×V tensors and no tricks.
 
-Read it beside the paper; the tests hold the fast path (`simplex`, `sampling`, `training`) equal to it.
+Read it beside the paper; the tests hold the fast path (`simplex`, `sampling`, `loss`) equal to it.
 `lm` is any denoiser of this package; B sequences, L positions, V ids, H hidden size.
 """
 

@@ -3,6 +3,9 @@
 # make findings ROW=9   one row of the paper in miniature again (SMOKE=1: only to see that it runs; no ROW: all of them)
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the CUDA download.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 PROFILE ?= smoke
 TORCH_INDEX ?=
@@ -10,7 +13,18 @@ VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+UV := $(shell command -v uv)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile -c constraints.txt
+EXTRAS := lab,eval,site,test
 AS_ROOT := $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# Runs a command and shows only its large downloads and stages; if it fails, the end of its log.
+define shown
+	@{ $(1); } 2>&1 | tee $(VENV)/setup.log | \
+	  awk '/MB\)/ {print "  " $$1, $$2, $$3, $$4} /^Installing/ {print "  Installing", NF - 3, "packages"} \
+	    /^(Resolved|Prepared|Installed)/ {print "  " $$0} {fflush()}' || \
+	  { tail -n 20 $(VENV)/setup.log; exit 1; }
+endef
 
 .PHONY: lab test tour bench findings setup
 
@@ -23,11 +37,12 @@ ifeq ($(TORCH_INDEX)$(shell uname -s)$(shell command -v nvidia-smi),Linux)
 	@echo "No NVIDIA GPU found. To spare the CUDA download, stop this (Ctrl-C) and say:"
 	@echo "  make $(MAKECMDGOALS) TORCH_INDEX=https://download.pytorch.org/whl/cpu"
 endif
-	$(PYTHON) -m venv $(VENV)
-ifneq ($(TORCH_INDEX),)
-	$(BIN)/python -m pip install -q -c constraints.txt --index-url $(TORCH_INDEX) torch
-endif
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[lab,eval,test]'
+	@echo "1/3 creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2/3 installing torch with pip"
+	$(call shown,$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch)
+	@echo "3/3 installing everything else with $(if $(UV),uv,pip)"
+	$(call shown,$(if $(UV),$(UV) pip install --python $(BIN)/python -c constraints.txt,$(PIP)) -e '.[$(EXTRAS)]')
 	@touch $@
 
 lab: $(READY)

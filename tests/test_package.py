@@ -4,9 +4,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,16 +26,53 @@ def test_a_wheel_holds_models_grammar_and_recipes(tmp_path):
     assert {"tess2lite_course/tools/checks.py", "tess2lite_course/experiments/recipes/01.yaml"} <= files
 
 
-def test_dependencies_are_listed_once():
-    """environment.yml names python, pip and the package; constraints only pin."""
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pinned_names():
+    """Names in constraints.txt whose marker, if any, holds here."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+    assert all(str(pin.specifier).startswith("==") for pin in pins)
+    return {canonicalize_name(pin.name) for pin in pins if pin.marker is None or pin.marker.evaluate()}
+
+
+def required_names(requirements):
+    """All distributions that a list of requirements installs here, indirect ones included."""
+    queue = [(Requirement(text), {""}) for text in requirements]
+    seen = set()
+    while queue:
+        requirement, extras = queue.pop()
+        marker = requirement.marker
+        if marker is not None and not any(marker.evaluate({"extra": extra}) for extra in extras):
+            continue
+        name = canonicalize_name(requirement.name)
+        key = name, frozenset(requirement.extras)
+        if key in seen:
+            continue
+        seen.add(key)
+        try:
+            children = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # an extra that is not installed here
+            children = []
+        queue += [(Requirement(child), {"", *requirement.extras}) for child in children]
+    return {name for name, _ in seen}
+
+
+def test_environment_names_python_pip_and_the_package_only():
     lines = (ROOT / "environment.yml").read_text().splitlines()
-    wanted = [line.strip(" -") for line in lines if line.strip().startswith("- ")]
-    assert wanted == ["python>=3.11", "pip", "pip:", "c constraints.txt", "e .[lab,eval,test]"]
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    pinned = {
-        line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-    }
-    assert {name.split(">")[0].lower() for name in listed} <= pinned
+    listed = [line.strip(" -") for line in lines if line.strip().startswith("- ")]
+    assert listed == ["python>=3.11", "pip", "pip:", "c constraints.txt", "e .[lab,eval,site,test]"]
+
+
+def test_constraints_pin_every_distribution_that_is_installed():
+    extras = project()["optional-dependencies"]
+    requirements = project()["dependencies"] + [line for lines in extras.values() for line in lines]
+    required = required_names(requirements)
+    assert {"torch", "anyio", "docutils", "nltk"} <= required  # an indirect one of each kind
+    chosen_by_torch = {name for name in required if name.startswith(("nvidia-", "cuda-", "triton"))}
+    assert required - chosen_by_torch <= pinned_names()
 
 
 def test_what_is_heavy_is_imported_when_it_is_needed():

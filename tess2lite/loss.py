@@ -32,14 +32,34 @@ def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabu
     return noise, [chunk.rows for chunk in chunks]
 
 
-def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, self_condition: bool):
+def diffusion_loss(
+    lm,
+    input_ids: torch.Tensor,
+    span_mask: torch.Tensor,
+    t: torch.Tensor,
+    noise: Noise,
+    blocks: list[slice],
+    self_condition: bool,
+    loss_weights: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Summed cross-entropy over the masked positions, as `textbook.training_logits`, in chunks.
 
-    input_ids, span_mask: (B, L). t: (B,) whole timesteps below T. noise, blocks: slice of masked rows → ε (R, V).
-    self_condition: self-condition on a first prediction from t+1, made without gradient.
+    Args:
+        input_ids: (B, L).
+        span_mask: (B, L) bool, True where the model must write.
+        t: (B,) whole timesteps below T.
+        noise: Slice of masked rows → ε (R, V).
+        blocks: The slices of masked rows that noise comes in.
+        self_condition: Self-condition on a first prediction from t+1, made without gradient.
+        loss_weights: (B, L), the weight of each position's cross-entropy; None for 1 each.
+        attention_mask: (B, L), 0 on filler; None where there is none.
+
+    Returns:
+        Σ weight · cross-entropy, a scalar.
     """
     matrix = lm.embedding_matrix()  # E, (V, H); detached on the soft path, as in the official code
-    path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, blocks)
+    path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, blocks, attention_mask)
     with torch.no_grad():
         belief = matrix.detach().mean(0)
         times = [(t + 1).clamp(max=TRAINING_TIMESTEPS - 1), t] if self_condition else [t]
@@ -47,14 +67,16 @@ def diffusion_loss(lm, input_ids, span_mask, t, noise: Noise, blocks, self_condi
         if self_condition:
             belief = path.belief(path.forward(*first, belief, times[0], matrix))
     hidden = path.forward(soft, belief, t, matrix)
-    return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(len(matrix), matrix.device))
+    weights = None if loss_weights is None else loss_weights.flatten()[path.masked_idx]  # (N,)
+    return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(len(matrix), matrix.device), weights)
 
 
 class _SoftPath:
     """Noisy rows of one batch into the model and back, nothing V wide kept."""
 
-    def __init__(self, lm, matrix, input_ids, span_mask, blocks):
+    def __init__(self, lm, matrix, input_ids, span_mask, blocks, attention_mask):
         self.lm, self.matrix, self.input_ids, self.span_mask, self.blocks = lm, matrix, input_ids, span_mask, blocks
+        self.attention_mask = attention_mask
         self.masked_idx = span_mask.flatten().nonzero()[:, 0]  # (N,), found once: a GPU must be waited for
         self.ids, self.sequence = input_ids.flatten()[self.masked_idx], self.masked_idx // input_ids.shape[1]  # (N,)
 
@@ -77,7 +99,7 @@ class _SoftPath:
         embeddings = F.embedding(self.input_ids, matrix)  # (B, L, H)
         soft = ((noisy + belief) / 2 + time[self.sequence]).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)
-        hidden = self.lm.hidden_states(embeddings, None)
+        hidden = self.lm.hidden_states(embeddings, self.attention_mask)
         return hidden.flatten(0, 1)[self.masked_idx - 1]
 
     def belief(self, hidden):

@@ -141,3 +141,50 @@ def test_several_gpus_need_a_process_each(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
     with pytest.raises(ValueError, match="2 GPUs; start it with `accelerate launch`"):
         trainer(tiny(), tmp_path, 1)
+
+
+def test_a_batch_may_bring_times_weights_and_filler(tiny, tmp_path):
+    """By hand: weights scale each position's cross-entropy, and filler changes nothing but the shape."""
+    lm = tiny()
+    ids = torch.tensor(some_rows(2, 10))
+    mask = torch.arange(10).expand(2, 10) > torch.tensor([[3], [5]])
+    batch = {"input_ids": ids, "span_mask": mask, "t": torch.tensor([900, 3100]), "example": torch.tensor([4, 9])}
+    batch["labels"] = ids.masked_fill(~mask, -100)
+    batch["loss_weights"] = torch.rand(2, 10, generator=torch.Generator().manual_seed(0))
+    one = trainer(lm, tmp_path, 1)
+    one.self_conditioning = 1.0
+    weighted = one.compute_loss(lm, batch)
+
+    noise, blocks = seeded_noise(one.args.seed, [4, 9], mask, lm.config.vocab_size)
+    full = torch.zeros(*ids.shape, lm.config.vocab_size)
+    full[mask] = torch.cat([noise(block) for block in blocks])
+    logits = textbook.training_logits(lm, ids, mask, batch["t"], full, alpha_bar(), conditioned=True)
+    cross_entropies = -logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    weights = batch["loss_weights"] * mask
+    assert weighted.item() == pytest.approx(((weights * cross_entropies).sum() / weights.sum()).item(), rel=1e-5)
+
+    pad = torch.nn.functional.pad
+    padded = {name: pad(value, (0, 3)) for name, value in batch.items() if value.dim() == 2}
+    padded["labels"] = pad(batch["labels"], (0, 3), value=-100)
+    filler = pad(torch.ones_like(ids), (0, 3))
+    padded |= {"t": batch["t"], "example": batch["example"], "attention_mask": filler}
+    assert one.compute_loss(lm, padded).item() == pytest.approx(weighted.item(), rel=1e-5)
+
+
+def test_weighted_small_batches_are_one_large_batch(tiny, tmp_path):
+    """The mean is over the weights of the whole batch, however it is cut."""
+
+    class Weighted(DiffusionCollator):
+        def __call__(self, rows):
+            batch = super().__call__(rows)
+            batch["loss_weights"] = batch["span_mask"] / (1 + batch["example"][:, None])
+            return batch
+
+    seen = []
+    for size in (8, 2):
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}
+        made = trainer(tiny(), tmp_path / str(size), 3, **settings)
+        made.data_collator = Weighted("ul2", 42)
+        made.train()
+        seen.append(losses(made))
+    assert seen[1] == pytest.approx(seen[0], rel=1e-5)

@@ -68,6 +68,12 @@ GRID = tuple(range(250, TRAINING_TIMESTEPS, 500))  # evaluation timesteps
 GRID_SEED = 0  # of evaluation masks and noise, whatever seed a run was trained with
 
 
+def _total_weight(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Σ of a batch's loss weights: the number of labels where it brings none."""
+    counted = batch["labels"] != -100
+    return (batch["loss_weights"] * counted).sum() if "loss_weights" in batch else counted.sum()
+
+
 class WholeCheckpoints:
     """Marks a Trainer's checkpoint when all of it is saved, so that one cut short by a kill is not taken for one."""
 
@@ -82,8 +88,13 @@ class WholeCheckpoints:
 class DiffusionTrainer(WholeCheckpoints, Trainer):
     """transformers' Trainer on the diffusion loss: T 5000, self-conditioning half of the time.
 
-    Give it `Rows` or `data.endless` and a `DiffusionCollator`. All randomness is a function of (seed, example), the
-    self-conditioning coin of (seed, step): a run resumes exactly, on one process or several.
+    Give it `Rows` or `data.endless` and a `DiffusionCollator`, or a collator of your own. All randomness is a
+    function of (seed, example), the self-conditioning coin of (seed, step): a run resumes exactly, on one process or
+    several.
+
+    A batch has `input_ids` (B, L), `span_mask` (B, L) bool, `t` (B,) whole timesteps, `example` (B,) row numbers and
+    `labels` (B, L), −100 outside the span mask. It may have `loss_weights` (B, L), by which the cross-entropies are
+    averaged over the whole batch (1 each without it), and `attention_mask` (B, L), 0 on filler.
     """
 
     grid_masking = "ul2"
@@ -102,13 +113,19 @@ class DiffusionTrainer(WholeCheckpoints, Trainer):
         rows = self.train_dataset
         return torch.utils.data.SequentialSampler(rows) if isinstance(rows, Rows) else None  # shuffled already
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """What the summed loss is divided by: the weights of all accumulated batches on all processes."""
+        if not batch_samples or "loss_weights" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = sum(_total_weight(batch) for batch in batch_samples).to(device)
+        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         coin = torch.rand(
             (), generator=generator_for(self.args.seed, self.state.global_step, "coin", torch.device("cpu"))
         )
         loss = self._batch_loss(model, inputs, bool(coin < self.self_conditioning), self.args.seed)
-        count = (inputs["labels"] != -100).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = loss / count
+        loss = loss / (_total_weight(inputs) if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.state.global_step}; what was saved before is whole. "
@@ -122,7 +139,8 @@ class DiffusionTrainer(WholeCheckpoints, Trainer):
 
         def run(lm):
             noise, blocks = seeded_noise(seed, inputs["example"].tolist(), mask, lm.config.vocab_size)
-            return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, self_condition)
+            weights, attention_mask = inputs.get("loss_weights"), inputs.get("attention_mask")
+            return diffusion_loss(lm, ids, mask, inputs["t"], noise, blocks, self_condition, weights, attention_mask)
 
         return model(run=run)  # through the wrappers: DDP must see a forward pass
 
@@ -158,5 +176,5 @@ class DiffusionTrainer(WholeCheckpoints, Trainer):
             inputs = self._prepare_inputs(collate([rows[j] for j in some]))
             with self.compute_loss_context_manager():
                 total += float(self._batch_loss(self.model, inputs, self.self_conditioning > 0, GRID_SEED))
-            count += int((inputs["labels"] != -100).sum())
+            count += float(_total_weight(inputs))
         return total / count

@@ -30,6 +30,8 @@ ARROWS = {
     "viz/theory": {"textbook"},
     "viz/figures": {"schedule"},
     "viz/panels": {"chunks", "generation", "guidance", "hooks", "schedule", "textbook", "tokens", "validation"},
+    "viz/live/page": {"loading", "validation"},
+    "viz/live/__main__": {"validation"},
     "model": {"textbook", "schedule", "simplex", "span_masks"},
     "loading": {"model"},
     "loss": {"chunks", "schedule", "simplex"},

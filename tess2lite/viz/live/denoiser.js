@@ -82,12 +82,15 @@ export function softmaxRow(memory, offset, n) {
   for (let i = offset; i < offset + n; i++) memory[i] *= scale;
 }
 
+const PLAIN_BACKEND = { allocate: (n) => new Float32Array(n), multiply };
+
 export class Denoiser {
   // config: of the model, as in config.json, with `head_dim` and `rope_theta` filled in. tensors: [{name, shape}] in the
-  // order in which `halves`, a Uint16Array of float16 bits, holds them. multiply: the product above, or a faster one.
-  constructor(config, tensors, halves, makeMemory = (n) => new Float32Array(n), product = multiply) {
+  // order in which `halves`, a Uint16Array of float16 bits, holds them. backend: where the numbers are kept and how
+  // they are multiplied.
+  constructor(config, tensors, halves, backend = PLAIN_BACKEND) {
     this.config = config;
-    this.product = product;
+    this.product = backend.multiply;
     this.stride = {
       hidden: config.hidden_size,
       inner: config.intermediate_size,
@@ -97,7 +100,7 @@ export class Denoiser {
     this.size = 0;
     this.offsets = {};
     this.plan(tensors);
-    this.memory = makeMemory(this.size);
+    this.memory = backend.allocate(this.size);
     this.fill(tensors, halves);
     this.rotations();
   }

@@ -6,15 +6,23 @@ The page holds the model's weights in float16, its tokenizer, and a forward pass
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+from html import escape
 from pathlib import Path
+from string import Template
 
 import torch
 
+from ...loading import load
+from ...validation import InputError
+
 FOLDER = Path(__file__).parent
 MAX_BYTES = 12 * 2**20
-ENGINE = ("tokenizer.js", "denoiser.js", "sampler.js", "worker.js")  # what runs in the worker, in order of imports
+ENGINE = ("denoiser.js", "simd.js", "sampler.js", "worker.js")  # what runs in the worker, in order of imports
+DEFAULTS = {"text": "Tom had a drum.", "steps": 40, "length": 96, "seed": 1, "topP": 0.95, "temperature": 1}
+TRIES = ("Tom had a drum.", "Mia was sad.", "Anna had a ___ and Tom had a ___. They played all day.")
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -45,7 +53,7 @@ def export_config(lm) -> dict:
     """The numbers that the forward pass in JavaScript needs.
 
     Raises:
-        ValueError: The model has parts that the page does not compute.
+        InputError: The model has parts that the page does not compute.
     """
     config = lm.config
     rope = config.rope_parameters
@@ -62,7 +70,7 @@ def export_config(lm) -> dict:
     }
     for part, is_given in needed.items():
         if not is_given:
-            raise ValueError(f"The live page needs {part}, which this model does not have; choose a bundled model.")
+            raise InputError(f"The live page needs {part}, which this model does not have; choose a bundled model.")
     return sizes
 
 
@@ -74,7 +82,7 @@ def export_weights(lm) -> tuple[list[dict], bytes]:
         The tensors' names and shapes in order, and the numbers' bytes (little-endian) in the same order.
 
     Raises:
-        ValueError: A weight is too large for float16, or the forward pass has no use for it.
+        InputError: A weight is too large for float16, or the forward pass has no use for it.
     """
     weights = dict(lm.state_dict())
     weights["model.embed_tokens.weight"] = lm.embedding_matrix()
@@ -85,10 +93,10 @@ def export_weights(lm) -> tuple[list[dict], bytes]:
     parts = []
     for name, weight in weights.items():
         if not name.endswith(".weight") or "lora" in name:
-            raise ValueError(f"The live page cannot compute with '{name}'; merge adapters, or choose a bundled model.")
+            raise InputError(f"The live page cannot compute with '{name}'; merge adapters, or choose a bundled model.")
         half = weight.detach().cpu().to(torch.float16)
         if not half.isfinite().all():
-            raise ValueError(f"'{name}' holds numbers too large for float16; the live page cannot hold this model.")
+            raise InputError(f"'{name}' holds numbers too large for float16; the live page cannot hold this model.")
         tensors.append({"name": name, "shape": list(weight.shape)})
         parts.append(half.contiguous().numpy().astype("<f2").tobytes())
     return tensors, b"".join(parts)
@@ -98,7 +106,7 @@ def export_tokenizer(tokenizer) -> dict:
     """What `tokenizer.js` reads of tokenizer.json.
 
     Raises:
-        ValueError: It is not a byte-level BPE or Unigram tokenizer.
+        InputError: It is not a byte-level BPE or Unigram tokenizer.
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     model = spec["model"]
@@ -119,7 +127,7 @@ def export_tokenizer(tokenizer) -> dict:
         all(token["special"] for token in spec["added_tokens"]),
     ]
     if not all(is_supported):
-        raise ValueError("The live page needs a byte-level BPE or Unigram tokenizer; choose a bundled model.")
+        raise InputError("The live page needs a byte-level BPE or Unigram tokenizer; choose a bundled model.")
     kept = ("type", "vocab", "merges", "unk_token", "unk_id")
     return {
         "model": {name: model[name] for name in kept if name in model},
@@ -131,3 +139,73 @@ def export_tokenizer(tokenizer) -> dict:
 def embed_json(value) -> str:
     """JSON that cannot end the script element it is put into."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def build_page(lm, about: str) -> str:
+    """The page as HTML.
+
+    Args:
+        lm: A denoiser with its tokenizer.
+        about: One or two plain sentences on what this model is; the page shows them.
+
+    Raises:
+        InputError: The page cannot hold or compute this model.
+    """
+    tensors, weights = export_weights(lm)
+    model = {
+        "config": export_config(lm),
+        "tensors": tensors,
+        "tokenizer": export_tokenizer(lm.tokenizer),
+        "defaults": DEFAULTS,
+    }
+    explorer = (FOLDER.parent / "explorer.mjs").read_text(encoding="utf-8")
+    sources = {"engine": bundle(*ENGINE), "explorer": explorer}
+    tries = "".join(f'<button type="button" data-try="{escape(text)}">{escape(text)}</button>' for text in TRIES)
+    parts = {
+        "style": (FOLDER / "page.css").read_text(encoding="utf-8"),
+        "app": bundle("tokenizer.js", "settings.js", "app.js"),
+        "model": embed_json(model),
+        "sources": embed_json(sources),
+        "weights": base64.b64encode(weights).decode(),
+        "about": escape(about),
+        "tries": tries,
+    }
+    return Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(parts)
+
+
+def describe(lm) -> str:
+    """What the model is, from its own numbers."""
+    config = lm.config
+    millions = sum(weight.numel() for weight in lm.parameters()) / 1e6
+    return (
+        f"The model is tess2lite’s {Path(lm.name_or_path).name}: {millions:.1f} million numbers in "
+        f"{config.num_hidden_layers} layers, a vocabulary of {config.vocab_size:,} tokens, trained on short stories "
+        "from a small invented town. It knows nothing else; outside that town it writes nonsense."
+    )
+
+
+def write_page(path, lm) -> int:
+    """Writes the page. Returns its size in bytes; raises InputError where it would exceed `MAX_BYTES`."""
+    page = build_page(lm, describe(lm)).encode()
+    if len(page) > MAX_BYTES:
+        raise InputError(
+            f"The page would have {len(page) / 2**20:.1f} MB and may have {MAX_BYTES // 2**20}; choose a smaller model."
+        )
+    Path(path).write_bytes(page)
+    return len(page)
+
+
+def main(arguments: list[str]) -> None:
+    """The command: a path that ends in .html, and optionally model=NAME."""
+    paths = [argument for argument in arguments if "=" not in argument]
+    options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if len(paths) != 1 or not paths[0].endswith(".html") or not options.keys() <= {"model"}:
+        raise InputError(
+            "Give a file to write and a model: python -m tess2lite.viz.live page.html model=tinytown-base."
+        )
+    lm = load(options.get("model", "tinytown-base"), dtype="float32", device="cpu")
+    try:
+        size = write_page(paths[0], lm)
+    except OSError as problem:
+        raise InputError(f"'{paths[0]}' could not be written ({problem.strerror}); give another path.") from problem
+    print(f"Wrote {paths[0]} ({size / 2**20:.1f} MB); open it in any browser.")

@@ -18,6 +18,27 @@ function byteAlphabet() {
 const BYTE_TO_CHARACTER = byteAlphabet();
 const CHARACTER_TO_BYTE = new Map(BYTE_TO_CHARACTER.map((character, byte) => [character, byte]));
 
+// UTF-8 → string; bytes that spell no character become lone code units from U+DC00 on.
+function spellBytes(bytes) {
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true, fatal: true });
+  let text = "";
+  for (let i = 0; i < bytes.length; ) {
+    let length = Math.min(4, bytes.length - i);
+    let character = null;
+    for (; length > 0 && character === null; length--) {
+      try {
+        const decoded = decoder.decode(bytes.subarray(i, i + length));
+        if ([...decoded].length === 1) character = decoded;
+      } catch {
+        continue;
+      }
+    }
+    text += character ?? String.fromCharCode(0xdc00 + bytes[i]);
+    i += character === null ? 1 : length + 1;
+  }
+  return text;
+}
+
 class BytePairModel {
   constructor(spec) {
     this.ids = new Map(Object.entries(spec.vocab));
@@ -104,6 +125,12 @@ export class Tokenizer {
       return new TextEncoder().encode(this.tokens[id]);
     }
     return Uint8Array.from(characters, (character) => CHARACTER_TO_BYTE.get(character));
+  }
+
+  // A token's text as the explorer takes it: a byte that is not a whole character is the code unit U+DC00 + byte.
+  textOf(id) {
+    this.texts ??= this.tokens.map((_, i) => spellBytes(this.bytesOf(i)));
+    return this.texts[id];
   }
 
   decode(ids) {

@@ -1,0 +1,55 @@
+// The worker: holds the model and the runs, answers the page.
+//
+// in   load   { config, tensors, weights: ArrayBuffer of float16 }
+//      run    { run, ids, mask, times, topP, temperature, seed, pins }    a run from noise, under a number of the page's
+//      branch { run, parent, from, pins }                                 another run's past, other pins from a step on
+//      stop   {}
+// out  ready {} · step { run, step } · end { run, isWhole, secondsPerStep } · failed { sentence }
+
+import { Denoiser } from "./denoiser.js";
+import { Sampler } from "./sampler.js";
+import { makeSimdBackend } from "./simd.js";
+
+const state = { denoiser: null, samplers: new Map(), turn: 0 };
+
+const pause = () => new Promise((resolve) => setTimeout(resolve));
+
+// Makes the steps of a run, one message each. Between steps the worker listens: a later request ends this one.
+async function makeSteps(run, sampler, from) {
+  const turn = ++state.turn;
+  const start = performance.now();
+  let index = from;
+  for (; index < sampler.times.length; index++) {
+    await pause();
+    if (turn !== state.turn) break;
+    postMessage({ type: "step", run, step: sampler.step(index) });
+  }
+  const secondsPerStep = (performance.now() - start) / 1000 / Math.max(1, index - from);
+  postMessage({ type: "end", run, isWhole: index === sampler.times.length, secondsPerStep });
+}
+
+const answers = {
+  load({ config, tensors, weights }) {
+    state.denoiser = new Denoiser(config, tensors, new Uint16Array(weights), makeSimdBackend() ?? undefined);
+    postMessage({ type: "ready" });
+  },
+  run({ run, ...settings }) {
+    state.samplers.set(run, new Sampler(state.denoiser, settings));
+    return makeSteps(run, state.samplers.get(run), 0);
+  },
+  branch({ run, parent, from, pins }) {
+    state.samplers.set(run, state.samplers.get(parent).branch(from, pins));
+    return makeSteps(run, state.samplers.get(run), from);
+  },
+  stop() {
+    state.turn++;
+  },
+};
+
+self.onmessage = async ({ data: { type, ...request } }) => {
+  try {
+    await answers[type](request);
+  } catch (error) {
+    postMessage({ type: "failed", sentence: `The model stopped working (${error.message}); reload the page.` });
+  }
+};

@@ -1,6 +1,7 @@
 # make lab   set up, then JupyterLab on the quickstart       make test  set up, then the tests
 # make tour  all notebooks without a screen (PROFILE=…)      make bench the benchmark table
 # make findings ROW=9   one row of the paper in miniature again (SMOKE=1: only to see that it runs; no ROW: all of them)
+# make site  notebooks, explorer and reference as one static site in build/site
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the CUDA download.
 
 SHELL := bash
@@ -26,7 +27,7 @@ define shown
 	  { tail -n 20 $(VENV)/setup.log; exit 1; }
 endef
 
-.PHONY: lab test tour bench findings setup
+.PHONY: lab test tour bench findings setup site
 
 setup: $(READY)
 
@@ -61,3 +62,7 @@ bench: $(READY)
 
 findings: $(READY)
 	$(BIN)/python -m tess2lite_course.experiments.runner $(ROW) $(if $(SMOKE),--smoke)
+
+site: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/site
+	@echo "open build/site/index.html"

@@ -1,0 +1,109 @@
+"""The static site: built with warnings as errors, its links followed, its pages opened in an offline browser."""
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").rglob("*.ipynb"))
+REFERENCE = ("method", "training", "evaluation", "viz", "tinytown")
+EXPLORERS = {"notebooks/00_quickstart.ipynb", "notebooks/04_denoising_trajectory.ipynb"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    pytest.importorskip("myst_nb")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-c", "docs", ".", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Links(HTMLParser):
+    """Collects where a page points to and what can be pointed at in it."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.targets, self.anchors = [], {""}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("id", "name"):
+                self.anchors.add(value)
+            elif name in ("href", "src") and value is not None:
+                self.targets.append(value)
+
+
+def test_no_link_of_the_site_is_broken(site):
+    pages = {path: Links(path.read_text()) for path in site.rglob("*.html")}
+    assert len(pages) > len(NOTEBOOKS) + 5
+    broken = []
+    for page, links in pages.items():
+        for target in links.targets:
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                continue  # another site, or data in the page itself
+            path = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            known = pages[path].anchors if path in pages else {unquote(parts.fragment)}
+            if not path.exists() or unquote(parts.fragment) not in known:
+                broken.append(f"{page.relative_to(site)}: {target}")
+    assert broken == []
+
+
+def test_the_reference_has_every_module(site):
+    pages = "".join((ROOT / "docs" / f"{name}.md").read_text() for name in REFERENCE)
+    listed = set(re.findall(r"automodule:: (\S+)", pages))
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "tess2lite").rglob("*.py")]
+    modules = {".".join(path.parts) for path in paths if path.name not in ("__init__", "__main__")}
+    assert modules <= listed <= modules | {"tess2lite"}
+    signature = re.sub("<[^>]+>", "", (site / "docs" / "method.html").read_text())
+    assert "tess2lite.generate(" in signature and "tess2lite.sampling.denoise(" in signature
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_context(offline=True).new_page()
+    page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
+    yield page
+    page.context.close()
+
+
+def test_the_front_page_shows_the_readme(site, page):
+    page.goto((site / "index.html").as_uri())
+    assert page.locator("h1").first.inner_text().startswith("tess2lite")
+    assert page.locator("article img").first.evaluate("image => image.naturalWidth") > 200
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+def test_a_notebook_shows_its_outputs(site, page, notebook):
+    page.goto((site / notebook).with_suffix(".html").as_uri())
+    assert page.locator("div.cell_output").count() > 1
+    pictures = page.locator("div.cell_output img").evaluate_all("images => images.map(image => image.naturalWidth)")
+    assert all(pictures)
+    assert "$" not in "".join(page.locator("article section > p").all_inner_texts())  # formulas are formulas
+    if notebook in EXPLORERS:
+        explorer = page.locator("div.cell_output [role=group]").first
+        slider = explorer.locator("input[type=range]").first
+        last = explorer.inner_text()
+        slider.evaluate("input => { input.value = input.min; input.dispatchEvent(new Event('input')); }")
+        assert explorer.inner_text() != last

@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 
 from . import mask_diffusion, validation
 from .chat_template import chat_prompt
+from .hooks import Pin
 from .sampling import denoise
 from .span_masks import after
-from .tokens import encode, encode_blanks
+from .tokens import encode, encode_blanks, partial_bytes
 from .trajectory import Recorder, Trajectory, token_strings_of
-from .viz.explorer import explorer, run_of
+from .viz.explorer import as_trajectory, explorer
 
 CHOSEN = ("steps", "top_p", "temperature", "seed")
 
@@ -108,7 +109,7 @@ def replay(lm, trajectory: Trajectory, hooks=(), seed=None, start=0, span_mask=N
     Returns a `Generation`. Raises as `generate` does, and ValueError for a trajectory that is not of this model.
     """
     check_model(lm)
-    trajectory, hooks = run_of(trajectory), validation.as_hooks(hooks)
+    trajectory, hooks = as_trajectory(trajectory), validation.as_hooks(hooks)
     settings = trajectory.settings | ({} if seed is None else {"seed": seed})
     if missing := {"prompt", "from_start", "start", "hooks", "model", *CHOSEN} - settings.keys():
         lost = ", ".join(sorted(missing))
@@ -211,6 +212,13 @@ def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start
     settings = {"model": lm.name_or_path, "steps": int(steps), "top_p": top_p, "temperature": float(temperature)}
     settings["hooks"] = [type(hook).__name__ for hook in hooks if not isinstance(hook, FunctionType)]
     settings |= {"start": start, "from_start": from_start}  # whether texts show what was known before the first blank
+    settings |= {"eos_token_id": lm.tokenizer.eos_token_id, "pad_token_id": lm.tokenizer.pad_token_id}
+    settings["pins"] = [
+        {"position": position, "step": hook.start, "token": token}
+        for hook in hooks
+        if isinstance(hook, Pin)
+        for position, token in hook.tokens.items()
+    ]
 
     def generations():
         return [
@@ -240,6 +248,7 @@ def _batch(rows) -> dict[str, torch.Tensor]:
 def _generation(tokenizer, span_mask, index, recorder, settings) -> Generation:
     shown_from = 1 if settings["from_start"] else int(span_mask.nonzero()[0, 0])
     trajectory = recorder.trajectory(index, span_mask, tokenizer.decode, shown_from, settings)
+    trajectory.token_bytes = partial_bytes(tokenizer, trajectory.token_strings)
     ids = trajectory.tokens[-1].tolist()
     last_known = int((~span_mask).nonzero()[-1, 0])  # an end before known text is none
     end = next((i for i in range(last_known + 1, len(ids)) if ids[i] == tokenizer.eos_token_id), None)

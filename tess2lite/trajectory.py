@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 FORMAT = "tess2lite trajectory 1"
+STRINGS = ("texts", "token_strings", "token_bytes", "known", "settings")
 IDS = ("tokens", "top_ids", "argmax_before_guidance")
 
 
@@ -25,9 +26,9 @@ class Trajectory:
     noisy simplex each step read. span_mask: (L,) bool, where the model wrote. reward: (S,) of each prediction, and
     both (S, L), argmax_before_guidance, the ids that were likeliest before guidance, and logprob_gain, what it added to
     the log-probability of the likeliest token there is, in nats; None where no reward was read. texts: S strings,
-    everything written, ends and padding included. token_strings: id → text of every id that occurs. known: L strings,
-    what each known token adds to the text, "" where the model wrote. settings: what a replay needs (prompt, seed,
-    steps, …).
+    everything written, ends and padding included. token_strings: id → text of every id that occurs; token_bytes: id →
+    bytes of those that are not whole characters. known: L strings, what each known token adds to the text, "" where the
+    model wrote. settings: what a replay needs (prompt, seed, steps, …).
     """
 
     tokens: torch.Tensor
@@ -42,6 +43,7 @@ class Trajectory:
     argmax_before_guidance: torch.Tensor | None = None
     logprob_gain: torch.Tensor | None = None
     known: list[str] = field(default_factory=list)
+    token_bytes: dict[int, list[int]] = field(default_factory=dict)
     settings: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -111,7 +113,7 @@ class Trajectory:
 
     def save(self, path) -> None:
         """One safetensors file, strings in its header."""
-        strings = {name: getattr(self, name) for name in ("texts", "token_strings", "known", "settings")}
+        strings = {name: getattr(self, name) for name in STRINGS}
         tensors = {name: value.contiguous() for name, value in vars(self).items() if torch.is_tensor(value)}
         try:
             save_file(tensors, path, {"format": FORMAT, "strings": json.dumps(strings)})
@@ -129,7 +131,8 @@ class Trajectory:
             if about["format"] != FORMAT:
                 raise ValueError
             tensors, strings = load_file(path), json.loads(about["strings"])
-            strings["token_strings"] = {int(i): piece for i, piece in strings["token_strings"].items()}
+            for name in ("token_strings", "token_bytes"):
+                strings[name] = {int(i): value for i, value in strings[name].items()}
             run = cls(**tensors, **strings)
             run._check()
         except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as problem:
@@ -151,6 +154,7 @@ class Trajectory:
             not ids.is_floating_point() and set(ids.unique().tolist()) <= self.token_strings.keys(),
             ((self.top_p >= 0) & (self.top_p <= 1.001)).all(),
             all(isinstance(text, str) for text in [*self.texts, *self.known, *self.token_strings.values()]),
+            all(0 <= byte < 256 for values in self.token_bytes.values() for byte in values),
             len(self.texts) == steps and len(self.known) in (0, length) and isinstance(self.first, int),
         ]
         if not all(fits):

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import tess2lite as t2
+import tess2lite.hooks
 from tess2lite.trajectory import Trajectory
 from tess2lite.viz.explorer import comparison, explorer
 
@@ -51,10 +53,14 @@ def read(html):
 
 
 def data(html):
-    """What each script of a page draws; the only one's where there is one."""
-    starts = [match.end() for match in re.finditer(r"getElementById\(\"t2-\w+\"\), ", html)]
-    found = [json.JSONDecoder().raw_decode(html, start)[0] for start in starts]
-    return found[0] if len(found) == 1 else found
+    """What a page's script draws."""
+    start = re.search(r"explore\(document.getElementById\(\"t2-\w+\"\), ", html).end()
+    return json.JSONDecoder().raw_decode(html, start)[0]
+
+
+def run_of(html):
+    (run,) = data(html)["runs"]
+    return run
 
 
 def unpacked(text, dtype):
@@ -62,14 +68,19 @@ def unpacked(text, dtype):
 
 
 def test_every_step_is_there_with_and_without_scripts():
-    html = explorer(trajectory(["one", "two", "three"]))
-    shown = data(html)
-    assert len(shown["labels"]) == 3 and shown["written"] == [1, 2, 3]
+    html = explorer(trajectory(["one", "two", "three"]), note="A note.")
+    shown = run_of(html)
+    assert shown["positions"] == [1, 2, 3] and shown["steps"] == 3 and shown["first"] == 0
     assert unpacked(shown["tokens"], torch.uint16) == [0, 0, 0, 0, 1, 0, 0, 0, 0]
-    assert unpacked(shown["p"], torch.uint8) == [128, 64] * 9 and unpacked(shown["counts"], torch.uint8) == [2] * 9
-    assert "step 2 of 3 · ᾱ read 0.500 · mean entropy 1.00 nats" in shown["labels"][1]
+    assert unpacked(shown["p"], torch.uint8) == [128, 64] * 9
+    assert unpacked(shown["counts"], torch.uint8) == [2] * 9
+    assert unpacked(shown["sure"], torch.uint8) == [128] * 9
+    assert unpacked(shown["entropy"], torch.uint8) == [16] * 9
+    assert shown["alpha_bar"] == [0, 0.5, 1] and shown["reward"] is None and shown["note"] == "A note."
+    assert "detailed" not in shown  # nothing is left out
     text = read(html).text
     assert text.index("three") < text.index("one")  # the final text first
+    assert "step 2 of 3, 50% signal" in text and "A note." in text
 
 
 def test_hostile_text_is_text():
@@ -80,16 +91,27 @@ def test_hostile_text_is_text():
         assert text in reader.text
 
 
-def test_a_long_run_stays_small():
-    """200 steps of 512 tokens, as undecided as can be."""
+def undecided(steps, places):
+    """As many steps and positions as asked, nothing of it compressible."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(2000, (200, 512, 5), generator=generator).int()
-    long = Trajectory(
-        tokens=ids[..., 0], top_ids=ids, top_p=torch.full((200, 512, 5), 0.2), entropy=torch.ones(200, 512),
-        alpha_bar=torch.linspace(0, 1, 200), span_mask=torch.ones(512, dtype=torch.bool), texts=["word " * 512] * 200,
-        token_strings={i: f" word{i}" for i in range(2000)},
+    ids = torch.randint(2000, (steps, places, 5), generator=generator).int()
+    return Trajectory(
+        tokens=ids[..., 0], top_ids=ids, top_p=torch.full((steps, places, 5), 0.2), entropy=torch.ones(steps, places),
+        alpha_bar=torch.linspace(0, 1, steps), span_mask=torch.ones(places, dtype=torch.bool),
+        texts=["word " * places] * steps, token_strings={i: f" word{i}" for i in range(2000)},
     )  # fmt: skip
-    assert len(explorer(long)) < 3e6
+
+
+def test_what_does_not_fit_is_left_out_and_said():
+    html = explorer(undecided(500, 2048))
+    shown = run_of(html)
+    assert len(html) < 5e6
+    assert len(unpacked(shown["tokens"], torch.uint16)) == 500 * 2048  # every step's text is there
+    kept = shown["detailed"]
+    assert 2 <= len(kept) < 500 and kept[0] == 0 and kept[-1] == 499
+    assert len(unpacked(shown["counts"], torch.uint8)) == len(kept) * 2048
+    assert f"candidates are kept for {len(kept)} of 500 steps" in shown["note"]
+    assert "detailed" not in run_of(explorer(undecided(100, 128)))
 
 
 def test_as_many_likely_tokens_as_a_byte_counts():
@@ -99,37 +121,64 @@ def test_as_many_likely_tokens_as_a_byte_counts():
         {i: f" {i}" for i in range(300)},
     )
     run.top_p = torch.full((1, 4, 300), 1 / 300)
-    shown = data(explorer(run))
+    shown = run_of(explorer(run))
     assert unpacked(shown["counts"], torch.uint8) == [255] * 3 and len(unpacked(shown["p"], torch.uint8)) == 3 * 255
 
 
 def test_what_guidance_changed_is_data_of_the_viewer():
     run = trajectory(["a", "b"])
-    assert data(explorer(run))["push"] == data(explorer(run))["unguided"] == ""
-    run.argmax_before_guidance, run.logprob_gain = run.argmax.clone(), torch.zeros(2, 4)
-    run.argmax_before_guidance[1, 2], run.logprob_gain[1, 2], run.logprob_gain[0, 1], run.logprob_gain[0, 3] = (
-        0,
-        1.234,
-        -0.5,
-        -1e9,
-    )
-    drawn = data(explorer(run))
-    assert unpacked(drawn["push"], torch.int16) == [-50, 0, -32767, 0, 123, 0]
-    assert unpacked(drawn["unguided"], torch.uint16) == [0, 0, 0, 0, 0, 0]
+    assert run_of(explorer(run))["gain"] == run_of(explorer(run))["before"] == ""
+    run.argmax_before_guidance = run.argmax.clone()
+    run.argmax_before_guidance[1, 2] = 0
+    run.logprob_gain = torch.zeros(2, 4)
+    run.logprob_gain[1, 2] = 1.234
+    run.logprob_gain[0, 1] = -0.5
+    run.logprob_gain[0, 3] = -1e9
+    drawn = run_of(explorer(run))
+    assert unpacked(drawn["gain"], torch.int16) == [-50, 0, -32767, 0, 123, 0]
+    assert unpacked(drawn["before"], torch.uint16) == [0, 0, 0, 0, 0, 0]
     assert unpacked(drawn["top"], torch.uint16)[6] == 0
 
 
-def test_runs_side_by_side_mark_what_differs():
+def test_runs_side_by_side_are_compared_with_the_first():
     one, other = trajectory(["a", "b", "c"]), trajectory(["a", "b"])
     other.settings = {"start": 1, "steps": 3}  # began at the first run's second step
-    other.tokens[1, 3] = 1
     html = comparison({"<b>one": one, "two": other})
-    first, second = data(html)
-    assert "&lt;b&gt;one" in html and second["first"] == 1 and "step 2 of 3" in html
-    assert sum(unpacked(first["differs"], torch.uint8)) == 0
-    # position 2 is (step mod 2): 1, 0 in the first run's last steps, 0, 1 here
-    assert unpacked(second["differs"], torch.uint8) == [0, 1, 0, 0, 1, 1]
-    assert unpacked(data(explorer(one, beside=other))["differs"], torch.uint8) == [0, 0, 0, 0, 1, 0, 0, 1, 1]
+    drawn = data(html)
+    assert drawn["beside"] == [0, 1] and [run["name"] for run in drawn["runs"]] == ["<b>one", "two"]
+    assert drawn["runs"][1]["first"] == 1 and drawn["runs"][1]["steps"] == 3
+    assert "&lt;b&gt;one" in html and "<b>one" not in html and "step 2 of 3" in html
+    assert "beside" not in data(comparison({"alone": one}))
+
+
+def test_ends_pads_and_beginnings_are_named():
+    run = trajectory(["a", "b"])
+    run.token_strings = {0: "<s>", 1: "</s>"}
+    assert run_of(explorer(run))["end"] == [1] and run_of(explorer(run))["known"] == [""] * 4
+    run.settings = {"eos_token_id": 0, "pad_token_id": 7}
+    assert run_of(explorer(run))["end"] == [0] and run_of(explorer(run))["pad"] == []
+
+
+def test_bytes_of_one_character_reach_the_viewer(tiny):
+    lm = tiny()
+    text = "Mädchen 🙂"
+    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    out = t2.generate(lm, "The cat", steps=2, length=len(ids) + 2, progress=False)
+    first = int(out.trajectory.span_mask.nonzero()[0, 0])
+    pin = t2.hooks.Pin({first + i: token for i, token in enumerate(ids)})
+    run = t2.replay(lm, out, [pin], progress=False).trajectory
+    shown = run_of(explorer(run))
+    spelled = "".join(pin["token"] for pin in shown["pins"])
+    assert "\ufffd" not in spelled
+    assert spelled.encode("utf-8", "surrogateescape").decode() == lm.tokenizer.decode(ids)
+    assert {(pin["position"], pin["step"]) for pin in shown["pins"]} == {(first + i, 0) for i in range(len(ids))}
+
+
+@pytest.mark.parametrize("pins", ["x", ["x"], [{"token": 1}], [{"token": 99, "position": 1, "step": 0}]])
+def test_a_file_may_say_anything_of_its_pins(pins):
+    run = trajectory(["a", "b"])
+    run.settings = {"pins": pins}
+    assert run_of(explorer(run))["pins"] == []
 
 
 def test_a_generation_will_do_and_no_runs_will_not():

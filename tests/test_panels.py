@@ -93,7 +93,7 @@ def test_run_panel(lm, plain, change):
     panel = go(panels.run_panel(lm, ""), **RUN | change)
     assert panel.result.trajectory.tokens.tolist() != plain.trajectory.tokens.tolist()
     (page,) = panel.children[-1].outputs
-    assert "diffusion step" in page["data"]["text/html"]
+    assert "t2-explorer" in page["data"]["text/html"]
 
 
 LAB = {"prompt": "Tell me something about the barn.", "steps": 6, "scale": 1e3, "reward": "one"}

@@ -43,6 +43,7 @@ ARROWS = {
     "hooks": {"validation"},
     "generation": {
         "chat_template",
+        "hooks",
         "mask_diffusion",
         "sampling",
         "span_masks",

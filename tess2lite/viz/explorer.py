@@ -1,125 +1,249 @@
-"""Trajectory → one HTML string that needs no kernel and no network."""
+"""Trajectories → the explorer: its data, and HTML that needs no kernel and no network.
+
+The drawing is done by explorer.mjs; the comment at its head is the contract of the data made here. Every id becomes an
+index of a run's own list of token strings, probabilities become bytes, and columns are base64 of little-endian numbers.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
 import json
+import re
 import secrets
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
+MODULE = Path(__file__).parent / "explorer.mjs"
 LISTED = 40  # steps that the list for readers without scripts holds
+LISTED_CHARACTERS = 150_000  # and how long it may become
+RUN_BYTES = 3_400_000  # of one run's numbers before base64, so that its page stays below 5 MB
+
+# Texts of tokens that end or pad, for trajectories whose settings do not name them.
+ENDS = {"</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "[EOS]"}
+PADS = {"[PAD]", "<pad>", "<|pad|>"}
+BEGINNINGS = {"<s>", "<bos>", "<|begin_of_text|>"}
 
 
-def explorer(trajectory, note: str = "", beside=None) -> str:
-    """The text at every step behind a slider with play, a tokens × steps map, each token's alternatives and history.
+def explorer(trajectory, note: str = "") -> str:
+    """One run as HTML: the text at every step, a map of tokens × steps, and what was likely at each place.
 
-    Without scripts: the last text, and a list of earlier ones. note: a sentence to put under it. beside: a trajectory;
-    tokens that differ from its are marked. Returns an HTML string; whatever a model wrote is shown as text
-    (textContent), never run.
+    Args:
+        trajectory: A `Trajectory`, or the `Generation` that holds one.
+        note: A sentence to put under the text.
+
+    Returns:
+        HTML that works offline. Without scripts it shows the last text and a list of earlier ones. What a model wrote
+        is shown as text, never run.
     """
-    trajectory = run_of(trajectory)
-    identity, labels = f"t2-{secrets.token_hex(6)}", _labels(trajectory)
-    css = (HERE / "explorer.css").read_text().replace("#ID", f"#{identity}")
-    return (
-        f'<div id="{identity}" role="group" aria-label="A text written by denoising"><style>{css}</style>'
-        f"<output>{html.escape(labels[-1])}</output>"
-        f'<div data-text dir="auto">{html.escape(trajectory.texts[-1])}</div>'
-        "<p data-static>To scrub through the steps, run the cell, or let scripts run.</p>"
-        f"<p data-note>{html.escape(note)}</p>{_listing(trajectory, labels)}"
-        f"{_script('explorer', identity, _data(trajectory, beside, labels))}</div>"
-    )
-
-
-def run_of(given):
-    """The trajectory of what `generate` returned, or a trajectory as it is."""
-    run = getattr(given, "trajectory", given)
-    if not hasattr(run, "top_ids"):
-        raise TypeError(f"The run is a {type(given).__name__}; give what generate returned, or its trajectory.")
-    return run
+    trajectory = as_trajectory(trajectory)
+    return _page({"runs": [run_data(trajectory, note=note)]}, {"": trajectory})
 
 
 def comparison(runs: dict) -> str:
-    """Runs side by side, name → trajectory: one slider moves all, and what differs from the first is marked."""
+    """Several runs in one explorer, name → trajectory: the last is compared with the first, all are its tabs.
+
+    Raises:
+        ValueError: If `runs` is not a dict with at least one run.
+    """
     if not isinstance(runs, dict) or not runs:
         raise ValueError(f"runs is {type(runs).__name__}; give a dict of one or more trajectories by name.")
-    runs = {str(name): run_of(run) for name, run in runs.items()}
-    identity, first = f"t2-{secrets.token_hex(6)}", next(iter(runs.values()))
-    columns = "".join(
-        f'<div style="flex:1;min-width:24em"><b>{html.escape(name)}</b>{explorer(run, beside=first)}</div>'
-        for name, run in runs.items()
-    )
-    style = "display:flex;flex-wrap:wrap;gap:8px"
-    return f'<div id="{identity}" style="{style}">{columns}{_script("comparison", identity)}</div>'
+    runs = {str(name): as_trajectory(run) for name, run in runs.items()}
+    data = {"runs": [run_data(run, name) for name, run in runs.items()]}
+    if len(runs) > 1:
+        data["beside"] = [0, len(runs) - 1]
+    return _page(data, runs)
 
 
-def _script(name: str, identity: str, *data) -> str:
-    """A function of a .js file called on an element; "<" as an escape, so that no text can close the script element."""
-    code = (HERE / f"{name}.js").read_text().strip()
-    given = "".join(f", {json.dumps(part)}" for part in data).replace("<", "\\u003c")
-    return f'<script>({code})(document.getElementById("{identity}"){given})</script>'
+def as_trajectory(given):
+    """Return the trajectory of what `generate` returned, or a trajectory as it is; raise TypeError for all else."""
+    trajectory = getattr(given, "trajectory", given)
+    if not hasattr(trajectory, "top_ids"):
+        raise TypeError(f"The run is a {type(given).__name__}; give what generate returned, or its trajectory.")
+    return trajectory
 
 
 def spread(steps: int, count: int) -> list[int]:
-    """At most `count` of a run's steps (index), evenly from the first to the last."""
+    """Return at most `count` indices of a run's steps, evenly from the first to the last."""
     return np.unique(np.linspace(0, steps - 1, count).round().astype(int)).tolist()
 
 
-def _labels(trajectory) -> list[str]:
-    entropy = trajectory.entropy[:, trajectory.span_mask].mean(1)  # (S,)
-    return [
-        f"{trajectory.label(i)} · ᾱ read {trajectory.alpha_bar[i]:.3f} · mean entropy {entropy[i]:.2f} nats"
-        + ("" if trajectory.reward is None else f" · reward {trajectory.reward[i]:.2f}")
-        for i in range(len(trajectory))
-    ]
+def run_data(trajectory, name: str = "", note: str = "") -> dict:
+    """One run as the contract in explorer.mjs has it; what does not fit into a page is left out and said in its note.
 
-
-def _listing(trajectory, labels: list[str]) -> str:
-    chosen = spread(len(labels), LISTED)
-    frames = "".join(f"<p><b>{html.escape(labels[i])}</b><br>{html.escape(trajectory.texts[i])}</p>" for i in chosen)
-    what = f"All {len(labels)} steps" if len(chosen) == len(labels) else f"{len(chosen)} of {len(labels)} steps"
-    return f"<details><summary>{what} as a list</summary>{frames}</details>"
-
-
-def _data(trajectory, beside, labels: list[str]) -> dict:
-    """What the script draws: ids become places in a list of pieces, probabilities bytes.
-
-    Of each prediction the tokens that would round to nothing are left out, but for the first.
+    Args:
+        trajectory: A `Trajectory`.
+        name: Label of its tab.
+        note: A sentence under its text.
     """
-    written = trajectory.span_mask.nonzero()[:, 0]  # (M,)
-    ids = sorted(trajectory.token_strings)
-    width = torch.uint16 if len(ids) < 2**16 else torch.uint32
+    positions = trajectory.span_mask.nonzero()[:, 0]  # (M,)
+    columns = _Columns(trajectory, positions)
+    detailed = columns.detailed()
+    header = run_header(trajectory, name)
+    header["pieces"] = columns.pieces
+    header["end"], header["pad"] = columns.special_ids()
+    header |= columns.packed(detailed)
+    steps = len(trajectory)
+    if len(detailed) < steps:
+        header["detailed"] = detailed
+        note += f" To keep this page small, the candidates are kept for {len(detailed)} of {steps} steps."
+    header["note"] = note.strip()
+    return header
 
-    def places(of: torch.Tensor) -> str:
-        return _packed(torch.searchsorted(torch.tensor(ids), of.long()), width)
 
-    p = (trajectory.top_p[:, written] * 255).round().to(torch.uint8)  # (S, M, k)
-    kept = p > 0
-    kept[..., 0], kept[..., 255:] = True, False  # how many there are is a byte
-    unguided, push = torch.empty(2, 0)
-    if trajectory.logprob_gain is not None:
-        unguided, push = trajectory.argmax_before_guidance[:, written], trajectory.logprob_gain[:, written]  # (S, M)
-    curves = [trajectory.alpha_bar, trajectory.entropy[:, written].mean(1), trajectory.reward]
+def run_header(trajectory, name: str) -> dict:
+    """What the contract says of a run apart from its steps."""
+    known = trajectory.known
+    if not known:
+        known = [trajectory.token_strings[i] for i in trajectory.tokens[-1].tolist()]
+    given = [("" if written else text) for text, written in zip(known, trajectory.span_mask.tolist(), strict=True)]
+    if given[0] in BEGINNINGS:
+        given[0] = ""
+    settings = trajectory.settings
     return {
+        "name": name,
+        "steps": settings.get("steps", trajectory.first + len(trajectory)),
         "first": trajectory.first,
-        "written": written.tolist(),
-        "known": trajectory.known or [trajectory.token_strings[i] for i in trajectory.tokens[-1].tolist()],
-        "pieces": [trajectory.token_strings[i] for i in ids],
-        "tokens": places(trajectory.tokens[:, written]),
-        "counts": _packed(kept.sum(-1), torch.uint8),
-        "top": places(trajectory.top_ids[:, written][kept]),
-        "p": _packed(p[kept], torch.uint8),
-        "labels": labels,
-        "differs": _packed(trajectory.difference(beside)[:, written], torch.uint8) if beside else "",
-        "unguided": places(unguided),
-        "push": _packed((push * 100).round().clamp(-32_767, 32_767), torch.int16),
-        "curves": [[round(value, 4) for value in curve.tolist()] for curve in curves if curve is not None],
+        "positions": trajectory.span_mask.nonzero()[:, 0].tolist(),
+        "known": given,
+        "pins": _pins(trajectory),
     }
 
 
-def _packed(tensor: torch.Tensor, dtype) -> str:
+def _pins(trajectory) -> list[dict]:
+    """Pinned tokens by their text; a file may hold anything, so what does not fit is dropped."""
+    pins = trajectory.settings.get("pins", [])
+    found = []
+    for pin in pins if isinstance(pins, list) else []:
+        numbers = [pin.get(name) for name in ("position", "step", "token")] if isinstance(pin, dict) else []
+        if not numbers or not all(isinstance(number, int) for number in numbers):
+            continue
+        position, step, token = numbers
+        if token in trajectory.token_strings:
+            found.append({"position": position, "step": step, "token": piece(trajectory, token)})
+    return found
+
+
+class _Columns:
+    """A trajectory's numbers at the positions it wrote, as the explorer reads them."""
+
+    def __init__(self, trajectory, positions: torch.Tensor):
+        self.trajectory = trajectory
+        self.positions = positions
+        self.ids = sorted(trajectory.token_strings)
+        self.pieces = [piece(trajectory, i) for i in self.ids]
+        self.width = torch.uint16 if len(self.ids) <= 2**16 else torch.uint32
+        self.p = (trajectory.top_p[:, positions] * 255).round().to(torch.uint8)  # (S, M, k)
+        self.kept = self.p > 0
+        self.kept[..., 0] = True
+        self.kept[..., 255:] = False  # their number is a byte
+
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """Indices of the tokens that end a text, and of those that pad it."""
+        settings = self.trajectory.settings
+        strings = self.trajectory.token_strings
+        index = {token: at for at, token in enumerate(self.ids)}
+        ends = settings.get("eos_token_id", [i for i, text in strings.items() if text in ENDS])
+        pads = settings.get("pad_token_id", [i for i, text in strings.items() if text in PADS])
+        listed = [given if isinstance(given, list) else [given] for given in (ends, pads)]
+        return tuple([index[i] for i in given if isinstance(i, int) and i in index] for given in listed)
+
+    def detailed(self) -> list[int]:
+        """The steps whose candidates fit; all of them but in large runs."""
+        steps, places = self.p.shape[:2]
+        size = self.width.itemsize
+        always = steps * places * (size + 1)
+        by_step = places + self.kept.sum((1, 2)) * (size + 1)
+        if always + steps * places + int(by_step.sum()) <= RUN_BYTES:
+            return list(range(steps))
+        room = max(1, int((RUN_BYTES - always) / float(by_step.float().mean())))
+        return spread(steps, min(steps, max(2, room)))
+
+    def packed(self, detailed: list[int]) -> dict:
+        """The columns; entropies only where there is room for them."""
+        run, at = self.trajectory, self.positions
+        kept = self.kept[detailed]
+        whole = len(detailed) == len(run)
+        entropy = (run.entropy[:, at] * 16).round().clamp(0, 255) if whole else torch.empty(0)
+        before, gain = torch.empty(2, 0)
+        if run.logprob_gain is not None:
+            before = run.argmax_before_guidance[:, at]
+            gain = (run.logprob_gain[:, at] * 100).round().clamp(-32_767, 32_767)
+        return {
+            "tokens": self._indices(run.tokens[:, at]),
+            "sure": _packed(self.p[..., 0], torch.uint8),
+            "counts": _packed(kept.sum(-1), torch.uint8),
+            "top": self._indices(run.top_ids[detailed][:, at][kept]),
+            "p": _packed(self.p[detailed][kept], torch.uint8),
+            "entropy": _packed(entropy, torch.uint8),
+            "alpha_bar": [round(value, 5) for value in run.alpha_bar.tolist()],
+            "reward": None if run.reward is None else [round(value, 4) for value in run.reward.tolist()],
+            "before": self._indices(before),
+            "gain": _packed(gain, torch.int16),
+        }
+
+    def _indices(self, ids: torch.Tensor) -> str:
+        return _packed(torch.searchsorted(torch.tensor(self.ids), ids.long()), self.width)
+
+
+def piece(trajectory, token: int) -> str:
+    """A token's text; bytes that are not whole characters as U+DC00 + byte, for the explorer to join."""
+    partial = trajectory.token_bytes.get(token)
+    if partial is None:
+        return trajectory.token_strings[token]
+    return bytes(partial).decode("utf-8", "surrogateescape")
+
+
+def _packed(tensor: torch.Tensor, dtype: torch.dtype) -> str:
     return base64.b64encode(tensor.to(dtype).numpy().tobytes()).decode()
+
+
+def _page(data: dict, runs: dict) -> str:
+    """The element, what it shows without scripts, and the script that draws in it."""
+    identity = f"t2-{secrets.token_hex(6)}"
+    static = "".join(_static(name, run, data["runs"][i]["note"]) for i, (name, run) in enumerate(runs.items()))
+    given = json.dumps(data).replace("<", "\\u003c")  # no text can close the script element
+    call = f'explore(document.getElementById("{identity}"), {given});'
+    script = f"<script>(() => {{\n{_script()}\n{call}\n}})();</script>"
+    return f'<div id="{identity}" class="t2-explorer">{static}</div>{script}'
+
+
+def _static(name: str, trajectory, note: str) -> str:
+    title = f"<p><b>{html.escape(name)}</b></p>" if name else ""
+    text = html.escape(_readable(trajectory.texts[-1]))
+    say = f"{trajectory.label(len(trajectory) - 1)}. To go through the steps, run the cell or let scripts run."
+    noted = f"<p>{html.escape(note)}</p>" if note else ""
+    return (
+        f'{title}<p>{html.escape(say)}</p><div dir="auto" style="white-space: pre-wrap">{text}</div>'
+        f"{noted}{_listing(trajectory)}"
+    )
+
+
+def _listing(trajectory) -> str:
+    steps = len(trajectory)
+    longest = max(len(text) for text in trajectory.texts)
+    chosen = spread(steps, max(1, min(steps, LISTED, LISTED_CHARACTERS // max(1, longest))))
+    frames = []
+    for i in chosen:
+        says = f"{trajectory.label(i)}, {float(trajectory.alpha_bar[i]):.0%} signal"
+        frames.append(f"<p><b>{html.escape(says)}</b><br>{html.escape(_readable(trajectory.texts[i]))}</p>")
+    what = f"All {steps} steps" if len(chosen) == steps else f"{len(chosen)} of {steps} steps"
+    return f"<details><summary>{what} as a list</summary>{''.join(frames)}</details>"
+
+
+def _readable(text: str) -> str:
+    """Text that UTF-8 can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+@cache
+def _script() -> str:
+    """The module as a plain script: without its exports, its comments and its indentation."""
+    code = MODULE.read_text(encoding="utf-8")
+    code = code[code.index("const STYLE") :]
+    lines = [line.strip() for line in code.splitlines()]
+    code = "\n".join(line for line in lines if line and not line.startswith(("//", "/**", "export default")))
+    return re.sub(r"^export ", "", code, flags=re.MULTILINE)

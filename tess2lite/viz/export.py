@@ -10,7 +10,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
-from .explorer import explorer, run_of, spread
+from .explorer import as_trajectory, explorer, spread
 
 FRAMES = 60  # of a GIF, at most
 FONT = get_font(findfont("DejaVu Sans Mono"))
@@ -19,7 +19,7 @@ MAP = "cividis"  # monotone in luminance, the same to colour-blind eyes
 
 def export(trajectory, path) -> Path:
     """Writes what the path's ending says. Returns the path; raises ValueError for another ending."""
-    path, trajectory = Path(str(path)), run_of(trajectory)
+    path, trajectory = Path(str(path)), as_trajectory(trajectory)
     writers = {".html": _html, ".gif": _gif, ".png": lambda run, to: film_strip(run).savefig(to, dpi=150)}
     if path.suffix not in writers:
         raise ValueError(f"'{path}' ends in '{path.suffix}'; give a name that ends in {', '.join(writers)}.")
@@ -62,7 +62,7 @@ def _gif(trajectory, path: Path) -> None:
 
 def film_strip(trajectory, frames: int = 6) -> Figure:
     """The text at a few steps from first to last, each beside the mean confidence of its prediction."""
-    trajectory = run_of(trajectory)
+    trajectory = as_trajectory(trajectory)
     steps = spread(len(trajectory), frames)
     texts = [textwrap.fill(drawable(trajectory.texts[step]), 92) or " " for step in steps]
     heights = [text.count("\n") + 2.2 for text in texts]  # lines

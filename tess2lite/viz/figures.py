@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..schedule import SCHEDULES, alpha_bar
-from .explorer import run_of
+from .explorer import as_trajectory
 from .export import MAP, drawable
 from .theory import recovery_probability
 
 
 def trajectory_map(trajectory) -> Figure:
     """Confidence of every written position at every step; a dot where the shown token changed from the step before."""
-    trajectory = run_of(trajectory)
+    trajectory = as_trajectory(trajectory)
     confidence = trajectory.confidence[:, trajectory.span_mask].T.numpy()  # (M, S)
     tokens = trajectory.tokens[:, trajectory.span_mask].T.numpy()
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
@@ -39,7 +39,7 @@ def trajectory_map(trajectory) -> Figure:
 
 def commit_order(trajectory) -> Figure:
     """When each written position settled: the step from which its most likely token never changed, by position."""
-    trajectory = run_of(trajectory)
+    trajectory = as_trajectory(trajectory)
     written = trajectory.span_mask.nonzero()[:, 0]
     figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
     axis.scatter(written, trajectory.commit_step()[written] + 1, c=trajectory.flips()[written], cmap=MAP, s=14)
@@ -51,7 +51,7 @@ def commit_order(trajectory) -> Figure:
 
 def bands(trajectory) -> Figure:
     """Entropy and confidence over the steps: median of the written positions, their middle half and middle 90 %."""
-    trajectory = run_of(trajectory)
+    trajectory = as_trajectory(trajectory)
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     of = {"entropy (nats)": trajectory.entropy, "probability of the most likely token": trajectory.confidence}
     steps = np.arange(1, len(trajectory) + 1)

@@ -22,7 +22,7 @@ from ..guidance import RewardGuidance
 from ..hooks import Branch, Pin
 from ..schedule import SCHEDULES, TRAINING_TIMESTEPS, alpha_bar
 from ..tokens import encode
-from .explorer import comparison, run_of
+from .explorer import as_trajectory, comparison
 from .figures import reward_curves, token_bars
 
 WIDE = widgets.Layout(width="100%")
@@ -183,7 +183,7 @@ def intervention_panel(lm, written, hooks=()) -> widgets.VBox:
     hooks: those that it was made with, such as its guidance.
     """
     _check(lm)
-    run, hooks = run_of(written), validation.as_hooks(hooks)
+    run, hooks = as_trajectory(written), validation.as_hooks(hooks)
     words = [
         "".join(run.token_strings[i] for i in run.tokens[-1, first:end].tolist()).strip() for first, end in run.words()
     ]

@@ -9,6 +9,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 from .generation import Chat, Generation, Interrupted, generate, infill, replay  # noqa: E402
 from .guidance import RewardGuidance, best_of  # noqa: E402
+from .insides.attribution import attribute  # noqa: E402
 from .loading import bundled, load  # noqa: E402
 from .notebook import short_mistakes  # noqa: E402
 from .reward import load_reward  # noqa: E402
@@ -18,6 +19,6 @@ from .trajectory import Trajectory  # noqa: E402
 short_mistakes()
 
 __all__ = [
-    "Chat", "Generation", "Interrupted", "RewardGuidance", "Step", "Trajectory", "best_of", "bundled", "denoise",
-    "generate", "infill", "load", "load_reward", "replay",
+    "Chat", "Generation", "Interrupted", "RewardGuidance", "Step", "Trajectory", "attribute", "best_of", "bundled",
+    "denoise", "generate", "infill", "load", "load_reward", "replay",
 ]  # fmt: skip

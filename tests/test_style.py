@@ -68,6 +68,7 @@ ARROWS = {
         "tinytown",
         "tokens",
     },
+    "insides": {"generation", "model", "trajectory", "validation"},
     "tinytown": {"chat_template"},
     "evaluation": {
         "chat_template",

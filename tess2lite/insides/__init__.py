@@ -1,0 +1,1 @@
+"""What a denoiser looks at: causes of a prediction, and the network from inside."""

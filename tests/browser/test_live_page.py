@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tess2lite as t2
 from tess2lite import sampling
+from tess2lite.hooks import Pin
 from tess2lite.tokens import encode_blanks
 from tess2lite.viz.live import page as live
 
@@ -180,19 +181,21 @@ def test_logits_of_other_shapes_equal_pythons(engine, tiny, backend, fields):
     assert (found - expected).abs().max() < 1e-3
 
 
-RUN = """([ids, mask, steps, topP, temperature, noises, uniforms]) => {
+RUN = """([ids, mask, steps, topP, temperature, noises, uniforms, pins, from]) => {
   const noise = (step) => floats(noises[step + 1]);
   const tables = uniforms.map(floats);
   const rows = mask.filter(Boolean).length;
   const uniform = (step) => (row, attempt) => tables[step][attempt * rows + row];
   const times = evenTimes(steps);
   const sampler = new Sampler(denoiser, { ids, mask, times, topP, temperature, noise, uniform });
-  const start = performance.now();
-  const made = times.map((_, i) => sampler.step(i));
-  const seconds = (performance.now() - start) / 1000;
+  let made = times.map((_, i) => sampler.step(i));
+  if (pins) {
+    const twin = sampler.branch(from, pins);
+    made = times.map((_, i) => i < from ? made[i] : twin.step(i));
+  }
   const list = (name) => made.map((step) => Array.from(step[name]));
   return { tokens: list("tokens"), topP: list("topP"), topIds: list("topIds"), entropy: list("entropy"),
-    alphaBar: made.map((step) => step.alphaBar), seconds };
+    alphaBar: made.map((step) => step.alphaBar) };
 }"""
 
 
@@ -227,6 +230,24 @@ def test_runs_with_replayed_noise_write_the_same_tokens(engine, lm, backend, mon
     entropy = torch.stack([entropy[0, mask] for *_, entropy, _ in made])
     torch.testing.assert_close(torch.tensor(found["entropy"]), entropy, atol=1e-3, rtol=0)
     assert found["alphaBar"] == pytest.approx([level for *_, level in made])
+
+
+def test_another_word_at_a_step_writes_what_pythons_pin_writes(engine, lm, backend):
+    batch = batch_of(lm, "Tom had a drum.", 40)
+    mask = batch["span_mask"][0]
+    generator = torch.Generator().manual_seed(1)
+    noises = [torch.randn(1, len(mask), lm.config.vocab_size, generator=generator) for _ in range(11)]
+    word = lm.tokenizer.convert_tokens_to_ids("ĠTom")
+    pin = Pin({20: word}, start=4)
+    run = t2.denoise(lm, batch, 10, None, hooks=[pin], noise=lambda step, shape: noises[step + 1])
+    expected = [step.tokens[0].tolist() for step in run]
+    open_model(engine, lm, backend)
+    sent = [encoded(noise[0, mask].numpy()) for noise in noises]
+    pins = [{"position": 20, "from": 4, "token": word}]
+    arguments = [batch["input_ids"][0].tolist(), mask.tolist(), 10, None, 1, sent, [""] * 10, pins, 4]
+    found = engine.evaluate(RUN, arguments)["tokens"]
+    assert found == expected
+    assert found[3][20] != word and found[4][20] == word
 
 
 def test_two_steps_per_second_for_128_tokens(engine, lm, backend):

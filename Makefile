@@ -1,7 +1,8 @@
 # make lab   set up, then JupyterLab on the quickstart       make test  set up, then the tests
 # make tour  all notebooks without a screen (PROFILE=…)      make bench the benchmark table
 # make findings ROW=9   one row of the paper in miniature again (SMOKE=1: only to see that it runs; no ROW: all of them)
-# make site  notebooks, explorer and reference as one static site in build/site
+# make page  one offline HTML file in which a bundled model writes (MODEL=tinytown-base): build/page.html
+# make site  notebooks, explorer and reference as one static site in build/site, with the page if it was made
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the CUDA download.
 
 SHELL := bash
@@ -9,6 +10,7 @@ SHELL := bash
 
 PYTHON ?= python3
 PROFILE ?= smoke
+MODEL ?= tinytown-base
 TORCH_INDEX ?=
 VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -27,7 +29,7 @@ define shown
 	  { tail -n 20 $(VENV)/setup.log; exit 1; }
 endef
 
-.PHONY: lab test tour bench findings setup site
+.PHONY: lab test tour bench findings page setup site
 
 setup: $(READY)
 
@@ -66,3 +68,7 @@ findings: $(READY)
 site: $(READY)
 	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/site
 	@echo "open build/site/index.html"
+
+page: $(READY)
+	@mkdir -p build
+	$(BIN)/python -m tess2lite.viz.live build/page.html model=$(MODEL)

@@ -13,6 +13,7 @@ Run = {
   name       string; the tab's label
   note       string; one sentence under the text, "" for none
   steps      how many steps the whole run has
+  growing    optional, true: its steps are still to come (endRun says that they came)
   first      index of the first recorded step (0 unless the run began in the middle)
   positions  [M] positions that the model writes, rising
   known      [L] strings: the text of each given position, "" where the model writes
@@ -41,8 +42,10 @@ actor (where there is something that can run the model; all optional):
   whatIf({ run, step, position, text })   step is the index; text a piece or what the reader typed
   why({ run, step, position })            its answer goes to handle.addWhy(run, entry)
   stop()
-handle: addRun(run) → its index (S may be 0); addStep(i, step) with the columns of one step (S = 1, plain arrays) and
-optionally pieces: [strings to append]; endRun(i, { note }); addWhy(i, entry); say(sentence, busy); destroy().
+handle: addRun(run, { beside }) → its index (S may be 0), shown beside the run of that index (by default the shown one,
+null for none); addStep(i, step) with the columns of one step (S = 1, plain arrays) and
+optionally pieces: [strings to append]; endRun(i, { note }); addWhy(i, entry); say(sentence, busy);
+tour(); destroy().
 explore dispatches "t2-change" on the element with detail { run, step, position } whenever one of them changes.
 */
 
@@ -279,7 +282,7 @@ class Run {
     this.ends = new Set(end);
     this.pads = new Set(pad);
     this.frames = [];
-    this.growing = false;
+    this.growing = given.growing ?? false;
     this.addColumns(given);
   }
 
@@ -374,7 +377,7 @@ class Run {
       let since = Math.max(0, step - 1);
       while (since > 0 && this.best(since - 1, m) === this.best(Math.max(0, step - 1), m)) since--;
       let conviction = 0;
-      for (let s = since; s < step; s++) conviction = Math.max(conviction, this.sure(s, m));
+      for (let s = Math.max(0, since); s < step; s++) conviction = Math.max(conviction, this.sure(s, m));
       const late = step > this.S / 2 && conviction > 0.4;
       if (late) {
         const old = word(this.pieces[this.best(step - 1, m)]);
@@ -1517,12 +1520,11 @@ export function explore(host, data, options = {}) {
   if (touring) requestAnimationFrame(() => openTour(0));
 
   return {
-    addRun(given) {
+    addRun(given, { beside = state.run } = {}) {
       const added = new Run(given);
       added.growing = true;
       runs.push(added);
-      const before = runs.length - 2;
-      state.beside = before >= 0 ? Math.min(state.run, before) : null;
+      state.beside = runs.length > 1 ? beside : null;
       state.run = runs.length - 1;
       redo();
       return runs.length - 1;
@@ -1550,6 +1552,7 @@ export function explore(host, data, options = {}) {
       drawStep();
     },
     say,
+    tour: () => openTour(0),
     go,
     hold: at => hold(at, run(), true),
     get state() { return { run: state.run, beside: state.beside, step: state.step, held: state.held }; },

@@ -1,0 +1,299 @@
+"""The live page as its reader meets it: opened from a file, with no network, on a desk and on a phone."""
+
+import shutil
+import urllib.parse
+
+import pytest
+
+import tess2lite as t2
+from tess2lite.validation import InputError
+from tess2lite.viz.live import page as live
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
+SHORT = {"text": "Tom had a drum.", "steps": 8, "length": 20, "seed": 3, "p": 0.95, "t": 1}
+WAIT = 60_000  # milliseconds, for a machine that has other work to do
+
+
+def link(pins=(), **changes) -> str:
+    parts = [*(SHORT | changes).items(), *(("pin", pin) for pin in pins)]
+    return "#" + urllib.parse.urlencode(parts)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("live") / "page.html"
+    live.write_page(path, t2.load("tinytown-base", device="cpu"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, path):
+    """Opens the page with a link; a request to any network, a failed script or a dialog fails the test."""
+    contexts = []
+    problems = []
+
+    def open_page(hash_="", **settings):
+        contexts.append(browser.new_context(**settings))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(WAIT)
+        page.on("request", lambda request: problems.append(request.url))
+        page.on("dialog", lambda dialog: problems.append(dialog.message))
+        page.on("pageerror", lambda error: problems.append(error.stack))
+        page.goto(path.as_uri() + hash_)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert [problem for problem in problems if not problem.startswith(("file:", "blob:", "data:"))] == []
+
+
+def status(page) -> str:
+    return page.locator("#status").inner_text()
+
+
+def finish(page, start="Done") -> None:
+    page.wait_for_function("start => document.querySelector('#status').textContent.startsWith(start)", arg=start)
+
+
+def story(page) -> str:
+    """The shown text: what was given as it stands, and a space before every token that was written."""
+    parts = page.locator(".pane").last.locator(".given, .slot")
+    return parts.evaluate_all(
+        "parts => parts.map((part) => (part.className.includes('slot') ? ' ' : '') + part.textContent).join('')"
+    )
+
+
+def tabs(page) -> list[str]:
+    return page.locator(".tabs button").all_inner_texts()
+
+
+def wait_for_tabs(page, count: int) -> None:
+    page.locator(".tabs button").nth(count - 1).wait_for()
+
+
+def test_the_file_is_small_enough_to_send(path):
+    size = path.stat().st_size
+    print(f"\nlive page: {size / 2**20:.1f} MB")
+    assert size <= live.MAX_BYTES == 12 * 2**20
+
+
+def test_a_story_appears_within_seconds_of_opening(opened):
+    page = opened()
+    page.locator(".slot").nth(20).wait_for(timeout=20_000)
+    page.locator("output", has_text="step 3").first.wait_for()
+    assert page.locator("#lead").inner_text().count(".") == 1
+    assert "Tom had a drum." in story(page)
+
+
+def test_a_link_opens_the_same_run_again(opened):
+    first = opened(link())
+    finish(first)
+    written = story(first)
+    shared = first.evaluate("location.hash")
+    second = opened(shared)
+    finish(second)
+    assert story(second) == written
+    assert second.evaluate("location.hash") == shared
+    other = opened(link(seed=4))
+    finish(other)
+    assert story(other) != written
+
+
+def test_every_setting_changes_the_text(opened):
+    page = opened(link())
+    finish(page)
+    written = {story(page)}
+    for changes in ({"steps": 9}, {"length": 12}, {"p": ""}, {"t": 2}, {"text": "Mia had a drum."}):
+        page.evaluate("hash => { location.hash = hash }", link(**changes))
+        wait_for_tabs(page, len(written) + 1)
+        finish(page)
+        written.add(story(page))
+    assert len(written) == 6
+
+
+def hold(page, position: int, back: int) -> None:
+    """Holds a word of the shown run and goes back some steps."""
+    page.locator(".pane").last.locator(".slot").nth(position).click()
+    slider = page.locator("input[type=range]")
+    slider.focus()
+    for _ in range(back):
+        page.keyboard.press("ArrowLeft")
+
+
+def test_another_word_at_a_step_writes_what_a_run_with_that_pin_writes(opened):
+    page = opened(link())
+    finish(page)
+    first = story(page)
+    hold(page, 3, 4)
+    page.locator(".try input").fill("Max")
+    page.locator(".try button", has_text="Try it").click()
+    wait_for_tabs(page, 2)
+    finish(page)
+    page.locator("button", has_text="Compare").click()  # both runs no longer share their lines
+    branched = story(page)
+    assert "Max" in branched and branched != first
+    assert "Held by hand: “Max” from step 4." in page.locator("#pins").inner_text()
+    shared = page.evaluate("location.hash")
+    assert "pin=" in shared
+    again = opened(shared)
+    finish(again)
+    assert story(again) == branched
+
+
+def test_an_alternative_is_one_click_away(opened):
+    page = opened(link())
+    finish(page)
+    hold(page, 5, 5)
+    page.locator(".bar:not(.rest):not(.drawn)").first.click()
+    wait_for_tabs(page, 2)
+    finish(page)
+    assert "pin=" in page.evaluate("location.hash")
+
+
+def test_blanks_are_filled_and_the_rest_stays(opened):
+    page = opened(link(text="Tom had a __ and Mia had a _. They were glad."))
+    finish(page)
+    text = story(page)
+    assert text.startswith("Tom had a") and "and Mia had a" in text and text.endswith(". They were glad.")
+    assert page.locator(".slot").count() == 3
+
+
+@pytest.mark.parametrize(
+    "hash_, sentence",
+    [
+        (link(text=""), "The text is empty; give at least one word to start from."),
+        (link(text="Tom " * 400), "shorten the text."),
+        (link(steps=0), "Steps is “0”; give a whole number from 1 to 200."),
+        (link(steps="many"), "Steps is “many”; give a whole number from 1 to 200."),
+        (link(length=1.5), "Length is “1.5”; give a whole number of 1 or more."),
+        (link(seed=-1), "Seed is “-1”; give a whole number from 0 to 4294967295."),
+        (link(p=2), "Top-p is “2”; give a number from 0.01 to 1."),
+        (link(t=0), "Temperature is “0”; give a number from 0.1 to 3."),
+        (link(pins=["nonsense"]), "The link pins “nonsense”; a pin is written position@step:word."),
+        (link(pins=["1@2: Max"]), "The link pins “ Max” where this run writes nothing; remove that pin."),
+        (link(pins=["9@99: Max"]), "The link pins “ Max” where this run writes nothing; remove that pin."),
+        (link(pins=["9@2:<img src=x onerror=alert(1)>"]), "is not one word of this model's vocabulary"),
+    ],
+)
+def test_what_cannot_be_run_gets_one_sentence(opened, hash_, sentence):
+    page = opened(hash_)
+    page.locator("#status.problem").wait_for()
+    assert sentence in status(page)
+    assert status(page).endswith(".")
+    page.locator("#text").fill("Tom had a drum.")
+    for name, value in {"steps": "3", "length": "8", "seed": "1", "temperature": "1", "topP": "0.9"}.items():
+        page.evaluate("([name, value]) => { document.forms.ask.elements.namedItem(name).value = value }", [name, value])
+    page.locator("#write").click()
+    finish(page)
+    assert "Tom had a drum." in story(page)
+
+
+def test_a_typed_word_that_is_many_tokens_is_refused_and_the_page_goes_on(opened):
+    page = opened(link())
+    finish(page)
+    hold(page, 3, 4)
+    page.locator(".try input").fill("antidisestablishmentarianism")
+    page.locator(".try button", has_text="Try it").click()
+    page.locator("#status.problem").wait_for()
+    assert "is not one word of this model's vocabulary; choose another word." in status(page)
+    page.locator(".bar:not(.rest):not(.drawn)").first.click()
+    finish(page)
+    assert len(tabs(page)) == 2
+
+
+def test_hostile_text_is_shown_and_not_run(opened):
+    hostile = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+    page = opened(link(text=hostile))
+    finish(page)
+    assert hostile in story(page)
+    assert page.locator("img").count() == 0
+
+
+def test_a_run_can_be_stopped(opened):
+    page = opened(link(steps=200, length=60))
+    page.locator("#stop").click()
+    finish(page, "Stopped after step")
+    page.locator("#again").click()
+    page.locator("#stop").wait_for()
+
+
+def test_enter_writes_and_a_new_line_needs_shift(opened):
+    page = opened(link())
+    finish(page)
+    page.locator("#text").fill("Mia")
+    page.locator("#text").press("Shift+Enter")
+    assert page.locator("#text").input_value() == "Mia\n"
+    page.locator("#text").press("Enter")
+    page.wait_for_function("() => location.hash.startsWith('#text=Mia')")
+    finish(page)
+    assert len(tabs(page)) == 2 and story(page).startswith("Mia")
+
+
+def test_sharing_copies_the_link_or_shows_it(opened):
+    page = opened(link())
+    finish(page)
+    page.locator("#share").click()
+    page.wait_for_function("() => document.querySelector('#share').textContent === 'Link copied'"
+                           " || document.querySelector('#link').value === location.href")  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [360, 640, 1280])
+def test_nothing_scrolls_sideways(opened, width):
+    page = opened(link(), viewport={"width": width, "height": 780})
+    finish(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_nothing_moves_down_while_a_story_is_written(opened):
+    page = opened(link(steps=12))
+    top = "document.querySelector('#explorer').getBoundingClientRect().top"
+    page.locator(".slot").first.wait_for()
+    before = page.evaluate(top)
+    finish(page)
+    assert page.evaluate(top) == before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = opened(link(), color_scheme=scheme, reduced_motion="reduce")
+    finish(page)
+    found = [rule for rule in axe.run(page).response["violations"] if rule["impact"] in ("serious", "critical")]
+    assert not found, [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]
+
+
+def test_the_theme_button_changes_the_page_and_the_explorer(opened):
+    page = opened(link(), color_scheme="dark")
+    finish(page)
+    colour = "getComputedStyle(document.body).backgroundColor"
+    theme = "document.querySelector('#explorer').shadowRoot.querySelector('.x').dataset.theme"
+    dark = page.evaluate(colour)
+    assert page.evaluate(theme) == "dark"
+    page.locator("#theme").click()
+    assert page.evaluate(colour) != dark
+    page.wait_for_function(f"() => {theme} === 'light'")
+
+
+def test_models_that_the_page_cannot_hold_are_refused(tiny, tmp_path):
+    with pytest.raises(InputError, match="silu activations"):
+        live.write_page(tmp_path / "page.html", tiny(hidden_act="gelu"))
+    with pytest.raises(InputError, match="The page would have .* MB and may have 12; choose a smaller model"):
+        live.write_page(tmp_path / "page.html", tiny(hidden_size=512, intermediate_size=2048, num_hidden_layers=3))
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.txt"], ["a.html", "b.html"], ["a.html", "size=3"]])
+def test_the_command_says_what_it_takes(arguments):
+    with pytest.raises(InputError, match="Give a file to write and a model"):
+        live.main(arguments)

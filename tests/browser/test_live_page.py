@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import tess2lite as t2
 from tess2lite import sampling
 from tess2lite.hooks import Pin
+from tess2lite.insides.inputs import step_inputs
 from tess2lite.tokens import encode_blanks
 from tess2lite.viz.live import page as live
 
@@ -38,7 +39,7 @@ HELPERS = """
 const toBytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const floats = (text) => new Float32Array(toBytes(text).buffer);
 const halves = (text) => new Uint16Array(toBytes(text).buffer);
-Object.assign(globalThis, { Tokenizer, makeSimdBackend, Denoiser, Sampler, evenTimes, floats, halves });
+Object.assign(globalThis, { Tokenizer, makeSimdBackend, Denoiser, Sampler, logprobOf, evenTimes, floats, halves });
 """
 
 
@@ -50,7 +51,9 @@ def engine():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_context(offline=True).new_page()
         page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
-        page.add_script_tag(content=live.bundle("tokenizer.js", "denoiser.js", "simd.js", "sampler.js") + HELPERS)
+        page.add_script_tag(
+            content=live.bundle("tokenizer.js", "denoiser.js", "simd.js", "sampler.js", "attribution.js") + HELPERS
+        )
         yield page
         browser.close()
 
@@ -248,6 +251,28 @@ def test_another_word_at_a_step_writes_what_pythons_pin_writes(engine, lm, backe
     found = engine.evaluate(RUN, arguments)["tokens"]
     assert found == expected
     assert found[3][20] != word and found[4][20] == word
+
+
+def test_causes_of_a_token_equal_pythons(engine, lm, backend):
+    """Weights by occlusion, from the same inputs: the recorded run's own."""
+    out = t2.generate(lm, "Tom had a drum.", steps=6, length=24, seed=2, progress=False)
+    step = 4
+    read = step_inputs(lm, out.trajectory)[step]
+    mask = out.trajectory.span_mask
+    position = int(mask.nonzero()[7, 0])
+    expected = t2.attribute(lm, out.trajectory, step, position)
+    soft = read - lm.embed_time(torch.tensor(1 / 6))  # what Python reads at step 4 of 6, without its timestep
+    open_model(engine, lm, backend)
+    weigh = """([ids, mask, step, soft, position, token]) => {
+      const sampler = new Sampler(denoiser, { ids, mask, times: evenTimes(6) });
+      sampler.inputs[step] = floats(soft);
+      const whole = logprobOf(sampler, step, position, token, null);
+      return ids.map((_, i) => whole - logprobOf(sampler, step, position, token, i));
+    }"""
+    ids = out.trajectory.tokens[-1].tolist()
+    arguments = [ids, mask.tolist(), step, encoded(soft[mask].detach().numpy()), position, expected.token]
+    found = torch.tensor(engine.evaluate(weigh, arguments))
+    torch.testing.assert_close(found, expected.weights, atol=1e-3, rtol=1e-3)
 
 
 def test_two_steps_per_second_for_128_tokens(engine, lm, backend):

@@ -161,6 +161,28 @@ def test_an_alternative_is_one_click_away(opened):
     assert "pin=" in page.evaluate("location.hash")
 
 
+def test_why_weighs_every_word_and_can_be_stopped(opened):
+    page = opened(link())
+    finish(page)
+    hold(page, 5, 0)
+    why = page.locator("button", has_text="Why?")
+    why.click()
+    page.locator(".words.why").wait_for()
+    weights = page.locator(".slot").evaluate_all(
+        "slots => slots.map((slot) => slot.style.getPropertyValue('--weight'))"
+    )
+    assert "7px" in weights + page.locator(".given").evaluate_all(
+        "parts => parts.map((part) => part.style.getPropertyValue('--weight'))"
+    )
+    page.keyboard.press("ArrowLeft")
+    page.locator(".slot").nth(9).click()
+    if why.get_attribute("aria-pressed") == "true":
+        why.click()
+    why.click()
+    page.locator("button", has_text="Stop").locator("visible=true").first.click()
+    page.wait_for_function("() => !document.querySelector('#explorer').shadowRoot.querySelector('.say').textContent")
+
+
 def test_blanks_are_filled_and_the_rest_stays(opened):
     page = opened(link(text="Tom had a __ and Mia had a _. They were glad."))
     finish(page)

@@ -162,6 +162,15 @@ const actor = {
     say(`Writing on from step ${step + 1} …`);
     explorer.say("");
   }),
+  why({ run: index, step, position }) {
+    if (isWriting) {
+      explorer.say("Ask again when the story is written.");
+      return;
+    }
+    const run = runs[index];
+    const token = run.rows[step].tokens[run.positions.indexOf(position)];
+    worker.postMessage({ type: "why", run: run.id, step, position, token });
+  },
   stop() {
     worker.postMessage({ type: "stop" });
   },
@@ -191,6 +200,16 @@ const answers = {
     const speed = (1 / secondsPerStep).toFixed(1);
     if (isWhole && run.id === 0) explorer.tour?.(); // at first opening, once the first story is told
     say(isWhole ? `Done, ${speed} steps per second.` : `Stopped after step ${made} of ${run.settings.steps}.`);
+  },
+  asked({ done, all }) {
+    explorer.say(`Hiding each word in turn: ${done} of ${all} …`, true);
+  },
+  because({ run: id, step, position, weights }) {
+    const run = runs.find((one) => one.id === id);
+    if (run) explorer.addWhy(run.index, { step, position, weights, unit: "nats" });
+  },
+  unanswered() {
+    explorer.say("");
   },
   failed({ sentence }) {
     showWriting(false);

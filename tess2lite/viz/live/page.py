@@ -20,7 +20,13 @@ from ...validation import InputError
 
 FOLDER = Path(__file__).parent
 MAX_BYTES = 12 * 2**20
-ENGINE = ("denoiser.js", "simd.js", "sampler.js", "worker.js")  # what runs in the worker, in order of imports
+ENGINE = (
+    "denoiser.js",
+    "simd.js",
+    "sampler.js",
+    "attribution.js",
+    "worker.js",
+)  # what runs in the worker, in order of imports
 DEFAULTS = {"text": "Tom had a drum.", "steps": 40, "length": 96, "seed": 1, "topP": 0.95, "temperature": 1}
 TRIES = ("Tom had a drum.", "Mia was sad.", "Anna had a ___ and Tom had a ___. They played all day.")
 SIZES = (

@@ -163,18 +163,28 @@ export class Sampler {
     return this.denoiser.softEmbeddings(this.positions.length);
   }
 
+  // Writes what the backbone reads at step `index`, which needs the step before to be made.
+  writeInputs(index) {
+    const { denoiser, positions, ids } = this;
+    const soft = this.inputs[index];
+    let row = 0;
+    for (let position = 0; position < ids.length; position++) {
+      if (position === positions[row]) {
+        denoiser.writeSoft(position, soft, row * denoiser.config.hidden_size, this.times[index]);
+        row++;
+      } else {
+        denoiser.writeToken(position, ids[position]);
+      }
+    }
+  }
+
   // Makes step `index` and the input of the next one.
   step(index) {
     const { denoiser, positions, ids } = this;
     const { memory, offsets, stride, config } = denoiser;
     const V = config.vocab_size;
     if (index === 0) this.inputs[0] = this.firstInput();
-    const soft = this.inputs[index];
-    let row = 0;
-    for (let position = 0; position < ids.length; position++) {
-      if (position === positions[row]) denoiser.writeSoft(position, soft, row++ * config.hidden_size, this.times[index]);
-      else denoiser.writeToken(position, ids[position]);
-    }
+    this.writeInputs(index);
     denoiser.forward(ids.length);
     denoiser.logits(positions);
 

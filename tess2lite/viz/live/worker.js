@@ -3,9 +3,12 @@
 // in   load   { config, tensors, weights: ArrayBuffer of float16 }
 //      run    { run, ids, mask, times, topP, temperature, seed, pins }    a run from noise, under a number of the page's
 //      branch { run, parent, from, pins }                                 another run's past, other pins from a step on
+//      why    { run, step, position, token }                              what that token owes to each position
 //      stop   {}
 // out  ready {} · step { run, step } · end { run, isWhole, secondsPerStep } · failed { sentence }
+//      asked { done, all } · because { run, step, position, weights } · unanswered {}
 
+import { logprobOf } from "./attribution.js";
 import { Denoiser } from "./denoiser.js";
 import { Sampler } from "./sampler.js";
 import { makeSimdBackend } from "./simd.js";
@@ -28,6 +31,24 @@ async function makeSteps(run, sampler, from) {
   postMessage({ type: "end", run, isWhole: index === sampler.times.length, secondsPerStep });
 }
 
+// Hides one position after the other; the difference in log-probability is what the token owes to it, in nats.
+async function explain({ run, step, position, token }) {
+  const turn = ++state.turn;
+  const sampler = state.samplers.get(run);
+  const logprob = logprobOf(sampler, step, position, token, null);
+  const weights = [];
+  for (const occluded of sampler.ids.keys()) {
+    await pause();
+    if (turn !== state.turn) {
+      postMessage({ type: "unanswered" });
+      return;
+    }
+    weights.push(logprob - logprobOf(sampler, step, position, token, occluded));
+    postMessage({ type: "asked", done: occluded + 1, all: sampler.ids.length });
+  }
+  postMessage({ type: "because", run, step, position, weights });
+}
+
 const answers = {
   load({ config, tensors, weights }) {
     state.denoiser = new Denoiser(config, tensors, new Uint16Array(weights), makeSimdBackend() ?? undefined);
@@ -41,6 +62,7 @@ const answers = {
     state.samplers.set(run, state.samplers.get(parent).branch(from, pins));
     return makeSteps(run, state.samplers.get(run), from);
   },
+  why: explain,
   stop() {
     state.turn++;
   },

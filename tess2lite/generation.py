@@ -12,12 +12,12 @@ from tqdm.auto import tqdm
 
 from . import mask_diffusion, validation
 from .chat_template import chat_prompt
-from .hooks import Pin
 from .sampling import denoise
 from .span_masks import after
-from .tokens import encode, encode_blanks, partial_bytes
+from .tokens import encode, encode_blanks
 from .trajectory import Recorder, Trajectory, token_strings_of
-from .viz.explorer import as_trajectory, explorer
+from .viz.byte_tokens import partial_bytes
+from .viz.explorer import as_trajectory, explorer, pins_of
 
 CHOSEN = ("steps", "top_p", "temperature", "seed")
 
@@ -213,16 +213,11 @@ def _run(lm, prompts, rows, chosen, hooks, record, progress, start=0, from_start
     settings["hooks"] = [type(hook).__name__ for hook in hooks if not isinstance(hook, FunctionType)]
     settings |= {"start": start, "from_start": from_start}  # whether texts show what was known before the first blank
     settings |= {"eos_token_id": lm.tokenizer.eos_token_id, "pad_token_id": lm.tokenizer.pad_token_id}
-    settings["pins"] = [
-        {"position": position, "step": hook.start, "token": token}
-        for hook in hooks
-        if isinstance(hook, Pin)
-        for position, token in hook.tokens.items()
-    ]
+    settings["pins"] = pins_of(hooks)
 
     def generations():
         return [
-            _generation(lm.tokenizer, span_mask, i, recorder, settings | {"prompt": prompt, "seed": seeds[i]})
+            as_generation(lm.tokenizer, span_mask, i, recorder, settings | {"prompt": prompt, "seed": seeds[i]})
             for i, (prompt, (_, span_mask)) in enumerate(zip(prompts, rows, strict=True))
         ]
 
@@ -245,7 +240,7 @@ def _batch(rows) -> dict[str, torch.Tensor]:
     return {name: pad_sequence(part, batch_first=True) for name, part in parts.items()}  # (B, L)
 
 
-def _generation(tokenizer, span_mask, index, recorder, settings) -> Generation:
+def as_generation(tokenizer, span_mask, index, recorder, settings) -> Generation:
     shown_from = 1 if settings["from_start"] else int(span_mask.nonzero()[0, 0])
     trajectory = recorder.trajectory(index, span_mask, tokenizer.decode, shown_from, settings)
     trajectory.token_bytes = partial_bytes(tokenizer, trajectory.token_strings)

@@ -199,7 +199,7 @@ class Recorder:
             span_mask=span_mask.cpu(),
             texts=[decode(ids[shown_from:]) for ids in columns["tokens"].tolist()],
             token_strings=token_strings_of(ids.unique().tolist(), decode),
-            known=_known_texts(columns["tokens"][0].tolist(), span_mask.tolist(), decode),
+            known=known_texts(columns["tokens"][0].tolist(), span_mask.tolist(), decode),
             settings=settings,
         )
 
@@ -211,7 +211,7 @@ def token_strings_of(ids: Iterable[int], decode) -> dict[int, str]:
     return {i: decode([ids[0], i])[len(anchor) :] for i in ids}
 
 
-def _known_texts(ids: list[int], span_mask: list[bool], decode) -> list[str]:
+def known_texts(ids: list[int], span_mask: list[bool], decode) -> list[str]:
     """What each known token adds to the text. A sign of several tokens, an emoji say, comes whole with its last one."""
     texts, shown = [""] * len(ids), ""
     for i, written in enumerate(span_mask):

@@ -30,6 +30,7 @@ ARROWS = {
     "viz/theory": {"textbook"},
     "viz/figures": {"schedule"},
     "viz/panels": {"chunks", "generation", "guidance", "hooks", "schedule", "textbook", "tokens", "validation"},
+    "viz/widget": {"attribution", "generation", "guidance", "hooks", "sampling", "tokens", "trajectory", "validation"},
     "viz/live/page": {"loading", "validation"},
     "viz/live/__main__": {"validation"},
     "model": {"textbook", "schedule", "simplex", "span_masks"},
@@ -43,7 +44,6 @@ ARROWS = {
     "hooks": {"validation"},
     "generation": {
         "chat_template",
-        "hooks",
         "mask_diffusion",
         "sampling",
         "span_masks",

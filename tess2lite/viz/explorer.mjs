@@ -39,7 +39,8 @@ Run = {
 
 explore(element, data, options) → handle. options: { actor, tour }.
 actor (where there is something that can run the model; all optional):
-  whatIf({ run, step, position, text })   step is the index; text a piece or what the reader typed
+  whatIf({ run, step, position, token })  write this token (an id of the run's pieces) there from step (index) on
+  whatIf({ run, step, position, text })   the same with what the reader typed
   why({ run, step, position })            its answer goes to handle.addWhy(run, entry)
   stop()
 handle: addRun(run, { beside }) → its index (S may be 0), shown beside the run of that index (by default the shown one,
@@ -495,7 +496,7 @@ export function explore(host, data, options = {}) {
     make("header", {},
       keep("tabs", make("div", { class: "tabs", role: "tablist", "aria-label": "runs" })),
       keep("say", make("span", { class: "say", role: "status" })),
-      keep("stop", make("button", { type: "button", hidden: true, onclick: () => actor.stop?.() }, "Stop")),
+      keep("stop", make("button", { type: "button", hidden: true, onclick: giveUp }, "Stop")),
       keep("beside", make("button", { type: "button", hidden: true, "aria-pressed": "false", onclick: toggleBeside }, "Compare")),
       keep("marks", make("button", { type: "button", "aria-pressed": "false", title: "Underline unsure words",
         onclick: toggleMarks }, "a̲")),
@@ -571,7 +572,8 @@ export function explore(host, data, options = {}) {
   /** Widths of all slots of runs that share their lines, and what they show at the end. */
   function slotWidths(each, together) {
     const widest = new Float32Array(each.M);
-    for (const one of together) {
+    const complete = together.filter(one => one.S && !one.growing);
+    for (const one of complete.length ? complete : together) {
       const final = one.S ? spell(one.positions.map((_, m) => one.text(one.last, m))) : null;
       for (let m = 0; m < each.M; m++) {
         if (!final || one.growing) {
@@ -845,7 +847,7 @@ export function explore(host, data, options = {}) {
       const attributes = { class: `bar${drawn ? " drawn" : ""}`, title: canAct && !drawn ? `Write ${name} here instead and see what follows` : drawn ? `${name} was drawn` : name };
       const parts = [make("span", {}, name), make("span", {}, fill), make("span", {}, short(candidate.p))];
       if (!canAct || drawn) return make("div", attributes, ...parts);
-      return make("button", { ...attributes, type: "button", disabled: state.busy, onclick: () => act(candidate.text, candidate.id) }, ...parts);
+      return make("button", { ...attributes, type: "button", disabled: state.busy, onclick: () => act({ token: candidate.id }) }, ...parts);
     });
     if (candidates.length) {
       const rest = Math.max(0, 1 - candidates.slice(0, 5).reduce((sum, candidate) => sum + candidate.p, 0));
@@ -1422,20 +1424,24 @@ export function explore(host, data, options = {}) {
     $.go.disabled = busy;
     drawCard();
   }
+  function giveUp() {
+    actor.stop?.();
+    say("");
+  }
   /** Asks for another future; says so while nothing answers. */
-  function act(text) {
+  function act(wish) {
     if (state.busy || state.held === null && state.preview === null) return;
     const at = position();
     stop();
     hold(at, run(), true);
     say("Asked …", true);
     waiting = setTimeout(() => say("The kernel is busy or gone; this waits until it answers.", true), 700);
-    actor.whatIf({ run: state.run, step: run().first + run().step(state.step), position: at, text });
+    actor.whatIf({ run: state.run, step: run().first + run().step(state.step), position: at, ...wish });
   }
   function tryTyped(event) {
     event.preventDefault();
     if ($.typed.value === "") return $.typed.focus();
-    act($.typed.value);
+    act({ text: $.typed.value });
   }
   const whyEntry = (each, s) => {
     const at = position();
@@ -1523,10 +1529,14 @@ export function explore(host, data, options = {}) {
     addRun(given, { beside = state.run } = {}) {
       const added = new Run(given);
       added.growing = true;
+      if (runs.length === 1 && !runs[0].M) runs.length = 0;  // nothing was there
       runs.push(added);
       state.beside = runs.length > 1 ? beside : null;
       state.run = runs.length - 1;
+      state.step = added.first + Math.max(0, added.last);
       redo();
+      if (state.held === null && added.pins.length) state.held = added.pins[0].position;
+      drawStep();
       return runs.length - 1;
     },
     addStep(i, step) {

@@ -71,6 +71,16 @@ def spread(steps: int, count: int) -> list[int]:
     return np.unique(np.linspace(0, steps - 1, count).round().astype(int)).tolist()
 
 
+def pins_of(hooks) -> list[dict]:
+    """Each pinned token of a run's hooks: position, first step (index), token id."""
+    pins = [hook for hook in hooks if type(hook).__name__ == "Pin"]
+    return [
+        {"position": position, "step": hook.start, "token": token}
+        for hook in pins
+        for position, token in hook.tokens.items()
+    ]
+
+
 def run_data(trajectory, name: str = "", note: str = "") -> dict:
     """One run as the contract in explorer.mjs has it; what does not fit into a page is left out and said in its note.
 

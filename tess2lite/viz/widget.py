@@ -1,0 +1,354 @@
+"""The explorer with a kernel: write another word into a run and see its future stream in beside the old one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import anywidget
+import torch
+import traitlets
+
+from .. import generation, validation
+from ..guidance import RewardGuidance
+from ..hooks import NoSelfConditioning, Pin
+from ..sampling import SamplerState, Step, loop
+from ..tokens import encode_continuation
+from ..trajectory import Recorder, Trajectory, known_texts, token_strings_of
+from ..validation import InputError
+from .byte_tokens import partial_bytes
+from .explorer import MODULE, as_trajectory, pins_of, run_data, run_header
+
+MOST_KEPT = 2**29  # bytes of step inputs that one run may keep
+STATELESS = (Pin, RewardGuidance, NoSelfConditioning)  # hooks for which a run may begin in its middle
+
+
+class Explorer(anywidget.AnyWidget):
+    """The explorer of a run, live: choose a word at a step, choose or type another, and watch what follows.
+
+    Each future is exactly `t2.replay(lm, run, [*hooks, Pin(...)])`; `runs` holds all of them, the given one first.
+
+    Args:
+        lm: The denoiser that wrote the run.
+        run: A `Generation` or `Trajectory`; None for an empty explorer that `stream` fills.
+        hooks: Those that the run was made with, such as its guidance.
+
+    Raises:
+        TypeError, ValueError: If the model or the run cannot be used.
+    """
+
+    _esm = MODULE.read_text(encoding="utf-8")
+    data = traitlets.Dict().tag(sync=True)
+    can_explain = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(self, lm, run=None, hooks=(), **traits):
+        generation.check_model(lm)
+        super().__init__(can_explain=find_spec("tess2lite.attribution") is not None, **traits)
+        self.lm = lm
+        self.futures: list[Future] = []
+        self.thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        empty = {"name": "", "steps": 0, "positions": [], "known": [""], "pieces": [], "tokens": "", "alpha_bar": []}
+        self.data = {"runs": [empty]}
+        if run is not None:
+            self._keep(Future("as it was", as_trajectory(run), validation.as_hooks(hooks)))
+        self.on_msg(self._answer)
+
+    @property
+    def runs(self) -> list[Trajectory]:
+        """All trajectories, the given one first."""
+        return [future.trajectory for future in self.futures]
+
+    def stream(self, name: str, work: Callable, hooks=()) -> None:
+        """Run work(hooks) → Generation, in this thread, and show its steps as they are made."""
+        hooks = validation.as_hooks(hooks)
+        feed = _Feed(self, name)
+        written = work([*hooks, feed])
+        feed.end()
+        self._keep(Future(name, written.trajectory, hooks))
+
+    def what_if(self, run: int, step: int, position: int, tokens: list[int]) -> generation.Generation:
+        """Write tokens from this position on, at a step (index) and all later ones, and stream what follows."""
+        parent = self.futures[run]
+        pins = {position + i: token for i, token in enumerate(tokens)}
+        hooks = [*parent.hooks, Pin(pins, start=step)]
+        strings = parent.trajectory.token_strings | self._strings(tokens)
+        old = strings[int(parent.trajectory.tokens[step, position])].strip()
+        new = "".join(strings[token] for token in tokens).strip()
+        feed = _Feed(self, f"{old} → {new} at step {step + 1}", parent.trajectory, step, hooks)
+        written, inputs = parent.continued(self.lm, step, hooks, feed)
+        feed.end()
+        self._keep(Future(feed.name, written.trajectory, hooks, inputs))
+        return written
+
+    def _keep(self, future: Future) -> None:
+        self.futures.append(future)
+        data = [run_data(each.trajectory, each.name) for each in self.futures]
+        self.data = {"runs": data}
+        if not future.inputs:
+            threading.Thread(target=future.fill, args=(self.lm,), daemon=True).start()
+
+    def _answer(self, _, message: dict, __) -> None:
+        """A wish of the front end. Work goes on in a thread, so that the kernel stays free for Stop."""
+        if message.get("type") == "stop":
+            self._stopped.set()
+        elif message.get("type") in ("what if", "why"):
+            if self.thread is not None and self.thread.is_alive():
+                self.say("One thing at a time: this run is still being written.", busy=True)
+                return
+            work = self._imagine if message["type"] == "what if" else self._explain
+            self._stopped.clear()
+            self.thread = threading.Thread(target=self._guarded, args=(work, message), daemon=True)
+            self.thread.start()
+
+    def _guarded(self, work: Callable, message: dict) -> None:
+        try:
+            work(message)
+        except Exception as problem:  # in a thread nothing else would show it
+            self.say(str(problem) or type(problem).__name__)
+
+    def _imagine(self, message: dict) -> None:
+        parent = self.futures[message["run"]].trajectory
+        position = message["position"]
+        step = message["step"] - parent.first
+        if "token" in message:
+            tokens = [sorted(parent.token_strings)[message["token"]]]
+        else:
+            tokens = self.token_ids(parent, position, message["text"])
+        written = parent.span_mask.nonzero()[:, 0].tolist()
+        if position + len(tokens) - 1 not in written:
+            raise InputError(
+                f"{message['text']!r} is {len(tokens)} tokens long and does not fit here; choose a shorter word."
+            )
+        self.say("Writing another future …", busy=True)
+        self.what_if(message["run"], step, position, tokens)
+
+    def _explain(self, message: dict) -> None:
+        from ..attribution import attribute  # only where somebody asks
+
+        future = self.futures[message["run"]]
+        self.say("Looking for reasons …", busy=True)
+        step = message["step"] - future.trajectory.first
+        why = attribute(self.lm, future.trajectory, step, message["position"], hooks=future.hooks)
+        self.send({"type": "why", "run": message["run"], "entry": why.as_dict()})
+
+    def token_ids(self, trajectory: Trajectory, position: int, text: str) -> list[int]:
+        """Tokens of a typed word; a space before it is added where the old word had one, or where that is shorter."""
+        tokenizer = self.lm.tokenizer
+        if not text.strip():
+            raise InputError("No word is given; type one.")
+        generation.check_texts("The word", text)
+        if text.strip() in tokenizer.all_special_tokens:
+            return [tokenizer.convert_tokens_to_ids(text.strip())]
+        old = trajectory.token_strings[int(trajectory.tokens[-1, position])]
+        spaced = " " + text.lstrip()
+        spellings = [spaced, text] if old.startswith(" ") else [text, spaced]
+        ids = min((encode_continuation(tokenizer, spelling) for spelling in spellings), key=len)
+        if tokenizer.unk_token_id in ids:
+            raise InputError(f"The tokenizer has no tokens for {text!r}; type another word.")
+        return ids
+
+    def say(self, sentence: str, busy: bool = False) -> None:
+        """Show a sentence in the explorer's first row."""
+        self.send({"type": "say", "sentence": sentence, "busy": busy})
+
+    def _strings(self, ids: list[int]) -> dict[int, str]:
+        return token_strings_of(set(ids), self.lm.tokenizer.decode) if ids else {}
+
+
+@dataclass
+class Future:
+    """A run that can be continued from any of its steps.
+
+    Attributes:
+        name: Of its tab.
+        trajectory: What was recorded.
+        hooks: Those it was made with.
+        inputs: What each step read, (N, H); they spare a replay up to the step where a future begins.
+    """
+
+    name: str
+    trajectory: Trajectory
+    hooks: list
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    _filling: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def resumable(self, lm) -> bool:
+        """Whether the run may begin in its middle, and what that needs is not too large."""
+        simplex = getattr(lm.config, "diffusion", "simplex") == "simplex"
+        size = int(self.trajectory.span_mask.sum()) * lm.config.hidden_size * 4 * len(self.trajectory)
+        whole = self.trajectory.first == 0
+        return simplex and whole and size <= MOST_KEPT and all(type(hook) in STATELESS for hook in self.hooks)
+
+    def fill(self, lm) -> None:
+        """Replay once to find what each step reads."""
+        with self._filling:
+            if self.inputs or not self.resumable(lm):
+                return
+            sampler = _sampler(lm, self.trajectory)
+            for _ in loop(sampler, self.hooks, Step, 0, sampler.gather_masked(sampler.input_ids)):
+                pass
+            self.inputs = sampler.inputs
+
+    def continued(self, lm, step: int, hooks: list, feed: _Feed) -> tuple[generation.Generation, list]:
+        """The run from a step on with other hooks, as `replay` would write it, and what its steps read."""
+        self.fill(lm)
+        if not self.inputs or not all(type(hook) in STATELESS for hook in hooks):
+            return generation.replay(lm, self.trajectory, [*hooks, feed], progress=False), []
+        run = self.trajectory
+        sampler = _sampler(lm, run, self.inputs[: step + 1])
+        recorder = Recorder(run.top_ids.shape[-1], _recorded(run, step))
+        for _ in loop(sampler, [*hooks, recorder, feed], Step, step, None):
+            pass
+        names = [type(hook).__name__ for hook in hooks]
+        settings = run.settings | {"hooks": names, "pins": pins_of(hooks)}
+        return generation.as_generation(lm.tokenizer, run.span_mask, 0, recorder, settings), sampler.inputs
+
+
+class _KeepingSampler(SamplerState):
+    """A sampler that keeps what each step reads, and begins with what it was given."""
+
+    inputs: list[torch.Tensor]
+
+    def first_input(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
+        return self.inputs.pop() if self.inputs else super().first_input(index, tokens)
+
+    def read(self, state: torch.Tensor, t: int) -> torch.Tensor:
+        self.inputs.append(state)
+        return super().read(state, t)
+
+
+def _sampler(lm, run: Trajectory, inputs=()) -> _KeepingSampler:
+    ids = run.tokens[-1].long()
+    batch = {"input_ids": ids[None], "span_mask": run.span_mask[None], "attention_mask": torch.ones_like(ids)[None]}
+    steps, top_p, temperature, seed = [run.settings[name] for name in generation.CHOSEN]
+    sampler = _KeepingSampler(lm, batch, steps, top_p, temperature, seed)
+    sampler.inputs = list(inputs)
+    return sampler
+
+
+def _recorded(run: Trajectory, steps: int) -> list[dict]:
+    """A trajectory's first steps as a `Recorder` kept them."""
+    columns = {name: value for name, value in vars(run).items() if torch.is_tensor(value) and name != "span_mask"}
+    return [{name: value[step : step + 1] for name, value in columns.items()} for step in range(steps)]
+
+
+class _Feed:
+    """A hook that sends each step to the front end as it is made; put it last."""
+
+    def __init__(self, explorer: Explorer, name: str, parent: Trajectory | None = None, start: int = 0, hooks=()):
+        self.explorer = explorer
+        self.name = name
+        self.parent = parent
+        self.start = start
+        self.pins = pins_of(hooks)
+        self.run = len(explorer.futures)
+        self.index: dict[int, int] = {}
+        self.began = False
+        self.recorder = Recorder()
+        self.k = self.recorder.k
+
+    def __call__(self, step) -> None:
+        step.stop |= self.explorer._stopped.is_set()
+        if step.index < self.start:
+            return
+        self.recorder(step)
+        if not self.began:
+            self._begin(step)
+        frame = self._frame(self.recorder.steps.pop())
+        self.explorer.send({"type": "step", "run": self.run, "step": frame})
+
+    def end(self) -> None:
+        self.explorer.send({"type": "end", "run": self.run, "more": {}})
+
+    def _begin(self, step) -> None:
+        """The run's header; a future has its parent's steps up to where it begins."""
+        self.began = True
+        self.positions = step.span_mask[0].nonzero()[:, 0].cpu()
+        if self.parent is None:
+            run = self._empty(step)
+        elif self.start == 0:
+            run = run_header(self.parent, self.name) | {"pieces": [], "tokens": [], "alpha_bar": []}
+        else:
+            run = run_data(_first_steps(self.parent, self.start), self.name)
+        special = self._special()
+        if run["pieces"]:
+            self.index = {token: i for i, token in enumerate(sorted(self.parent.token_strings))}
+        run["pieces"] += self._pieces([*special["end"], *special["pad"]])
+        run |= {name: [self.index[token] for token in tokens] for name, tokens in special.items()}
+        run["pins"] = [self._named(pin) for pin in self.pins]
+        self.explorer.send({"type": "run", "run": run})
+
+    def _named(self, pin: dict) -> dict:
+        """A pin that names its token by its text."""
+        (text,) = self.explorer._strings([pin["token"]]).values()
+        return pin | {"token": text}
+
+    def _special(self) -> dict[str, list[int]]:
+        tokenizer = self.explorer.lm.tokenizer
+        found = {"end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+        return {name: [] if token is None else [token] for name, token in found.items()}
+
+    def _empty(self, step) -> dict:
+        ids = step.input_ids[0].tolist()
+        decode = self.explorer.lm.tokenizer.decode
+        known = known_texts(ids, step.span_mask[0].tolist(), decode)
+        run = Trajectory(
+            **dict.fromkeys(("tokens", "top_ids", "top_p", "entropy", "alpha_bar")),
+            span_mask=step.span_mask[0].cpu(),
+            texts=[],
+            token_strings={},
+            known=known,
+            settings={"steps": step.index + step.t + 1, "start": step.index},
+        )
+        return run_header(run, self.name) | {"pieces": [], "tokens": [], "alpha_bar": []}
+
+    def _pieces(self, ids: list[int]) -> list[str]:
+        """Texts of those ids that the front end does not know yet."""
+        new = [token for token in dict.fromkeys(ids) if token not in self.index]
+        self.index |= {token: len(self.index) + i for i, token in enumerate(new)}
+        strings = self.explorer._strings(new)
+        partial = partial_bytes(self.explorer.lm.tokenizer, new)
+        strings |= {token: bytes(values).decode("utf-8", "surrogateescape") for token, values in partial.items()}
+        return [strings[token] for token in new]
+
+    def _frame(self, recorded: dict) -> dict:
+        """One step's columns as the contract has them."""
+        at = self.positions
+        columns = {
+            name: value[0] if name in ("alpha_bar", "reward") else value[0, at] for name, value in recorded.items()
+        }
+        p = (columns["top_p"] * 255).round().int()
+        kept = p > 0
+        kept[:, 0] = True
+        ids = [columns["tokens"], columns["top_ids"][kept]]
+        if "argmax_before_guidance" in columns:
+            ids.append(columns["argmax_before_guidance"])
+        pieces = self._pieces(torch.cat(ids).tolist())
+        tokens, top, *before = [[self.index[token] for token in part.tolist()] for part in ids]
+        frame = {
+            "pieces": pieces,
+            "tokens": tokens,
+            "sure": p[:, 0].tolist(),
+            "counts": kept.sum(1).tolist(),
+            "top": top,
+            "p": p[kept].tolist(),
+            "entropy": (columns["entropy"] * 16).round().clamp(0, 255).int().tolist(),
+            "alpha_bar": float(columns["alpha_bar"]),
+        }
+        if before:
+            frame["before"] = before[0]
+            frame["gain"] = (columns["logprob_gain"] * 100).round().clamp(-32_767, 32_767).int().tolist()
+            frame["reward"] = float(columns["reward"])
+        return frame
+
+
+def _first_steps(run: Trajectory, steps: int) -> Trajectory:
+    """A trajectory's first steps alone."""
+    parts = {
+        name: value[:steps] if torch.is_tensor(value) and name != "span_mask" else value
+        for name, value in vars(run).items()
+    }
+    return Trajectory(**parts | {"texts": run.texts[:steps]})

@@ -6,6 +6,7 @@ import random
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lm_eval.api.model import LM
@@ -107,7 +108,9 @@ def test_gold_answers_of_gsm8k_are_all_right_and_others_wrong(ask):
     scores, prompts = ask("gsm8k", GSM8K, lambda doc: doc["answer"], shots=0)
     assert prompts[0] == f"Question: {GSM8K[0]['question']}\nAnswer:"
     for name in ("exact_match,strict-match", "exact_match,flexible-extract"):
-        assert scores[name] == {"mean": 1, "seeds": {0: 1}, "low": 1, "high": 1, "scored": 8}
+        low = scores[name].pop("low")
+        assert scores[name] == {"mean": 1, "seeds": {0: 1}, "high": 1, "scored": 8}
+        assert 0.6 < low < 1  # eight right answers do not make sure of the ninth
     other = {row["question"]: GSM8K[i - 1]["answer"] for i, row in enumerate(GSM8K)}
     scores, _ = ask("gsm8k", GSM8K, lambda doc: other[doc["question"]], shots=0)
     assert scores["exact_match,strict-match"]["mean"] == 0  # all sums differ
@@ -197,6 +200,76 @@ def test_worked_examples_come_from_a_second_file(ask, tmp_path):
         ask("gsm8k", GSM8K[:4], lambda doc: "", fewshot=shots)
 
 
+def test_questions_that_an_official_file_repeats_are_asked_and_count_as_one(ask):
+    """Of BIG-Bench Hard, causal_judgement and sports_understanding have such; the answers may differ, too."""
+    once = [{"input": f"{text} is", "target": str(eval(text))} for text in TRUTHS]
+    repeated = {"examples": once + [once[0]] * 3 + [{"input": once[0]["input"], "target": "True"}]}
+    targets = {row["input"]: row["target"] for row in once}
+    scores, prompts = ask("bbh_zeroshot_boolean_expressions", repeated, lambda doc: targets[doc["input"]])
+    assert len(prompts) == scores["prompts"] == 10 and len(set(prompts)) == 6
+    wide = scores["exact_match,strict-match"]
+    once, _ = ask("bbh_zeroshot_boolean_expressions", {"examples": once}, lambda doc: targets[doc["input"]])
+    assert wide["mean"] == 0.9 and wide["low"] <= once["exact_match,strict-match"]["low"]
+    scores, _ = ask("gsm8k", GSM8K + GSM8K[:2], lambda doc: doc["answer"], shots=0)
+    assert scores["prompts"] == 10
+
+
+class Chatting(Said):
+    """The same with TESS 2's chat template, as `Denoiser` applies it."""
+
+    tokenizer_name = "said"
+
+    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+        return Denoiser.apply_chat_template(SimpleNamespace(chat=False), chat_history, add_generation_prompt)
+
+    def chat_template(self, chat_template=False):
+        return ""
+
+
+def as_published(tmp_path, task, records, answer, **given):
+    said = Chatting(answer)
+    found = tasks.evaluate(task, said, data=write(tmp_path, records), out=tmp_path / "out.json", **given)
+    return found["scores"][task], said.prompts
+
+
+def test_gsm8k_as_published_asks_eight_examples_and_takes_the_last_number(tmp_path):
+    scores, (prompt, *_) = as_published(tmp_path, "gsm8k_published", GSM8K, lambda doc: doc["answer"] + "\n")
+    assert scores["exact_match,none"]["mean"] == 1
+    assert prompt.startswith("<|user|>\nAnswer the following questions.\n\nQuestion: There are 15 trees")
+    assert prompt.count("Question: ") == 9 and prompt.count("The answer is") == 8
+    assert prompt.endswith(f"\n\nQuestion: {GSM8K[0]['question']}\n<|assistant|>\nAnswer:")
+    thousand = {"question": "How many?", "answer": "#### 1,200"}
+    for text, score in ((" It is 7, so 1,200.", 1), (" 1,200, of 3.", 0), ("none", 0)):
+        assert tasks.published_gsm8k_scores(thousand, [text])["exact_match"] == score
+
+
+def test_squad_and_triviaqa_as_published_show_worked_examples_in_the_users_turn(tmp_path):
+    shots = write(tmp_path, [SQUAD[0] | {"id": f"t{i}", "question": f"Which {i}?"} for i in range(4)], "shots")
+    scores, (prompt,) = as_published(
+        tmp_path, "squad_published", SQUAD, lambda doc: "The old barn", fewshot=shots
+    )  # fmt: skip
+    passage = "The old barn stood near the river."
+    worked = "".join(f"{passage}\n\nWhich {i}?\n\nold barn\n" for i in range(3))
+    assert prompt == f"<|user|>\n{worked}{passage}\n\nWhat stood there?\n<|assistant|>\n"
+    assert scores["exact_match,none"]["mean"] == scores["f1,none"]["mean"] == 1
+    shots = write(tmp_path, [TRIVIA[0] | {"question_id": f"t{i}", "question": f"Who {i}"} for i in range(2)], "shots")
+    scores, (prompt,) = as_published(tmp_path, "triviaqa_published", TRIVIA, lambda doc: "goethe", fewshot=shots)
+    worked = "".join(f"Who {i}\n\nGoethe\n" for i in range(2))
+    assert prompt == f"<|user|>\n{worked}Who wrote Faust\n<|assistant|>\n"
+    assert scores["exact_match,none"]["mean"] == 1
+
+
+def test_as_published_a_denoiser_may_fill_its_context(tmp_path, monkeypatch):
+    rows = []
+    denoise = Denoiser._denoise
+    monkeypatch.setattr(Denoiser, "_denoise", lambda self, some, *rest: rows.extend(some) or denoise(self, some, *rest))
+    monkeypatch.setattr(tasks, "published_gsm8k_prompt", lambda doc: doc["question"])
+    lm = Denoiser("tinytown-instruct", steps=1, top_p=None)
+    tasks.evaluate("gsm8k_published", lm, data=write(tmp_path, GSM8K[:1]), out=tmp_path / "out.json")
+    ((prompt, answer),) = rows
+    assert len(prompt) + len(answer) == lm.context
+
+
 @pytest.mark.parametrize("task", sorted(TASKS))
 def test_tinytown_goes_through_the_same_door(task, tmp_path):
     found = tasks.evaluate(task, Said(lambda doc: doc["response"]), limit=12, out=tmp_path / "gold.json")
@@ -257,7 +330,6 @@ def test_scores_do_not_depend_on_the_order_of_the_file(tmp_path):
             'Line 1 of .* has no answer as gsm8k needs it: {"question": "…", "answer": "…"}',
         ),
         ("gsm8k", '{"question": "Q", "answer": "A"}\n{"question": 3, "answer": "A"}\n', "Line 2 of .* has no question"),
-        ("gsm8k", '{"question": "Q", "answer": "A"}\n' * 2, "Line 2 of .* has the same question as 1; leave one"),
         ("triviaqa", '{"question_id": "1", "question": "Q", "answer": "A"}', "has no answer as triviaqa needs it"),
         ("triviaqa", '{"question_id": "1", "question": "Q", "answer": {}}', "has no answer as triviaqa needs it"),
         (
@@ -303,11 +375,10 @@ def test_wrong_files(tmp_path, task, content, sentence):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("[1", "is not JSON .*mend it"),
+        ("[1", "is not JSON .*correct it"),
         ("{}", "holds no examples"),
         ('{"examples": []}', "holds no examples"),
         ("[3]", "Example 1 of .* has no input"),
-        ('[{"input": "i", "target": "t"}, {"input": "i", "target": "u"}]', "Example 2 of .* same input as 1"),
     ],
 )
 def test_wrong_json_files(tmp_path, content, sentence):
@@ -331,8 +402,8 @@ def test_wrong_wishes(tmp_path, few):
         ({"task": "bbh_9"}, "There is no task 'bbh_9'; give squad, one of Tinytown's"),
         ({"task": "gsm8k", "data": str(tmp_path / "none.jsonl")}, "There is no text file"),
         ({"task": "gsm8k", "fewshot": data}, "fewshot goes with data"),
-        ({"task": "bbh_zeroshot", "data": data}, "'bbh_zeroshot' is none"),
-        ({"task": "gsm8k_platinum", "data": data}, "'gsm8k_platinum' is none"),
+        ({"task": "bbh_zeroshot", "data": data}, "'bbh_zeroshot' is not one"),
+        ({"task": "gsm8k_platinum", "data": data}, "'gsm8k_platinum' is not one"),
         ({"task": "reading", "data": data}, "reading is Tinytown's"),
         ({"task": "gsm8k"}, "did not come from the hub .* give data=FILE"),
         ({"task": "gsm8k_platinum"}, "did not come from the hub"),  # which lm-eval has, in another folder than gsm8k
@@ -346,7 +417,7 @@ def test_wrong_wishes(tmp_path, few):
         ({"shots": -1}, "shots is -1"),
         ({"shots": 0, "stepz": 3}, "no argument stepz"),
         ({"seed": 3, "answers": "x"}, "An evaluation sets answers, seed itself; give model, seeds and out"),
-        ({"model": Said(str), "steps": 3}, "The model is made already; give it steps yourself"),
+        ({"model": Said(str), "steps": 3}, "The model is loaded already; give it steps yourself"),
     ]:
         with pytest.raises(ValueError, match=sentence):
             given = {"task": "gsm8k", "model": "tinytown-instruct", "data": data, "out": tmp_path / "out.json"} | given

@@ -36,7 +36,7 @@ def lm():
 
 
 def model(lm, **settings):
-    return Denoiser(lm, **{"steps": 3} | settings)
+    return Denoiser(lm, **{"steps": 3, "samples": 2} | settings)
 
 
 def test_writes_what_generate_writes(lm):
@@ -97,28 +97,38 @@ def test_long_prompts_lose_their_left_and_are_counted(lm, tmp_path, caplog):
     for _ in range(2):  # the second time from the log
         tested = model(lm, answers=tmp_path / "log.jsonl")
         (text,) = tested.generate_until(asked([long], max_gen_toks=1000))
-        assert "1 prompts were longer" in caplog.text and tested.get_model_info()["prompts_cut"] == 1
+        assert "1 prompts did not fit" in caplog.text and tested.get_model_info()["prompts_truncated"] == 1
         caplog.clear()
     half = lm.config.max_position_embeddings // 2
     ids = [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, long)[-(half - 1) :]]
-    assert model(lm)._fitting(encode(lm.tokenizer, long), half) == (ids, True)
+    assert model(lm)._truncate(encode(lm.tokenizer, long), half) == (ids, True)
     tested = model(lm)
     tested.generate_until(asked(["Tom"], max_gen_toks=1000))
-    assert tested.cut == 0  # it fits, and has the rest of the context to write in
+    assert tested.truncated_prompts == 0  # it fits, and has the rest of the context to write in
 
 
 def test_a_prompt_keeps_its_beginning_where_no_length_is_asked_for(lm):
     """Of 128 tokens, 4 are kept for the answer; all that is left is written in."""
     tested, size = model(lm), len(encode(lm.tokenizer, " dog" * 8)) // 8
     tested.generate_until(asking((" dog" * (120 // size), {"until": []})))
-    assert tested.cut == 0 and tested._wanted(-1) == (256, 4) and tested._wanted(1000) == (1000, 64)
+    assert (
+        tested.truncated_prompts == 0
+        and tested._answer_length(-1) == (256, 4)
+        and tested._answer_length(1000) == (1000, 64)
+    )
     tested.generate_until(asking((" dog" * (126 // size), {"until": []})))
-    assert tested.cut == 1 and model(lm, length=7)._wanted(-1) == (7, 7) and model(lm, length=7)._wanted(5) == (5, 5)
+    assert (
+        tested.truncated_prompts == 1
+        and model(lm, length=7)._answer_length(-1) == (7, 7)
+        and model(lm, length=7)._answer_length(5) == (5, 5)
+    )
 
 
 def test_log_likelihood_is_the_bound_of_the_chain(lm, tmp_path):
     path = tmp_path / "log.jsonl"
-    ((value, greedy),) = model(lm, answers=path, bound_steps=3).loglikelihood(asking(("Tom has the ", "key")))
+    ((value, greedy),) = model(lm, answers=path, bound_steps=3, samples=4).loglikelihood(
+        asking(("Tom has the ", "key"))
+    )
     known, scored = encode(lm.tokenizer, "Tom has the"), encode(lm.tokenizer, "Tom has the key")
     ids = torch.tensor([[lm.tokenizer.bos_token_id, *scored]])
     mask = torch.arange(ids.shape[1])[None] > len(known)
@@ -169,13 +179,43 @@ def test_interrupted_run_goes_on_without_counting_twice(lm, tmp_path, monkeypatc
     assert len(path.read_text().splitlines()) == 2 * len(PROMPTS)
 
 
+def test_chat_template_continues_the_answer_that_a_task_begins(lm):
+    """lm-eval's gen_prefix comes as a last turn of the assistant's."""
+    asked = {"role": "user", "content": "How many?"}
+    beginning = {"role": "assistant", "content": "Answer:"}
+    tested = model(lm)
+    expected = "<|user|>\nHow many?\n<|assistant|>\n"
+    assert tested.apply_chat_template([asked]) == expected
+    assert tested.apply_chat_template([asked, beginning], add_generation_prompt=False) == expected + "Answer:"
+    whole = tested.apply_chat_template([asked, beginning, asked])  # worked examples as turns
+    assert tested.apply_chat_template([asked, beginning, asked, beginning], False) == whole + "Answer:"
+
+
+def test_first_space_of_an_answer_stays():
+    """A decoder like Llama's drops the space that the first token carries."""
+
+    class Tokenizer:
+        pieces = ["a", "▁cat", "▁sat", "ch"]
+
+        def __call__(self, text, **_):
+            return {"input_ids": [self.pieces.index(text)]}
+
+        def decode(self, ids, **_):
+            return "".join(self.pieces[i] for i in ids).replace("▁", " ").removeprefix(" ")
+
+    assert Tokenizer().decode([1, 2]) == "cat sat"
+    decode = lm_eval_adapter._decode_continuation
+    assert decode(Tokenizer(), [1, 2]) == " cat sat" and decode(Tokenizer(), [3]) == "ch"
+    assert decode(Tokenizer(), []) == ""
+
+
 def test_a_continuation_may_begin_within_a_word(lm):
     """`kite` is one token as a whole; of its end alone something is left to score all the same."""
     tested = model(lm)
-    known, scored = tested._pair("Tom had a k", "ite")
+    known, scored = tested._split("Tom had a k", "ite")
     assert lm.tokenizer.decode(known) == "Tom had a k" and lm.tokenizer.decode(scored) == "ite"
     assert len(encode(lm.tokenizer, "Tom had a kite")) == len(known)
-    assert tested._pair("", "Tom has") == ([], encode(lm.tokenizer, "Tom has"))
+    assert tested._split("", "Tom has") == ([], encode(lm.tokenizer, "Tom has"))
 
 
 @pytest.mark.parametrize(

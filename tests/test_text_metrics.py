@@ -62,10 +62,10 @@ def test_a_continuation_begins_with_no_space_of_its_own(mistral_like_tokenizer):
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=300)
     judge = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=64)).eval()
-    pieces, first = text_metrics.row(judge, mistral_like_tokenizer, " sat", "The cat")
+    pieces, first = text_metrics.encode_for_judge(judge, mistral_like_tokenizer, " sat", "The cat")
     assert mistral_like_tokenizer.decode(pieces[0, first:]) == "sat"  # one marked space, decoded to none
-    split, first = text_metrics.row(judge, mistral_like_tokenizer, "s", "The cat")
-    whole, _ = text_metrics.row(judge, mistral_like_tokenizer, "", "The cats")
+    split, first = text_metrics.encode_for_judge(judge, mistral_like_tokenizer, "s", "The cat")
+    whole, _ = text_metrics.encode_for_judge(judge, mistral_like_tokenizer, "", "The cats")
     assert mistral_like_tokenizer.decode(split[0, 1:]) == mistral_like_tokenizer.decode(whole[0, 1:]) == "The cats"
 
 
@@ -80,7 +80,7 @@ def test_the_context_is_filled_to_its_last_token(judge, tokenizer):
     """A text that filled a model's room of 128 with BOS has its end judged as well; one word more is too long."""
     word = " " + next(w for w in ("happy", "ball", "dog") if len(tokenizer(" " + w)["input_ids"]) == 1)
     full = word * 127
-    assert text_metrics.row(judge, tokenizer, full)[0].shape[1] == 128
+    assert text_metrics.encode_for_judge(judge, tokenizer, full)[0].shape[1] == 128
     assert text_metrics.perplexity(judge, tokenizer, [full])[0][1] == 128
     with pytest.raises(ValueError, match="needs 129 tokens, with BOS and any prompt; the judge's context is 128"):
         text_metrics.perplexity(judge, tokenizer, ["ok", full + word])

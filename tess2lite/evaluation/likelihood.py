@@ -1,83 +1,168 @@
-"""How likely a text is: a bound on the log-likelihood under the very chain of S steps that writes.
+"""How likely a text is: a lower bound on its log-likelihood under a chain of S denoising steps.
 
-Step i predicts p_i, draws w' ~ p_i and makes the next noisy simplex x = √(1−ᾱ)·k·ε + 2k√ᾱ·onehot(w') of it. Given
-the true tokens w, the noisy simplexes of all steps are independent Gaussians q, so Jensen's inequality says
+Step i predicts p_i, draws w' ~ p_i and makes the next noisy simplex x = √(1−ᾱ)·k·ε + 2k√ᾱ·onehot(w') of it; the last
+step draws the text w. Importance sampling estimates the probability of w without bias: w' is drawn from a proposal r
+instead, and the run is weighted by
 
-    log p(w) ≥ Σ_{i<S−1} E[log Σ_w' p_i(w')·exp(c·(x[w'] − x[w]))] + E[log p_{S−1}(w)],  c = 2√ᾱ/((1−ᾱ)·k),
+    Π_{i<S−1} [Σ_v p_i(v)·N(x; v) / Σ_v r_i(v)·N(x; v)] · p_{S−1}(w),  N(x; v) ∝ exp(c·x[v]),  c = 2√ᾱ/((1−ᾱ)·k),
 
-with x ~ q at the level ᾱ of the step that follows: each summand is the density of x under p_i over that under q. At
-ᾱ = 1 the noisy simplex is the token itself and the term becomes log p_i(w), as it is for the last step, whose "next
-noisy simplex" is the text.
+a product over positions, with ᾱ of the step that follows. The last hop has no noise (ᾱ = 1): its factor is p(w')/r(w').
+By Jensen's inequality the logarithm of a mean of such weights is, in expectation, at most log p(w); it approaches it as
+samples are added (Burda et al. 2016).
+
+The proposal puts λ on the true token and shares the rest as p does. λ is the posterior of the true token as pilot runs
+see it: some draw the true token in every hop, some draw any other. A model that copies what it reads gets λ ≈ 1, one
+that ignores it λ = p(w).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+
 import torch
+import torch.nn.functional as F
 
 from .. import validation
 from ..chunks import generator_for
-from ..sampling import denoise
+from ..sampling import Step, denoise
 from ..schedule import alpha_bar
 from ..simplex import SIMPLEX_VALUE, noisy_simplex_
+from ..validation import InputError
+
+PILOTS = 2  # runs of each kind
+CERTAIN = 30.0  # log odds
+SEED_BITS = 64  # seeds of further samples lie above those of users
 
 
-class Bound:
-    """A hook that adds up the terms of each sequence and has the chain go on with the true tokens.
+class _WeightedRun:
+    """Draws from the proposal and adds up the logarithms of the weights.
 
-    truth: (B, L) ids. seeds: one a sequence. total: (B,) of the steps so far, in nats.
+    Attributes:
+        log_weights: Of each sequence, (B,) float64.
+        log_p_final: Log-probability of the true tokens in the last step, (N,).
     """
 
-    def __init__(self, truth: torch.Tensor, seeds: list[int]):
-        self.truth, self.seeds = truth, seeds
-        self.total = torch.zeros(len(truth), dtype=torch.float64, device=truth.device)
+    def __init__(self, truth: torch.Tensor, seeds: list[int], advantage: torch.Tensor, noise: _Noise):
+        self.truth = truth
+        self.seeds = seeds
+        self.advantage = advantage  # (N,) log p(w | true tokens read) − log p(w | drawn tokens read)
+        self.noise = noise
+        self.log_weights = torch.zeros(len(truth), dtype=torch.float64, device=truth.device)
+        self.log_p_final = torch.zeros_like(advantage)
 
-    def __call__(self, step) -> None:
-        levels = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar(step.index + step.t + 1)])
-        sequences, tokens = step.span_mask.nonzero()[:, 0], self.truth[step.span_mask]  # (N,)
+    def __call__(self, step: Step) -> None:
+        alphas_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar(step.index + step.t + 1)])
+        sequences = step.span_mask.nonzero()[:, 0]  # (N,)
+        truth = self.truth[step.span_mask]
+        drawn = truth.clone()
         for rows, logits in step.logit_blocks():
             sequence = int(sequences[rows.start])  # a block lies in one
-            place = rows.start - int((sequences < sequence).sum())
-            # Noise of its own, not what the run reads next: the same expectation, as p_i has seen neither.
-            generator = generator_for(self.seeds[sequence], step.index, f"likelihood {place}", logits.device)
-            self.total[sequence] += _terms(logits, tokens[rows], levels[step.t], generator).sum()
-        step.tokens = self.truth
+            offset = rows.start - int((sequences < sequence).sum())
+            log_p = logits.double().log_softmax(1)
+            if step.t == 0:
+                log_weights = log_p.gather(1, truth[rows, None])[:, 0]
+                self.log_p_final[rows] = log_weights
+            else:
+                generator = generator_for(self.seeds[sequence], step.index, f"proposal {offset}", logits.device)
+                log_r = _proposal(log_p, truth[rows], self.advantage[rows])
+                drawn[rows] = torch.multinomial(log_r.exp(), 1, generator=generator)[:, 0]
+                epsilon = self.noise.of_step(step.index)[rows]
+                log_weights = _log_ratio(log_p, log_r, drawn[rows], alphas_bar[step.t], epsilon)
+            self.log_weights[sequence] += log_weights.sum()
+        tokens = self.truth.clone()
+        tokens[step.span_mask] = drawn
+        step.tokens = tokens
 
 
-def _terms(logits: torch.Tensor, tokens: torch.Tensor, level: torch.Tensor, generator) -> torch.Tensor:
-    """log Σ_w' p(w')·exp(c·(x[w'] − x[w])) of some rows, (R,), for x at ᾱ = level."""
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)  # (R, V)
-    if level < 1:
-        x = torch.randn(log_p.shape, dtype=log_p.dtype, device=log_p.device, generator=generator)
-        x = noisy_simplex_(x, tokens, level.to(x.device))
-        c = float(2 * level.sqrt() / ((1 - level) * SIMPLEX_VALUE))
-        return log_p.add_(x.sub_(x.gather(1, tokens[:, None])), alpha=c).logsumexp(1)
-    return log_p.gather(1, tokens[:, None])[:, 0]
+class _Noise:
+    """Standard normal noise of all steps, a function of (seed, step), in the form that `denoise` accepts."""
+
+    def __init__(self, mask: torch.Tensor, vocabulary: int, seeds: list[int]):
+        self.mask = mask
+        self.vocabulary = vocabulary
+        self.seeds = seeds
+
+    def of_step(self, step: int) -> torch.Tensor:
+        """Returns the noise of the masked positions, (N, V)."""
+        counts = self.mask.sum(1).tolist()
+        parts = []
+        for seed, count in zip(self.seeds, counts, strict=True):
+            generator = generator_for(seed, step, "likelihood", self.mask.device)
+            parts.append(torch.randn(count, self.vocabulary, generator=generator, device=self.mask.device))
+        return torch.cat(parts)
+
+    def __call__(self, step: int, shape: tuple[int, ...]) -> torch.Tensor:
+        noise = torch.zeros(shape, device=self.mask.device)
+        noise[self.mask] = self.of_step(step)
+        return noise
 
 
-def log_likelihood(lm, batch, steps: int = 10, samples: int = 4, seed=0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A lower bound of log p(text) under the chain of `steps` steps at top_p 1, estimated by Monte Carlo.
+def _proposal(log_p: torch.Tensor, truth: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+    """log r, (R, V): logit λ = logit p(w) + advantage for the true token; the rest in p's proportions."""
+    log_p_true = log_p.gather(1, truth[:, None]).clamp(max=-1e-9)  # (R, 1)
+    log_p_rest = torch.log(-torch.expm1(log_p_true))
+    logit = log_p_true - log_p_rest + advantage[:, None]
+    log_r = log_p + F.logsigmoid(-logit) - log_p_rest
+    return log_r.scatter(1, truth[:, None], F.logsigmoid(logit))
 
-    batch: as for `denoise`, with the true ids in input_ids under span_mask; what stands there is scored, given the
-    rest. samples: independent runs that are averaged. seed: one for all sequences or one each; the estimate is a
-    function of it, whatever the batch.
 
-    Returns (mean (B,), standard error (B,)) in nats, float64; the error is infinite from a single sample. With one
-    step there is no latent and the mean estimates E[log p(w)] over the first noise, which log p is at least.
-    Raises ValueError or TypeError before the first step.
+def _log_ratio(
+    log_p: torch.Tensor, log_r: torch.Tensor, drawn: torch.Tensor, level: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """log Σ p(v)·N(x; v) − log Σ r(v)·N(x; v) for the noisy simplex x of the drawn tokens at ᾱ = level, (R,)."""
+    if level == 1:
+        return (log_p - log_r).gather(1, drawn[:, None])[:, 0]
+    x = noisy_simplex_(noise.double(), drawn, level.to(noise.device))
+    x.mul_(float(2 * level.sqrt() / ((1 - level) * SIMPLEX_VALUE)))
+    return (log_p + x).logsumexp(1) - (log_r + x).logsumexp(1)
+
+
+def log_likelihood(
+    lm, batch: Mapping[str, torch.Tensor], steps: int = 2, samples: int = 16, seed: int | Iterable[int] = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Estimates a lower bound of log p(text) under a chain of `steps` steps at top_p 1.
+
+    Args:
+        lm: A denoiser trained by simplex diffusion.
+        batch: As for `denoise`, with the true ids in input_ids under span_mask; they are scored, given the rest.
+        steps: Of the chain, 1 or more. It is the likelihood of this chain, not of a longer one at another top_p.
+        samples: Weighted runs that are averaged, beside the pilot runs. More samples tighten the bound.
+        seed: One for all sequences or one each; the estimate is a function of it, whatever the batch.
+
+    Returns:
+        (bound (B,), standard error (B,)) in nats, float64. The error is infinite from a single sample. The bound is one
+        in expectation: a single estimate may exceed the truth by its error.
+
+    Raises:
+        InputError: Before the first step, for another kind of model, batch or setting.
     """
     samples = validation.check_int("samples", samples, 1)
     if getattr(lm.config, "diffusion", "simplex") != "simplex":
-        raise ValueError(f"This model writes by {lm.config.diffusion} diffusion; the bound is of simplex diffusion.")
+        raise InputError(f"This model writes by {lm.config.diffusion} diffusion; the bound is of simplex diffusion.")
     _, mask, _ = validation.check_batch(lm, batch)
     truth = batch["input_ids"].to(lm.device)
     validation.check_ids(truth[mask], lm.config.vocab_size)
-    seeds, found = validation.expand_seeds(seed, len(truth)), []
-    for sample in range(samples):
-        drawn = [seed + (sample << 64) for seed in seeds]  # the first samples are the same, however many there are
-        bound = Bound(truth, drawn)
-        for _ in denoise(lm, batch, steps, top_p=None, seed=drawn, hooks=[bound]):
+    seeds = validation.expand_seeds(seed, len(truth))
+
+    def run(number: int, advantage: torch.Tensor) -> _WeightedRun:
+        own_seeds = [each + (number << SEED_BITS) for each in seeds]
+        noise = _Noise(mask, lm.config.vocab_size, own_seeds)
+        hook = _WeightedRun(truth, own_seeds, advantage, noise)
+        for _ in denoise(lm, batch, steps, top_p=1.0, seed=own_seeds, hooks=[hook], noise=noise):
             pass
-        found.append(bound.total)
-    found = torch.stack(found)  # (samples, B)
-    error = found.std(0) / samples**0.5 if samples > 1 else torch.full_like(found[0], torch.inf)
-    return found.mean(0), error
+        return hook
+
+    certain = torch.full((int(mask.sum()),), CERTAIN, dtype=torch.float64, device=lm.device)
+    right, wrong = (
+        torch.stack([run(samples_before + i, sign * certain).log_p_final for i in range(PILOTS)]).logsumexp(0)
+        for samples_before, sign in ((1, 1), (1 + PILOTS, -1))
+    )
+    advantage = (right - wrong).clamp(-CERTAIN, CERTAIN)
+    runs = [run(1 + 2 * PILOTS + i, advantage) for i in range(samples)]
+    log_weights = torch.stack([each.log_weights for each in runs])  # (samples, B)
+    bound = log_weights.logsumexp(0) - math.log(samples)
+    if samples == 1:
+        return bound, torch.full_like(bound, torch.inf)
+    relative = (log_weights - bound).exp()
+    return bound, relative.std(0) / samples**0.5

@@ -1,8 +1,8 @@
 """The model `tess2lite` of the EleutherAI harness: `python -m tess2lite.evaluation.lm_eval_adapter run …`.
 
-The command registers the model and hands over to lm-eval's own; `--model_args` are those of `Denoiser`. lm-eval's own
-command knows no model of another package, but before it looks one up it imports what a YAML file among its tasks names,
-and tess2lite.yaml, beside this file, is a group of no tasks that names it:
+The command registers the model and calls lm-eval's own; `--model_args` are those of `Denoiser`. lm-eval's own command
+knows no model of another package, but before it looks one up it imports what a YAML file among its tasks names, and
+tess2lite.yaml, beside this file, is a group without tasks that names it:
 
     lm_eval --model tess2lite --model_args pretrained=NAME --tasks gsm8k,tess2lite/evaluation/tess2lite.yaml
 """
@@ -15,6 +15,7 @@ import json
 import logging
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,214 +26,302 @@ from .. import mask_diffusion, sampling, validation
 from ..chat_template import chat_prompt
 from ..loading import find_source, load
 from ..tokens import encode, encode_continuation
+from ..validation import InputError
 from .likelihood import log_likelihood
 from .results import Log
 
 try:
+    from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError as problem:
     raise ImportError("Evaluation on public tasks needs lm-eval: pip install 'tess2lite[eval]'.") from problem
 
-LENGTH, UNSAID = 256, -1  # tokens, where neither the task nor the user says how many
+DEFAULT_LENGTH = 256  # tokens of an answer, where neither the task nor the user says how many
+UNSPECIFIED = -1
+
+Row = tuple[list[int], list[int]]  # ids of the prompt with BOS, ids that are written or scored
 
 
 class Denoiser(LM):
     """A denoiser that answers the harness's requests.
 
-    pretrained: any name that `load` takes, or a loaded denoiser. steps, top_p: of the sampler; of a task's own
-    settings `until` and the length count, its temperature is for left-to-right models. length: of answers in tokens,
-    at most; the task may ask for less. A prompt that leaves less than that, and less than half of the model's context
-    (a 32nd where nobody says a length), loses tokens on its left, with a warning. bound_steps, samples: of the bound
-    that stands for a log-likelihood (`likelihood.py`), which is tightest for chains of few steps.
-    chat: put each prompt into the chat template as the user's turn. answers: a JSON-lines file that keeps all answers,
-    with the bound's standard error, and from which an interrupted evaluation goes on. Noise is a function of `seed`
-    and of a request's own text, so that scores depend neither on batch_size nor on the order.
+    Noise is a function of `seed` and of a request's own text, so scores depend neither on batch_size nor on the order.
+    Of a task's own settings `until` and the length count; its temperature is for autoregressive models.
     """
 
     def __init__(
-        self, pretrained, steps=50, top_p=0.99, length=None, batch_size=8, seed=0, bound_steps=2, samples=4,
-        chat=False, load_in_4bit=False, device=None, answers=None, **unknown,
-    ):  # fmt: skip
+        self,
+        pretrained,
+        steps: int = 50,
+        top_p: float | None = 0.99,
+        length: int | None = None,
+        batch_size: int = 8,
+        seed: int = 0,
+        bound_steps: int = 2,
+        samples: int = 16,
+        chat: bool = False,
+        load_in_4bit: bool = False,
+        device=None,
+        answers=None,
+        **unknown,
+    ):
+        """
+        Args:
+            pretrained: Any name that `load` accepts, or a loaded denoiser.
+            steps: Of the sampler.
+            top_p: Of the sampler.
+            length: Of answers in tokens, at most; the task may ask for less. A prompt that leaves less than that, and
+                less than half of the model's context (a 32nd where nobody says a length), is truncated on its left,
+                with a warning.
+            batch_size: Requests computed together.
+            seed: Of all noise.
+            bound_steps: Steps of the chain whose bound stands for a log-likelihood (`likelihood.py`).
+            samples: Runs that the bound averages.
+            chat: Put each prompt into the chat template as the user's turn.
+            load_in_4bit: As in `load`.
+            device: As in `load`.
+            answers: A JSON-lines file that keeps all answers, with the bound's standard error, and from which an
+                interrupted evaluation resumes.
+            unknown: Refused, with the arguments there are.
+
+        Raises:
+            InputError: Before the model is loaded, for a setting that cannot be.
+        """
         super().__init__()
         if unknown:
             *accepted, _ = inspect.signature(Denoiser).parameters
-            raise ValueError(f"tess2lite has no argument {', '.join(unknown)}; it has {', '.join(accepted)}.")
-        self.steps, self.samples = validation.check_int("steps", steps, 1), validation.check_int("samples", samples, 1)
-        self.bound_steps, self.seed = (
-            validation.check_int("bound_steps", bound_steps, 1),
-            validation.check_int("seed", seed, 0),
-        )
+            raise InputError(f"tess2lite has no argument {', '.join(unknown)}; it has {', '.join(accepted)}.")
+        self.steps = validation.check_int("steps", steps, 1)
+        self.samples = validation.check_int("samples", samples, 1)
+        self.bound_steps = validation.check_int("bound_steps", bound_steps, 1)
+        self.seed = validation.check_int("seed", seed, 0)
         self.length = None if length is None else validation.check_int("length", length, 1)
-        batch_size = int(batch_size) if str(batch_size).isdigit() else batch_size  # text, from lm-eval's own option
+        if str(batch_size).isdigit():  # lm-eval's own option gives text
+            batch_size = int(batch_size)
         self.batch_size = validation.check_int("batch_size", batch_size, 1)
         validation.check_sampling_args(top_p, 1.0)
         for name, value in (("chat", chat), ("load_in_4bit", load_in_4bit)):
             if not isinstance(value, bool):
-                raise ValueError(f"{name} is {value!r}; give true or false.")
-        self.top_p, self.chat, self.log, self.cut = top_p, chat, Log(answers), 0
-        named = isinstance(pretrained, (str, Path))
-        self.lm = load(pretrained, load_in_4bit, device=device) if named else pretrained
-        self.weights = [self.lm.name_or_path, str(self.lm.dtype), load_in_4bit, *(_files(pretrained) if named else ())]
-        self._device, self.context = self.lm.device, self.lm.config.max_position_embeddings
+                raise InputError(f"{name} is {value!r}; give true or false.")
+        self.top_p = top_p
+        self.chat = chat
+        self.log = Log(answers)
+        self.truncated_prompts = 0
+        by_name = isinstance(pretrained, (str, Path))
+        self.lm = load(pretrained, load_in_4bit, device=device) if by_name else pretrained
+        self.weights = [self.lm.name_or_path, str(self.lm.dtype), load_in_4bit]
+        if by_name:
+            self.weights += _weight_files(pretrained)
+        self._device = self.lm.device
+        self.context = self.lm.config.max_position_embeddings
 
     @classmethod
-    def create_from_arg_obj(cls, arg_dict, additional_config=None):
-        """As lm-eval has it, but `model_args` win over its options, which have defaults of their own."""
-        extra = {} if torch.cuda.is_available() else {"device": None}  # it says cuda:0 on any machine
-        given = {name: value for name, value in ((additional_config or {}) | extra).items() if value is not None}
+    def create_from_arg_obj(cls, arg_dict: dict, additional_config: dict | None = None) -> Denoiser:
+        """As in lm-eval, but `model_args` win over its options, which have defaults of their own."""
+        options = dict(additional_config or {})
+        if not torch.cuda.is_available():
+            options["device"] = None  # lm-eval says cuda:0 on any machine
+        given = {name: value for name, value in options.items() if value is not None}
         return cls(**given | arg_dict)
 
     @property
     def tokenizer_name(self) -> str:
+        """Name under which lm-eval caches prompts."""
         return self.lm.name_or_path
 
-    def apply_chat_template(self, chat_history, add_generation_prompt=True) -> str:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Returns the conversation in TESS 2's format; a last turn of the assistant's is the beginning of its answer.
+
+        Raises:
+            InputError: If `chat=true` puts prompts into the template already.
+        """
         if self.chat:
-            raise ValueError("chat=true puts prompts into the chat template already; leave --apply_chat_template out.")
-        return chat_prompt(chat_history)
+            raise InputError("chat=true puts prompts into the chat template already; leave --apply_chat_template out.")
+        if add_generation_prompt or chat_history[-1]["role"] != "assistant":
+            return chat_prompt(chat_history)
+        *turns, beginning = chat_history  # a task's gen_prefix
+        return chat_prompt(turns) + beginning["content"]
 
     @property
     def settings(self) -> dict:
-        """What an answer depends on besides weights and seed."""
+        """Everything an answer depends on besides weights and seed."""
         return {name: getattr(self, name) for name in ("steps", "top_p", "length", "bound_steps", "samples", "chat")}
 
     def get_model_info(self) -> dict:
-        """What a reader of the results has to know."""
-        return self.settings | {"log_likelihood": "a lower bound, by Monte Carlo", "prompts_cut": self.cut}
+        """Returns what a reader of the results has to know."""
+        return self.settings | {
+            "log_likelihood": "a lower bound, by Monte Carlo",
+            "prompts_truncated": self.truncated_prompts,
+        }
 
-    def generate_until(self, requests) -> list[str]:
-        """Answers, cut at the first of the task's `until` and at EOS."""
-        return [record["text"] for record in self._answered("generate_until", requests, self._write)]
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Returns answers, truncated at the first of the task's `until` and at EOS."""
+        return [record["text"] for record in self._answers("generate_until", requests, self._write)]
 
-    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
-        """A lower bound of log p(continuation | context), and whether argmax writing of as many tokens gives it."""
-        records = self._answered("loglikelihood", requests, self._score)
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Returns a lower bound of log p(continuation | context), and whether argmax writes exactly that."""
+        records = self._answers("loglikelihood", requests, self._score)
         return [(record["log_likelihood"], record["is_greedy"]) for record in records]
 
-    def loglikelihood_rolling(self, requests) -> list[float]:
-        """A lower bound of log p(text): texts longer than the context are the sum of pieces that know only BOS."""
-        records = self._answered("loglikelihood_rolling", requests, self._score_whole)
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Returns a lower bound of log p(text); one longer than the context is a sum of pieces that know only BOS."""
+        records = self._answers("loglikelihood_rolling", requests, self._score_text)
         return [record["log_likelihood"] for record in records]
 
-    def _answered(self, kind: str, requests, compute) -> list[dict]:
-        """A record for each request: from the log where it has it, else computed, a batch at a time."""
+    def _answers(self, kind: str, requests: list[Instance], compute: Callable) -> list[dict]:
+        """A record for each request: from the log where it has one, else computed, a batch at a time."""
         if not self.log.path:
-            self.log.known.clear()  # who brought the model may have trained it since
-        seen, keys, seeds = Counter(), [], []
+            self.log.records.clear()  # the model may have been trained since
+        asked = Counter()
+        keys = []
+        seeds = []
         for request in requests:
             text = json.dumps([kind, *request.args])
-            seen[text] += 1  # asked again, it is answered anew
-            keys.append(_digest([*self.weights, self.settings, self.seed, text, seen[text]]))
-            seeds.append(int(_digest([self.seed, request.args[0], seen[text]])[:8], 16))
-        waiting = [i for i, key in enumerate(keys) if key not in self.log.known]
+            asked[text] += 1  # a repeated request gets an answer of its own
+            keys.append(_digest([*self.weights, self.settings, self.seed, text, asked[text]]))
+            seeds.append(int(_digest([self.seed, request.args[0], asked[text]])[:8], 16))
+        waiting = [i for i, key in enumerate(keys) if key not in self.log.records]
         for start in tqdm(range(0, len(waiting), self.batch_size), desc=kind, unit="batch", leave=False):
-            some = waiting[start : start + self.batch_size]
-            records = compute([requests[i].args for i in some], [seeds[i] for i in some])
-            for i, record in zip(some, records, strict=True):
+            batch = waiting[start : start + self.batch_size]
+            records = compute([requests[i].args for i in batch], [seeds[i] for i in batch])
+            for i, record in zip(batch, records, strict=True):
                 self.log.add(keys[i], record)
-        records = [self.log.known[key] for key in keys]
-        if cut := sum(record.get("cut", False) for record in records):
-            logging.getLogger(__name__).warning("%d prompts were longer than fits and lost their left side.", cut)
-        self.cut += cut
+        records = [self.log.records[key] for key in keys]
+        truncated = sum(record.get("truncated", False) for record in records)
+        if truncated:
+            logging.getLogger(__name__).warning("%d prompts did not fit and were truncated on the left.", truncated)
+        self.truncated_prompts += truncated
         return records
 
-    def _prompt(self, text: str) -> list[int]:
+    def _prompt_ids(self, text: str) -> list[int]:
         """Ids of a prompt without BOS."""
-        text = chat_prompt([{"role": "user", "content": text}]) if self.chat else text
+        if self.chat:
+            text = chat_prompt([{"role": "user", "content": text}])
         return encode(self.lm.tokenizer, text)
 
-    def _wanted(self, asked: int) -> tuple[int, int]:
+    def _answer_length(self, asked: int) -> tuple[int, int]:
         """Tokens to write at most, and the room for them that a long prompt must leave."""
-        if asked == UNSAID and self.length is None:
-            return LENGTH, self.context // 32
-        wanted = validation.check_int("max_gen_toks", self.length if asked == UNSAID else asked, 1)
-        wanted = min(wanted, self.length or wanted)
-        return wanted, min(wanted, self.context // 2)
+        if asked == UNSPECIFIED and self.length is None:
+            return DEFAULT_LENGTH, self.context // 32
+        length = validation.check_int("max_gen_toks", self.length if asked == UNSPECIFIED else asked, 1)
+        if self.length:
+            length = min(length, self.length)
+        return length, min(length, self.context // 2)
 
-    def _fitting(self, ids: list[int], room: int) -> tuple[list[int], bool]:
-        """BOS and the last ids that leave `room` for what is written, and whether that lost some."""
+    def _truncate(self, ids: list[int], room: int) -> tuple[list[int], bool]:
+        """BOS and the last ids that leave `room` for the answer, and whether that lost some."""
         lost = max(0, len(ids) + 1 + room - self.context)
         return [self.lm.tokenizer.bos_token_id, *ids[lost:]], lost > 0
 
-    def _write(self, requests, seeds) -> list[dict]:
-        rows, records, tokenizer = [], [], self.lm.tokenizer
-        settings = [normalize_gen_kwargs(given, UNSAID) for _, given in requests]
+    def _write(self, requests: list[tuple], seeds: list[int]) -> list[dict]:
+        tokenizer = self.lm.tokenizer
+        settings = [normalize_gen_kwargs(given, UNSPECIFIED) for _, given in requests]
+        rows = []
+        records = []
         for (text, _), given in zip(requests, settings, strict=True):
-            wanted, room = self._wanted(given["max_gen_toks"])
-            known, cut = self._fitting(self._prompt(text), room)
-            rows.append((known, [tokenizer.pad_token_id] * min(wanted, self.context - len(known))))
-            records.append({"prompt": text, "cut": cut})
-        for record, given, ids in zip(records, settings, self._denoised(rows, self.top_p, seeds), strict=True):
-            end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None
-            answer = tokenizer.decode(ids[:end], skip_special_tokens=True)
+            length, room = self._answer_length(given["max_gen_toks"])
+            prompt, truncated = self._truncate(self._prompt_ids(text), room)
+            length = min(length, self.context - len(prompt))
+            rows.append((prompt, [tokenizer.pad_token_id] * length))
+            records.append({"prompt": text, "truncated": truncated})
+        written = self._denoise(rows, self.top_p, seeds)
+        for record, given, ids in zip(records, settings, written, strict=True):
+            ended = tokenizer.eos_token_id in ids
+            end = ids.index(tokenizer.eos_token_id) if ended else None
+            answer = _decode_continuation(tokenizer, ids[:end])
             for stop in filter(None, given["until"]):
                 answer = answer.split(stop)[0]
-            record |= {"text": answer, "ended": end is not None}
+            record["text"] = answer
+            record["ended"] = ended
         return records
 
-    def _denoised(self, rows, top_p, seeds) -> list[list[int]]:
-        simplex, batch = getattr(self.lm.config, "diffusion", "simplex") == "simplex", _batch(rows)
-        for step in (sampling if simplex else mask_diffusion).denoise(self.lm, batch, self.steps, top_p, seed=seeds):
+    def _denoise(self, rows: list[Row], top_p: float | None, seeds: list[int]) -> list[list[int]]:
+        is_simplex = getattr(self.lm.config, "diffusion", "simplex") == "simplex"
+        denoise = (sampling if is_simplex else mask_diffusion).denoise
+        batch = _batch(rows)
+        for step in denoise(self.lm, batch, self.steps, top_p, seed=seeds):
             tokens = step.tokens
         return [ids[mask].tolist() for ids, mask in zip(tokens.cpu(), batch["span_mask"], strict=True)]
 
-    def _score(self, requests, seeds) -> list[dict]:
-        rows, records = [], []
-        for context, continuation in requests:
-            known, scored = self._pair(context, continuation)
-            known, cut = self._fitting(known, len(scored))
-            rows.append((known, scored))
-            records.append({"context": context, "continuation": continuation, "cut": cut})
-        means, errors = log_likelihood(self.lm, _batch(rows), self.bound_steps, self.samples, seeds)
-        greedy = [ids == scored for ids, (_, scored) in zip(self._denoised(rows, None, seeds), rows, strict=True)]
-        for record, *found in zip(records, means.tolist(), errors.tolist(), greedy, strict=True):
-            record |= zip(("log_likelihood", "standard_error", "is_greedy"), found, strict=True)
-        return records
-
-    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of what is known, without BOS, and of what is scored."""
-        bare = context if self.chat else context.rstrip(" ")  # spaces belong to the word that follows them
-        said = continuation.lstrip() if self.chat else context[len(bare) :] + continuation
-        known = self._prompt(bare)
-        scored = (encode_continuation if known else encode)(self.lm.tokenizer, said)
-        if not 0 < len(scored) < self.context:
-            wanted = f"this model scores 1 to {self.context - 1}"
-            raise ValueError(f"The continuation {continuation[:60]!r} has {len(scored)} tokens; {wanted}.")
-        return known, scored
-
-    def _score_whole(self, requests, seeds) -> list[dict]:
+    def _score(self, requests: list[tuple], seeds: list[int]) -> list[dict]:
+        rows = []
         records = []
+        for context, continuation in requests:
+            prompt, scored = self._split(context, continuation)
+            prompt, truncated = self._truncate(prompt, len(scored))
+            rows.append((prompt, scored))
+            records.append({"context": context, "continuation": continuation, "truncated": truncated})
+        bounds, errors = log_likelihood(self.lm, _batch(rows), self.bound_steps, self.samples, seeds)
+        written = self._denoise(rows, None, seeds)
+        for record, bound, error, ids, row in zip(records, bounds, errors, written, rows, strict=True):
+            record["log_likelihood"] = float(bound)
+            record["standard_error"] = float(error)
+            record["is_greedy"] = ids == row[1]
+        return records
+
+    def _split(self, context: str, continuation: str) -> Row:
+        """Ids of the context, without BOS, and of the continuation that is scored."""
+        bare = context
+        if self.chat:
+            continuation = continuation.lstrip()
+        else:
+            bare = context.rstrip(" ")  # spaces belong to the word that follows them
+            continuation = context[len(bare) :] + continuation
+        prompt = self._prompt_ids(bare)
+        scored = (encode_continuation if prompt else encode)(self.lm.tokenizer, continuation)
+        if not 0 < len(scored) < self.context:
+            raise InputError(
+                f"The continuation {continuation[:60]!r} has {len(scored)} tokens; this model scores 1 to "
+                f"{self.context - 1}."
+            )
+        return prompt, scored
+
+    def _score_text(self, requests: list[tuple], seeds: list[int]) -> list[dict]:
+        records = []
+        size = self.context - 1
+        bos = self.lm.tokenizer.bos_token_id
         for (text,), seed in zip(requests, seeds, strict=True):
-            ids, size = encode(self.lm.tokenizer, text), self.context - 1
-            rows = [([self.lm.tokenizer.bos_token_id], ids[i : i + size]) for i in range(0, len(ids), size)]
-            found = [log_likelihood(self.lm, _batch([row]), self.bound_steps, self.samples, seed) for row in rows]
-            mean, error = sum(float(m) for m, _ in found), sum(float(e) ** 2 for _, e in found) ** 0.5
-            records.append({"text_scored": text, "log_likelihood": mean, "standard_error": error})
+            ids = encode(self.lm.tokenizer, text)
+            total = 0.0
+            variance = 0.0
+            for start in range(0, len(ids), size):
+                row = ([bos], ids[start : start + size])
+                bound, error = log_likelihood(self.lm, _batch([row]), self.bound_steps, self.samples, seed)
+                total += float(bound)
+                variance += float(error) ** 2
+            records.append({"text_scored": text, "log_likelihood": total, "standard_error": variance**0.5})
         return records
 
 
-def _batch(rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-    """Rows of (known ids, written ids), side by side, filler on the right."""
-    ids = [torch.tensor(known + written) for known, written in rows]
-    masks = [torch.arange(len(row)) >= len(known) for row, (known, _) in zip(ids, rows, strict=True)]
-    batch = {"input_ids": ids, "span_mask": masks, "attention_mask": list(map(torch.ones_like, ids))}
-    return {name: pad_sequence(some, batch_first=True) for name, some in batch.items()}
+def _decode_continuation(tokenizer, ids: list[int]) -> str:
+    """Text that continues a line: tokenizers that drop a text's first space keep it here."""
+    before = encode(tokenizer, "a")
+    whole = tokenizer.decode([*before, *ids], skip_special_tokens=True)
+    return whole.removeprefix(tokenizer.decode(before, skip_special_tokens=True))
+
+
+def _batch(rows: list[Row]) -> dict[str, torch.Tensor]:
+    """Rows side by side, filler on the right, (B, L)."""
+    ids = [torch.tensor(prompt + answer) for prompt, answer in rows]
+    masks = [torch.arange(len(row)) >= len(prompt) for row, (prompt, _) in zip(ids, rows, strict=True)]
+    batch = {"input_ids": ids, "span_mask": masks, "attention_mask": [torch.ones_like(row) for row in ids]}
+    return {name: pad_sequence(parts, batch_first=True) for name, parts in batch.items()}
 
 
 def _digest(content) -> str:
     return hashlib.blake2b(json.dumps(content, ensure_ascii=False).encode(), digest_size=16).hexdigest()
 
 
-def _files(name) -> list:
-    """Which weights a folder holds: a model that is trained on needs new answers."""
+def _weight_files(name) -> list[list]:
+    """Which weights a folder holds: a model that is trained further needs new answers."""
     found = [(path.name, path.stat()) for path in sorted(Path(find_source(name)).glob("*.safetensors"))]
     return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in found]
 
 
-def command(run, *arguments) -> None:
-    """Runs a command, which ends in a sentence on what is wrong and not in a traceback."""
+def command(run: Callable, *arguments) -> None:
+    """Runs a command that ends in one sentence on what is wrong instead of a traceback."""
     try:
         run(*arguments)
     except ValueError as problem:

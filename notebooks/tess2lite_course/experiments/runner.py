@@ -25,6 +25,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from tess2lite.evaluation.intervals import compare, mean_interval
 from tess2lite.evaluation.results import stamp, write_json
 from tess2lite.loading import bundled, load
 from tess2lite.training.build import build_trainer
@@ -33,7 +34,6 @@ from tess2lite.training.trainer import last_checkpoint
 
 from . import guidance_sweep
 from .metrics import FEWER_IS_BETTER, MEASURES, Subject
-from .seed_statistics import interval, verdict
 
 RECIPES = Path(__file__).parent / "recipes"
 HOW = ("edit", "kind", "pretrain", "write")  # what an arm may say beside fields of its recipe
@@ -250,9 +250,14 @@ def summary(finding: dict) -> dict[str, dict]:
     for metric in dict.fromkeys(name for entry in finding["runs"] for name in entry["measured"]):
         for arm, values in measured(finding, metric).items():
             if values:
-                mean, half = interval(values)
+                mean, half = _seed_interval(values)
                 found.setdefault(arm, {})[metric] = [round(mean, 4), round(half, 4) if len(values) > 1 else None]
     return found
+
+
+def _seed_interval(values: list[float]) -> list[float]:
+    interval = mean_interval(values, seeds=range(len(values)))
+    return [interval.mean, interval.half_width]
 
 
 def verdicts(finding: dict) -> list[dict]:
@@ -264,9 +269,10 @@ def verdicts(finding: dict) -> list[dict]:
         sign = -1 if comparison["metric"].startswith(FEWER_IS_BETTER) else 1
         gains = [sign * (mine - other) for mine, other in zip(better, than, strict=False)]
         if len(gains) > 1:
-            mean, half = interval(gains)
-            sides = [interval(better), interval(than)]
-            says.append(comparison | {"sides": sides, "gain": [mean, half], "verdict": verdict(gains)})
+            judged = compare(gains, seeds=range(len(gains)))
+            sides = [_seed_interval(better), _seed_interval(than)]
+            gain = [judged.gain.mean, judged.gain.half_width]
+            says.append(comparison | {"sides": sides, "gain": gain, "verdict": judged.verdict})
     return says
 
 

@@ -18,7 +18,9 @@ from tess2lite.training.trainer import GRID, GRID_SEED, DiffusionCollator
 from tess2lite.validation import check_denoiser, check_int
 
 
-def row(model, tokenizer, text: str, prompt: str = "", end: tuple[str, ...] = ()) -> tuple[torch.Tensor, int]:
+def encode_for_judge(
+    model, tokenizer, text: str, prompt: str = "", end: tuple[str, ...] = ()
+) -> tuple[torch.Tensor, int]:
     """`<s>` + prompt + text + end as ids (1, L), and the place where the text begins. end: names, as "eos" and "pad".
 
     Raises ValueError where tokenizer and model do not fit, or the row does not fit the model's context.
@@ -63,7 +65,7 @@ def perplexity(judge, tokenizer, texts: list[str], prompts: list[str] | None = N
     check_texts("prompts", prompts, len(texts))
     found = []
     for text, prompt in zip(texts, prompts, strict=True):
-        ids, first = row(judge, tokenizer, text, prompt)
+        ids, first = encode_for_judge(judge, tokenizer, text, prompt)
         logits = judge(input_ids=ids).logits[0, first - 1 :].float()
         targets = F.pad(ids[0, first:], (0, 1), value=tokenizer.eos_token_id)
         found.append((float(F.cross_entropy(logits, targets, reduction="sum")), len(targets)))
@@ -112,7 +114,7 @@ def features(model, tokenizer, texts: list[str]) -> torch.Tensor:
     model: any transformers model that was loaded; MAUVE's authors take GPT-2 large. An empty text counts, too.
     """
     check_texts("texts", texts)
-    rows = [row(model, tokenizer, text)[0] for text in texts]
+    rows = [encode_for_judge(model, tokenizer, text)[0] for text in texts]
     return torch.cat([model(input_ids=ids, output_hidden_states=True).hidden_states[-1][:, -1] for ids in rows]).float()
 
 

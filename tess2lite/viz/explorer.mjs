@@ -46,7 +46,7 @@ actor (where there is something that can run the model; all optional):
 handle: addRun(run, { beside }) → its index (S may be 0), shown beside the run of that index (by default the shown one,
 null for none); addStep(i, step) with the columns of one step (S = 1, plain arrays) and
 optionally pieces: [strings to append]; endRun(i, { note }); addWhy(i, entry); say(sentence, busy);
-tour(); destroy().
+offerTour() opens the tour for a reader who never saw it; destroy().
 explore dispatches "t2-change" on the element with detail { run, step, position } whenever one of them changes.
 */
 
@@ -108,7 +108,7 @@ header > button, header > label { white-space: nowrap; flex: none }
 .fold { font: var(--label); color: var(--soft); display: block; margin: 6px 0 2px; padding: 3px 10px; text-align: start }
 .note { font: var(--label); color: var(--soft); margin: 6px 0 0 }
 .card { grid-area: card; border-inline-start: 1px solid var(--line); padding: 8px 14px 8px; display: grid; min-height: 0;
-  grid-template-rows: 28px 38px 20px 108px 20px 1fr 30px; align-content: start; min-width: 0; overflow: hidden }
+  grid-template: 28px 38px 20px 108px 20px 1fr 30px / minmax(0, 1fr); align-content: start; min-width: 0; overflow: hidden }
 .name { margin: 0; font: 600 18px/26px Charter, "Iowan Old Style", Georgia, "Liberation Serif", serif; white-space: pre; overflow: hidden;
   text-overflow: ellipsis; color: var(--held) }
 .name span { font: var(--label); color: var(--soft); margin-inline-start: 8px }
@@ -450,7 +450,7 @@ const TERMS = {
 };
 
 const TOUR = [
-  [".words", "All words are written at once, out of noise. Grey is your beginning; dark words are sure, pale ones are guesses."],
+  [".words", "All words are written at once, out of noise. Grey is your beginning; strong words are sure, faint ones are guesses."],
   [".controls", "Press play, or drag. The hill shows how many words have settled; the marks are moments worth a look."],
   [".words", "Click a word to hold it and follow it through time. Esc lets it go."],
   [".card", "What was drawn there, what the model liked best, and all it wavered between. Click the ribbon to go to a step."],
@@ -1522,8 +1522,10 @@ export function explore(host, data, options = {}) {
   });
   resize.observe(host);
   cleanup.push(() => resize.disconnect());
-  const touring = (options.tour ?? data.tour) !== false && !tourOpen && seen.get() === null;
-  if (touring) requestAnimationFrame(() => openTour(0));
+  const offerTour = () => {
+    if (!tourOpen && seen.get() === null) requestAnimationFrame(() => openTour(0));
+  };
+  if ((options.tour ?? data.tour) !== false) offerTour();
 
   return {
     addRun(given, { beside = state.run } = {}) {
@@ -1562,7 +1564,7 @@ export function explore(host, data, options = {}) {
       drawStep();
     },
     say,
-    tour: () => openTour(0),
+    offerTour,
     go,
     hold: at => hold(at, run(), true),
     get state() { return { run: state.run, beside: state.beside, step: state.step, held: state.held }; },

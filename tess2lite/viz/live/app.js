@@ -63,7 +63,8 @@ function showWriting(value) {
 // The text of every given position, "" where the model writes. A character of several tokens comes with its last one.
 function knownTexts(ids, mask) {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-  return ids.map((id, i) => (mask[i] || tokenizer.special.has(id) ? "" : decoder.decode(tokenizer.bytesOf(id), { stream: true })));
+  const textOf = (id) => decoder.decode(tokenizer.bytesOf(id), { stream: true });
+  return ids.map((id, i) => (mask[i] || tokenizer.special.has(id) ? "" : textOf(id)));
 }
 
 // Opens a tab for a run. rows: steps that it shares with `parent`, the run it is compared with; null for a new text.
@@ -110,7 +111,8 @@ function showRun({ settings }) {
 
 function columnsOf(rows) {
   const joined = (name) => rows.flatMap((row) => row[name]);
-  return Object.fromEntries(["tokens", "sure", "counts", "top", "p", "entropy", "alpha_bar"].map((name) => [name, joined(name)]));
+  const names = ["tokens", "sure", "counts", "top", "p", "entropy", "alpha_bar"];
+  return Object.fromEntries(names.map((name) => [name, joined(name)]));
 }
 
 // One step of the worker as the explorer's columns.
@@ -143,16 +145,14 @@ function writeText(settings) {
 function typedToken(parent, step, position, text) {
   const row = parent.rows[step];
   const m = parent.positions.indexOf(position);
-  const candidates = row.top.slice(m * row.counts[m], (m + 1) * row.counts[m]);
-  if (candidates.some((id) => pieces[id] === text)) return pieces.indexOf(text);
   const isSpaced = pieces[row.tokens[m]].startsWith(" ");
   return tokenOf(tokenizer, isSpaced ? ` ${text.trim()}` : text);
 }
 
 const actor = {
-  whatIf: guarded(({ run: index, step, position, text }) => {
+  whatIf: guarded(({ run: index, step, position, token: clicked, text }) => {
     const parent = runs[index];
-    const token = typedToken(parent, step, position, text);
+    const token = clicked ?? typedToken(parent, step, position, text);
     const pins = parent.settings.pins.filter((pin) => pin.position !== position || pin.from < step);
     const settings = { ...parent.settings, pins: [...pins, { position, from: step, text: pieces[token] }] };
     const prepared = prepare(settings, tokenizer, config);
@@ -198,7 +198,7 @@ const answers = {
     if (run !== runs.at(-1)) return; // another run is being written
     showWriting(false);
     const speed = (1 / secondsPerStep).toFixed(1);
-    if (isWhole && run.id === 0) explorer.tour?.(); // at first opening, once the first story is told
+    if (isWhole && run.id === 0) explorer.offerTour(); // once the first story is told
     say(isWhole ? `Done, ${speed} steps per second.` : `Stopped after step ${made} of ${run.settings.steps}.`);
   },
   asked({ done, all }) {

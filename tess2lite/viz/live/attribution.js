@@ -1,4 +1,4 @@
-// Why this token: each position in turn is read as one of which nothing is known (occlusion), as `t2.attribute` does it.
+// Why this token: each position in turn is read as one of which nothing is known (occlusion), as `t2.attribute` does.
 
 // The mean embedding: what stands for the uniform belief.
 function meanEmbedding(denoiser) {

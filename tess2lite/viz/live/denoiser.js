@@ -85,9 +85,9 @@ export function softmaxRow(memory, offset, n) {
 const PLAIN_BACKEND = { allocate: (n) => new Float32Array(n), multiply };
 
 export class Denoiser {
-  // config: of the model, as in config.json, with `head_dim` and `rope_theta` filled in. tensors: [{name, shape}] in the
-  // order in which `halves`, a Uint16Array of float16 bits, holds them. backend: where the numbers are kept and how
-  // they are multiplied.
+  // config: of the model, as in config.json, with `head_dim` and `rope_theta` filled in. tensors: [{ name, shape }], in
+  // the order in which `halves`, a Uint16Array of float16 bits, holds them. backend: where the numbers are kept and
+  // how they are multiplied.
   constructor(config, tensors, halves, backend = PLAIN_BACKEND) {
     this.config = config;
     this.product = backend.multiply;
@@ -145,7 +145,9 @@ export class Denoiser {
     const from = this.offsets["model.embed_tokens.weight"];
     const to = this.offsets["embedding, transposed"];
     for (let v = 0; v < this.config.vocab_size; v++) {
-      for (let h = 0; h < this.config.hidden_size; h++) memory[to + h * stride.vocab + v] = memory[from + v * stride.hidden + h];
+      for (let h = 0; h < this.config.hidden_size; h++) {
+        memory[to + h * stride.vocab + v] = memory[from + v * stride.hidden + h];
+      }
     }
   }
 
@@ -213,7 +215,9 @@ export class Denoiser {
     this.rotate(keys, groups, L);
     memory.fill(0, transposed, transposed + groups * D * stride.context);
     for (let row = 0; row < L; row++) {
-      for (let i = 0; i < groups * D; i++) memory[transposed + i * stride.context + row] = memory[values + row * narrow + i];
+      for (let i = 0; i < groups * D; i++) {
+        memory[transposed + i * stride.context + row] = memory[values + row * narrow + i];
+      }
     }
     memory.fill(0, scores, scores + L * stride.context);
     for (let head = 0; head < heads; head++) {
@@ -288,7 +292,9 @@ export class Denoiser {
       memory.copyWithin(offsets.rows + row * stride.hidden, from, from + stride.hidden);
     });
     const { hidden_size: H, vocab_size: V } = this.config;
-    this.product(memory, offsets.rows, stride.hidden, head, stride.hidden, offsets.logits, stride.vocab, positions.length, V, H);
+    const rows = positions.length;
+    const { hidden, vocab } = stride;
+    this.product(memory, offsets.rows, hidden, head, hidden, offsets.logits, vocab, rows, V, H);
   }
 
   // Σ_v p_v·E_v of the first `rows` rows at offsets.logits, which hold probabilities. Returns (rows, H).
@@ -296,7 +302,8 @@ export class Denoiser {
     const { memory, offsets, stride } = this;
     const { hidden_size: H, vocab_size: V } = this.config;
     const matrix = offsets["embedding, transposed"];
-    this.product(memory, offsets.logits, stride.vocab, matrix, stride.vocab, offsets.rows, stride.hidden, rows, H, roundUp(V));
+    const { hidden, vocab } = stride;
+    this.product(memory, offsets.logits, vocab, matrix, vocab, offsets.rows, hidden, rows, H, roundUp(V));
     const soft = new Float32Array(rows * H);
     for (let row = 0; row < rows; row++) {
       const from = offsets.rows + row * stride.hidden;

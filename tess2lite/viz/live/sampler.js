@@ -136,7 +136,8 @@ export class Sampler {
     this.topP = topP;
     this.temperature = temperature;
     this.pins = pins;
-    this.noise = noise ?? ((step) => normalNumbers(`${seed}/${step}/noise`, this.positions.length * denoiser.config.vocab_size));
+    const size = this.positions.length * denoiser.config.vocab_size;
+    this.noise = noise ?? ((step) => normalNumbers(`${seed}/${step}/noise`, size));
     this.uniform = uniform ?? ((step) => this.seededUniform(seed, step));
     this.inputs = []; // what each step read, (N, H), kept so that a run can be resumed from any step
   }
@@ -214,7 +215,8 @@ export class Sampler {
       if (!isLast) this.renoise(at, noise, row, token, level);
     }
     if (!isLast) this.inputs[index + 1] = denoiser.softEmbeddings(positions.length);
-    return { index, time: this.times[index], alphaBar: index ? alphaBar(this.times[index]) : 0, tokens, topIds, topP, entropy };
+    const read = index === 0 ? 0 : alphaBar(this.times[index]); // the first input is pure noise
+    return { index, time: this.times[index], alphaBar: read, tokens, topIds, topP, entropy };
   }
 
   temper(at, V) {

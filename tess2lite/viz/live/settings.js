@@ -77,7 +77,9 @@ export function tokenOf(tokenizer, text) {
 export function prepare(settings, tokenizer, config) {
   const { bos_token_id: bos, pad_token_id: pad, max_position_embeddings: context } = config;
   if (!settings.text.trim()) throw new InputError("The text is empty; give at least one word to start from.");
-  if (/\p{Surrogate}/u.test(settings.text)) throw new InputError("The text has half a character in it; type that word again.");
+  if (/\p{Surrogate}/u.test(settings.text)) {
+    throw new InputError("The text contains half a character (an unpaired surrogate); type that word again.");
+  }
   let { ids, mask } = tokenizer.encodeBlanks(settings.text, bos, pad);
   const isInfilling = mask.includes(true);
   const known = ids.length;

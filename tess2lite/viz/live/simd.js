@@ -1,5 +1,5 @@
-// The matrix product of denoiser.js in WebAssembly, four numbers at a time: the instructions are written out below and
-// assembled here. C = A·Wᵀ in blocks of four rows of A by two rows of W; K is a multiple of 4; addresses are in bytes.
+// The matrix product of denoiser.js in WebAssembly, four numbers at a time: its instructions are written out below and
+// assembled here. C = A·Wᵀ in blocks of four rows of A by two of W; K is a multiple of 4; addresses are in bytes.
 
 const OPCODES = {
   "local.get": [0x20], "local.set": [0x21], "i32.const": [0x41],
@@ -54,13 +54,15 @@ function productInstructions() {
 }
 
 const SHORT = {
-  get: "local.get", set: "local.set", const: "i32.const", add: "i32.add", sub: "i32.sub", mul: "i32.mul", lt: "i32.lt_s",
-  fadd: "f32.add", store: "f32.store", load: "v128.load", zero: "v128.zero", lane: "f32x4.lane", vadd: "f32x4.add",
+  get: "local.get", set: "local.set", const: "i32.const", add: "i32.add", sub: "i32.sub", mul: "i32.mul",
+  lt: "i32.lt_s", fadd: "f32.add", store: "f32.store", load: "v128.load", zero: "v128.zero", lane: "f32x4.lane", vadd: "f32x4.add",
   vmul: "f32x4.mul",
 }; // prettier-ignore
 
 function assemble() {
-  const words = ["i", "j", "k", ...ROWS.flatMap((n) => [`a${n}`, `c${n}`]), ...COLUMNS.flatMap((n) => [`j${n}`, `w${n}`])];
+  const rowWords = ROWS.flatMap((n) => [`a${n}`, `c${n}`]);
+  const columnWords = COLUMNS.flatMap((n) => [`j${n}`, `w${n}`]);
+  const words = ["i", "j", "k", ...rowWords, ...columnWords];
   const vectors = [
     ...ROWS.map((n) => `x${n}`),
     ...COLUMNS.map((n) => `y${n}`),

@@ -1,7 +1,10 @@
 // Text ↔ token ids, as the `tokenizers` library does it: byte-level pre-tokenization, then BPE or Unigram.
 // Special tokens that a text spells out are plain text.
 
-const WORDS = /'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\p{White_Space}\p{L}\p{N}]+|\p{White_Space}+(?!\P{White_Space})|\p{White_Space}+/gu;
+const ENDINGS = "'s|'t|'re|'ve|'m|'ll|'d";
+const RUNS = " ?\\p{L}+| ?\\p{N}+| ?[^\\p{White_Space}\\p{L}\\p{N}]+";
+const SPACES = "\\p{White_Space}+(?!\\P{White_Space})|\\p{White_Space}+"; // the last space belongs to the next word
+const WORDS = new RegExp(`${ENDINGS}|${RUNS}|${SPACES}`, "gu"); // GPT-2's words
 const UNKNOWN_PENALTY = 10; // what an unknown character costs below the lowest score of a Unigram vocabulary
 
 // GPT-2's alphabet: every byte as a printable character.

@@ -1,8 +1,8 @@
 // The worker: holds the model and the runs, answers the page.
 //
 // in   load   { config, tensors, weights: ArrayBuffer of float16 }
-//      run    { run, ids, mask, times, topP, temperature, seed, pins }    a run from noise, under a number of the page's
-//      branch { run, parent, from, pins }                                 another run's past, other pins from a step on
+//      run    { run, ids, mask, times, topP, temperature, seed, pins }    a run from noise, with a number
+//      branch { run, parent, from, pins }                                 another run's past, other pins from a step
 //      why    { run, step, position, token }                              what that token owes to each position
 //      stop   {}
 // out  ready {} · step { run, step } · end { run, isWhole, secondsPerStep } · failed { sentence }
@@ -13,21 +13,29 @@ import { Denoiser } from "./denoiser.js";
 import { Sampler } from "./sampler.js";
 import { makeSimdBackend } from "./simd.js";
 
+const WATCHABLE = 70; // milliseconds that a step is seen at least
+
 const state = { denoiser: null, samplers: new Map(), turn: 0 };
 
-const pause = () => new Promise((resolve) => setTimeout(resolve));
+const pause = (milliseconds = 0) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 
 // Makes the steps of a run, one message each. Between steps the worker listens: a later request ends this one.
 async function makeSteps(run, sampler, from) {
   const turn = ++state.turn;
-  const start = performance.now();
+  let computing = 0; // milliseconds
+  let rest = 0;
   let index = from;
   for (; index < sampler.times.length; index++) {
-    await pause();
+    await pause(rest);
     if (turn !== state.turn) break;
-    postMessage({ type: "step", run, step: sampler.step(index) });
+    const start = performance.now();
+    const step = sampler.step(index);
+    postMessage({ type: "step", run, step });
+    const taken = performance.now() - start;
+    computing += taken;
+    rest = Math.max(0, WATCHABLE - taken);
   }
-  const secondsPerStep = (performance.now() - start) / 1000 / Math.max(1, index - from);
+  const secondsPerStep = computing / 1000 / Math.max(1, index - from);
   postMessage({ type: "end", run, isWhole: index === sampler.times.length, secondsPerStep });
 }
 

@@ -196,6 +196,7 @@ def test_blanks_are_filled_and_the_rest_stays(opened):
     [
         (link(text=""), "The text is empty; give at least one word to start from."),
         (link(text="Tom " * 400), "shorten the text."),
+        (link(text="x" * 5000), "The text has 5000 characters and may have 4000; shorten the text."),
         (link(steps=0), "Steps is “0”; give a whole number from 1 to 200."),
         (link(steps="many"), "Steps is “many”; give a whole number from 1 to 200."),
         (link(length=1.5), "Length is “1.5”; give a whole number of 1 or more."),
@@ -248,6 +249,18 @@ def test_a_run_can_be_stopped(opened):
     finish(page, "Stopped after step")
     page.locator("#again").click()
     page.locator("#stop").wait_for()
+
+
+def test_tabs_begin_anew_when_there_are_too_many(opened):
+    page = opened(link(steps=1, length=4))
+    finish(page)
+    for count in [2, 3, 4, 5, 6, 7, 8, 1, 2]:
+        page.locator("#again").click()
+        page.wait_for_function(
+            "n => document.querySelector('#explorer').shadowRoot.querySelectorAll('.tabs button').length === n",
+            arg=count,
+        )
+        finish(page)
 
 
 def test_enter_writes_and_a_new_line_needs_shift(opened):

@@ -91,6 +91,7 @@ function openRun(settings, prepared, name, rows, parent) {
   if (explorer === null || runs.length === MAX_TABS) {
     explorer?.destroy();
     runs.length = 0;
+    worker.postMessage({ type: "forget", except: parent?.id });
     explorer = explore(byId("explorer"), { runs: [given] }, { actor, tour: false });
     run.index = 0;
   } else {

@@ -16,6 +16,7 @@ const NUMBERS = {
 // Names in the link, which are part of the page's interface: links that were shared must stay readable.
 const LINK_NAMES = { text: "text", steps: "steps", length: "length", seed: "seed", topP: "p", temperature: "t" };
 const MAX_PINS = 64;
+const MAX_CHARACTERS = 4000; // more than any context of the bundled models holds
 
 function checkNumber(name, value) {
   const { least, most, isWhole, label } = NUMBERS[name];
@@ -29,6 +30,10 @@ function checkNumber(name, value) {
 // Settings as a form or a link gives them (strings) → checked. topP "" means: take the likeliest word.
 export function checkSettings(given) {
   const settings = { text: String(given.text), pins: given.pins ?? [] };
+  const { length } = settings.text;
+  if (length > MAX_CHARACTERS) {
+    throw new InputError(`The text has ${length} characters and may have ${MAX_CHARACTERS}; shorten the text.`);
+  }
   for (const name of Object.keys(NUMBERS)) {
     const isGreedy = name === "topP" && (given.topP === "" || given.topP === null);
     settings[name] = isGreedy ? null : checkNumber(name, given[name]);
@@ -52,7 +57,7 @@ export function readLink(hash, defaults) {
     if (link.has(key)) settings[name] = link.get(key);
   }
   settings.pins = link.getAll("pin").map((pin) => {
-    const parts = /^(\d{1,6})@(\d{1,6}):([^]*)$/.exec(pin);
+    const parts = /^(\d{1,6})@(\d{1,6}):([^]{1,60})$/.exec(pin);
     if (!parts) throw new InputError(`The link pins “${pin.slice(0, 30)}”; a pin is written position@step:word.`);
     return { position: Number(parts[1]), from: Number(parts[2]), text: parts[3] };
   });

@@ -4,6 +4,7 @@
 //      run    { run, ids, mask, times, topP, temperature, seed, pins }    a run from noise, with a number
 //      branch { run, parent, from, pins }                                 another run's past, other pins from a step
 //      why    { run, step, position, token }                              what that token owes to each position
+//      forget { except }                                                  all runs but one
 //      stop   {}
 // out  ready {} · step { run, step } · end { run, isWhole, secondsPerStep } · failed { sentence }
 //      asked { done, all } · because { run, step, position, weights } · unanswered {}
@@ -71,6 +72,11 @@ const answers = {
     return makeSteps(run, state.samplers.get(run), from);
   },
   why: explain,
+  forget({ except }) {
+    for (const run of state.samplers.keys()) {
+      if (run !== except) state.samplers.delete(run);
+    }
+  },
   stop() {
     state.turn++;
   },

@@ -12,7 +12,7 @@ def lm():
     return t2.load("tinytown-base")
 
 
-def test_the_bystander_sees_what_halting_would_have_kept(lm, monkeypatch):
+def test_halt_recorder_sees_what_halting_would_have_kept(lm, monkeypatch):
     monkeypatch.setattr(early_stopping, "STEPS", 40)
     prompt = "Once there was a girl named Anna. Anna had a red kite."
     (row, _) = early_stopping.measure(lm, [prompt, "Tom had a drum."], seed=3)
@@ -30,10 +30,12 @@ def test_summary_by_hand():
     ]
     found = early_stopping.summary(rows, 5)
     assert found["steps"] == 25 and found["valid"] == 0.5 and found["change"] == -0.25
-    assert found["half_width"] == pytest.approx(1.96 * 0.5 / 2)
+    assert found["low"] < -0.6 and found["high"] > 0.2 and found["half_width"] > 1.96 * 0.5 / 2  # four are few
+    many = early_stopping.summary(rows * 250, 5)
+    assert many["half_width"] == pytest.approx(1.96 * 0.433 / 1000**0.5, rel=0.05)
 
 
-def test_it_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_study_resumes_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(early_stopping, "STEPS", 3)
     monkeypatch.setattr(early_stopping, "BATCH", 2)
     two, three = (early_stopping.run(tmp_path / "a.json", count)["rows"] for count in (2, 3))

@@ -91,9 +91,22 @@ def test_three_equal_gains_of_one_answer_decide_nothing():
     assert found.verdict == "too small to tell" and found.p_value > 0.05
 
 
-@pytest.mark.parametrize("given", [{"scores": [5.0]}, {"scores": [5.0], "seeds": [0]}, {"scores": [2.0, 2.0]}])
+# Three seeds that each answered one question in 25 better: their means differ by rounding.
+EQUAL = [0.52 - 0.48, 0.6 - 0.56, 0.36 - 0.32]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scores": [5.0]},
+        {"scores": [5.0], "seeds": [0]},
+        {"scores": [2.0, 2.0]},
+        {"scores": EQUAL, "seeds": [0, 1, 2]},
+        {"scores": EQUAL},
+    ],
+)
 def test_numbers_without_spread_decide_nothing(given):
-    found = compare(given.pop("scores"), **given)
+    found = compare(given["scores"], seeds=given.get("seeds"))
     assert found.gain.half_width == float("inf") and found.verdict == "too small to tell"
     assert found.p_value == 1 and found.smallest_effect == float("inf")
 

@@ -168,13 +168,18 @@ def _numbered(labels) -> np.ndarray:
     return np.array([numbers[label] for label in labels])
 
 
+def _are_equal(means: np.ndarray) -> bool:
+    """Whether numbers differ by rounding alone, so that they say nothing about their spread."""
+    return bool(np.ptp(means) <= 1e-9 * np.abs(means).max())
+
+
 def _means_by_question(values: np.ndarray, questions: np.ndarray, bounds) -> np.ndarray | None:
     sums = np.bincount(questions, values)
     counts = np.bincount(questions).astype(float)
     if bounds is not None:
         sums = np.append(sums, np.multiply(bounds, counts.mean()))
         counts = np.append(counts, [counts.mean()] * 2)
-    elif np.ptp(sums / counts) == 0:
+    elif _are_equal(sums / counts):
         return None
     found = stats.bootstrap(
         (sums, counts),
@@ -202,7 +207,7 @@ def _seed_effect(values: np.ndarray, questions, seeds: np.ndarray) -> np.ndarray
     variance = seed_means.var(ddof=1)
     if questions is not None:
         variance = max(0.0, variance - _noise_of_seed_means(values, _numbered(questions), seeds))
-    elif variance == 0:
+    elif _are_equal(seed_means):
         return None
     draws = np.random.default_rng(1).standard_t(number - 1, RESAMPLES)
     return draws * math.sqrt(variance / number)

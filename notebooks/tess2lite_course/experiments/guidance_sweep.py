@@ -1,15 +1,14 @@
 """What guidance does, scale by scale: `make findings ROW=7` (findings 7 and 8 of the paper).
 
-Every arm answers the same requests from the same noise, so arms are compared in pairs. Of each text: the reward that
-the reward model predicts, the true one, and the perplexity under a left-to-right judge, which has read stories and
-never such answers: it compares arms, and says nothing by itself.
+Every arm answers the same requests from the same noise, so arms are compared in pairs, and answers to one request are
+resampled together. Of each text: the reward that the reward model predicts, the true one, and the perplexity under an
+autoregressive judge, which has read stories and never such answers: it compares arms, and says nothing by itself.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from tess2lite.evaluation.intervals import mean_interval
 from tess2lite.evaluation.results import stamp, write_json
 from tess2lite.generation import generate
 from tess2lite.guidance import RewardGuidance, best_of
@@ -25,6 +25,7 @@ from tess2lite.loading import bundled, load
 from tess2lite.reward import load_reward
 from tess2lite.tinytown.tasks import Example, broken, examples, reward
 
+from .comparisons import judge
 from .text_metrics import corpus_perplexity, distinct, perplexity
 
 DENOISER, JUDGE = "tinytown-instruct", "tinytown-ar"
@@ -34,7 +35,13 @@ STEPS, LENGTH, SEEDS, PER_SEED, BATCH, SHOWN = 15, 80, (0, 1, 2), 168, 56, 4
 
 @dataclass(frozen=True)
 class Arm:
-    """model: the reward model that is asked. scale: of guidance, 0 for none. best_of: answers drawn, the best kept."""
+    """One setting.
+
+    Attributes:
+        model: Name of the reward model.
+        scale: Of guidance; 0 for none.
+        best_of: Answers drawn, of which the best is kept.
+    """
 
     model: str
     scale: float = 0
@@ -53,13 +60,13 @@ ARMS = [
 
 
 def requests(number: int) -> list[Example]:
-    """Requests of the test split: there are ten, asked again and again, each time from other noise."""
+    """Returns requests of the test split: there are ten, asked again and again, each time from other noise."""
     different = list({example.prompt: example for example in examples("request", "test", 500)}.values())
     return list(itertools.islice(itertools.cycle(different), number))
 
 
 def answers(lm, reward_model, arm: Arm, asked: list[Example], seed: int, steps: int) -> list:
-    """One Generation a request. Noise is a function of (seed, place in the list), the same for every arm."""
+    """Returns one Generation per request. Noise is a function of (seed, place in the list), the same for every arm."""
     chats = [[{"role": "user", "content": example.prompt}] for example in asked]
     drawn = []
     for draw in range(arm.best_of):
@@ -77,97 +84,115 @@ def _written(lm, chats, seeds, hooks, steps) -> list:
     return generate(lm, chats, steps, seed=seeds, length=LENGTH, hooks=hooks, record=1, progress=False)
 
 
-def measured(judge, reward_model, example: Example, out) -> dict:
-    """What is kept of one answer."""
+def measured(ar_judge, reward_model, example: Example, out) -> dict:
+    """Returns what is kept of one answer."""
     _, (predicted,) = best_of(reward_model, [out])
-    ((nll, tokens),) = perplexity(judge, reward_model.tokenizer, [out.text])
+    ((nll, tokens),) = perplexity(ar_judge, reward_model.tokenizer, [out.text])
     return {
-        "prompt": example.prompt, "text": out.text, "seed": out.seed, "predicted": float(predicted), "nll": nll,
+        "prompt": example.prompt,
+        "text": out.text,
+        "seed": out.seed,
+        "predicted": float(predicted),
+        "nll": nll,
         "tokens": tokens,
-    }  # fmt: skip
+    }
 
 
 def true_rewards(rows: list[dict], kind: str) -> list[float]:
-    """What the reward model was trained to predict, by the program that decides it."""
+    """Returns the reward that the reward model was trained to predict, by the program that decides it."""
     asked = {example.prompt: example for example in requests(PER_SEED)}
     return [reward(asked[row["prompt"]], row["text"], kind) for row in rows]
 
 
-def mean(values: list[float]) -> list[float]:
-    """[mean, half width of its 95 % interval]."""
-    return [statistics.mean(values), 1.96 * statistics.stdev(values) / math.sqrt(len(values))]
-
-
 def summary(runs: dict[str, list[dict]]) -> dict[str, dict]:
-    """By arm: means with intervals, and the paired gain in true reward over the same model's scale 0."""
+    """Returns, by arm, means with 95 % intervals as [mean, low, high], and the paired gain in true reward over the same
+    model's scale 0."""
     found = {}
     for arm in ARMS:
         if arm.name not in runs:
             continue
-        rows, plain = runs[arm.name], runs[Arm(arm.model).name]
-        true, unguided = true_rewards(rows, KINDS[arm.model]), true_rewards(plain, KINDS[arm.model])
-        gains = [mine - other for mine, other in zip(true, unguided, strict=True)]
+        rows = runs[arm.name]
+        prompts = [row["prompt"] for row in rows]
+        true, unguided, gains = _paired(runs, arm)
         by_seed = [gains[i : i + PER_SEED] for i in range(0, len(gains), PER_SEED)]
         found[arm.name] = {
-            "model": arm.model, "scale": arm.scale, "best_of": arm.best_of, "answers": len(rows),
-            "predicted": mean([row["predicted"] for row in rows]), "true": mean(true),
-            "gain": mean(gains), "gain_by_seed": [statistics.mean(some) for some in by_seed],
+            "model": arm.model,
+            "scale": arm.scale,
+            "best_of": arm.best_of,
+            "answers": len(rows),
+            "requests": len(set(prompts)),
+            "predicted": list(mean_interval([row["predicted"] for row in rows], prompts)),
+            "true": list(mean_interval(true, prompts)),
+            "gain": list(mean_interval(gains, prompts)),
+            "gain_by_seed": [statistics.mean(some) for some in by_seed],
             "perplexity": corpus_perplexity([(row["nll"], row["tokens"]) for row in rows]),
-            "broken": mean([broken(row["text"]) for row in rows]),
+            "broken": list(mean_interval([broken(row["text"]) for row in rows], prompts)),
             "distinct_2": distinct([row["text"] for row in rows]),
-        }  # fmt: skip
+        }
     return found
 
 
-def verdicts(found: dict[str, dict]) -> list[dict]:
-    """On findings 7 (first helps, then hurts) and 8 (so does another reward model), from a summary, as findings are."""
-    says = []
+def _paired(runs: dict[str, list[dict]], arm: Arm) -> tuple[list[float], list[float], list[float]]:
+    """True rewards of an arm, of the same model's scale 0, and their differences."""
+    true = true_rewards(runs[arm.name], KINDS[arm.model])
+    unguided = true_rewards(runs[Arm(arm.model).name], KINDS[arm.model])
+    return true, unguided, [mine - other for mine, other in zip(true, unguided, strict=True)]
+
+
+def verdicts(runs: dict[str, list[dict]]) -> list[dict]:
+    """Returns what may be said of findings 7 (first helps, then hurts) and 8 (so does another reward model)."""
+    found = []
     for row, model in zip((7, 8), KINDS, strict=True):
-        sweep = {arm["scale"]: arm for arm in found.values() if arm["model"] == model and arm["best_of"] == 1}
-        plain, guided = sweep.pop(0), sweep.values()
-        best, last = max(guided, key=lambda arm: arm["gain"][0]), max(guided, key=lambda arm: arm["scale"])
-        says.append(_said(row, f"η = {best['scale']:g} helps{'' if row == 7 else ' the brief judge'}", best, plain, 1))
+        sweep = [arm for arm in ARMS if arm.model == model and arm.scale and arm.best_of == 1 and arm.name in runs]
+        best = max(sweep, key=lambda arm: statistics.mean(_paired(runs, arm)[2]))
+        last = max(sweep, key=lambda arm: arm.scale)
+        what = f"η = {best.scale:g} helps{'' if row == 7 else ' the brief judge'}"
+        found.append(_judge(runs, best, {"row": row, "what": what}))
         if last is not best:
-            says.append(_said(row, f"η = {last['scale']:g} hurts", last, plain, -1))
-    return says
+            found.append(_judge(runs, last, {"row": row, "what": f"η = {last.scale:g} hurts"}, fewer_is_better=True))
+    return found
 
 
-def _said(row: int, what: str, arm: dict, plain: dict, sign: int) -> dict:
-    mean, half = arm["gain"]
-    says = "holds" if sign * mean > half else "does not hold" if sign * mean < -half else "too small to tell"
-    return {
-        "row": row, "what": what, "metric": "true reward", "sides": [arm["true"], plain["true"]],
-        "gain": [sign * mean, half], "verdict": says,
-    }  # fmt: skip
+def _judge(runs: dict[str, list[dict]], arm: Arm, claim: dict, fewer_is_better: bool = False) -> dict:
+    true, unguided, _ = _paired(runs, arm)
+    prompts = [row["prompt"] for row in runs[arm.name]]
+    return judge(claim | {"metric": "true reward"}, true, unguided, prompts, None, fewer_is_better)
 
 
 def run(path: Path, smoke: bool = False) -> dict:
-    """All arms and seeds that the file beside `path` lacks; the summary, and the texts of some answers, in `path`.
+    """Makes all arms and seeds that the file beside `path` lacks; the summary and some texts go to `path`.
 
-    smoke: one seed, two answers and two steps an arm, to see that it runs.
+    Args:
+        path: JSON file of the results.
+        smoke: One seed, two answers and two steps per arm, only to see that it runs.
     """
     seeds, number, steps = (SEEDS[:1], 2, 2) if smoke else (SEEDS, PER_SEED, STEPS)
     work = path.with_suffix(".runs.json")
     runs = json.loads(work.read_text()) if work.exists() else {}
     lm = load(DENOISER)
-    judge = AutoModelForCausalLM.from_pretrained(bundled()[JUDGE], use_safetensors=True).eval()
+    ar_judge = AutoModelForCausalLM.from_pretrained(bundled()[JUDGE], use_safetensors=True).eval()
     models = {name: load_reward(name, base=lm) for name in KINDS}
-    asked, start = requests(number), time.monotonic()
+    asked = requests(number)
+    started = time.monotonic()
     for arm, (place, seed) in tqdm([*itertools.product(ARMS, enumerate(seeds))], desc="guidance", unit="run"):
         rows = runs.setdefault(arm.name, [])
         if len(rows) > place * number:
             continue
         written = answers(lm, models[arm.model], arm, asked, seed, steps)
-        rows += [measured(judge, models[arm.model], *pair) for pair in zip(asked, written, strict=True)]
+        rows += [measured(ar_judge, models[arm.model], *pair) for pair in zip(asked, written, strict=True)]
         write_json(work, runs)
     found = {
         "claim": "Guidance first helps, then hurts; and it works across reward models",
         "paper": "AlpacaEval 63.1 → 66.1 at η = 0.25, then gibberish; +3 to 4 points across reward models",
-        "command": "make findings ROW=guidance", "seeds": [*seeds], "steps": steps,
-        "minutes_of_last_run": round((time.monotonic() - start) / 60, 1), "environment": stamp(),
-        "summary": summary(runs), "verdicts": verdicts(summary(runs)),
+        "command": "make findings ROW=guidance",
+        "seeds": [*seeds],
+        "steps": steps,
+        "minutes_of_last_run": round((time.monotonic() - started) / 60, 1),
+        "environment": stamp(),
+        "summary": summary(runs),
+        "verdicts": verdicts(runs),
         "texts": {name: [row["text"] for row in rows[:SHOWN]] for name, rows in runs.items()},
         "prompts": [example.prompt for example in asked[:SHOWN]],
-    }  # fmt: skip
+    }
     write_json(path, found)
     return found

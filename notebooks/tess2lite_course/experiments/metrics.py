@@ -1,11 +1,13 @@
-"""What a finding measures of a model, once a seed: numbers by name."""
+"""What an experiment measures of a model, once per seed: numbers, and scores of answers, by name."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -21,115 +23,180 @@ from tess2lite.tokens import encode
 from tess2lite.training.data import pack
 
 from . import instruct
-from .early_stopping import Bystander
-from .instruct import continued as left_to_right
+from .diversity import longest_copied_run, sentence_runs
+from .early_stopping import HaltRecorder
+from .instruct import continued as autoregressive_text
 from .text_metrics import corpus_perplexity, distinct, perplexity
 
 JUDGE = "tinytown-ar"
-BATCH = 50  # texts at once
-CONTEXT = 128  # of Tinytown's models
+BATCH = 50  # texts written together
+TRAINING_STORIES = 20_000  # that generated texts are searched for in
+FEWER_IS_BETTER = ("loss", "nats", "perplexity", "log-perplexity", "seconds", "CPU seconds")  # how such metrics begin
+
+
+class Answers(NamedTuple):
+    """One score per answer, and the question it belongs to.
+
+    Attributes:
+        questions: An id of each prompt; the same prompt has the same id.
+        scores: In the same order.
+    """
+
+    questions: list[str]
+    scores: list[float]
+
+
+def question_id(prompt) -> str:
+    """Returns a short id of a prompt, a function of its text alone."""
+    return hashlib.blake2b(str(prompt).encode(), digest_size=4).hexdigest()
 
 
 @dataclass
-class Subject:
-    """A model, and how texts are drawn from it. trainer: of the run that made it, None where it was loaded whole.
+class ModelUnderTest:
+    """A model, and how texts are drawn from it.
 
-    halted: look at each text where halting would have stopped it, with this patience; 0 for never.
+    Attributes:
+        lm: A denoiser, or an autoregressive model with its `tokenizer`.
+        trainer: Of the run that made it; None if it was loaded.
+        steps: Of the sampler.
+        length: Tokens to write; None for the rest of the context.
+        self_condition: Whether each step reads the last prediction.
+        patience: Take each text where `Halt` of this patience would have stopped it; 0 for never.
+        sampling: Further settings of `generate`, such as timestep_spacing and final.
     """
 
     lm: object
     trainer: object = None
     steps: int = 50
     length: int | None = None
-    conditioned: bool = True
-    halted: int = 0
+    self_condition: bool = True
+    patience: int = 0
+    sampling: dict | None = None
+
+    @property
+    def is_denoiser(self) -> bool:
+        """Whether it writes by denoising."""
+        return hasattr(self.lm, "embedding_matrix")
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model can read."""
+        return self.lm.config.max_position_embeddings
 
     def write(self, prompts: list, seeds: list[int]) -> list[tuple[str, int]]:
-        """(text, steps it took) for each prompt."""
-        if not hasattr(self.lm, "embedding_matrix"):
-            return [(left_to_right(self.lm, prompt), 0) for prompt in prompts]
+        """Returns (text, steps it took) for each prompt; an autoregressive model takes 0."""
+        if not self.is_denoiser:
+            return [(autoregressive_text(self.lm, prompt), 0) for prompt in prompts]
         written = []
         for start in range(0, len(prompts), BATCH):
-            some, hooks = prompts[start : start + BATCH], [] if self.conditioned else [NoSelfConditioning()]
-            bystander = Bystander(len(some), self.lm.tokenizer)
-            hooks += [bystander] if self.halted else []
-            settings = {"seed": seeds[start : start + BATCH], "length": self.length, "hooks": hooks}
-            outs = generate(self.lm, some, self.steps, **settings, record=1, progress=False)
-            written += (
-                [(out.text, self.steps) for out in outs]
-                if not self.halted
-                else [tuple(reversed(row[self.halted])) for row in bystander.halted]
+            some = prompts[start : start + BATCH]
+            recorder = HaltRecorder(len(some), self.lm.tokenizer)
+            hooks = [] if self.self_condition else [NoSelfConditioning()]
+            if self.patience:
+                hooks.append(recorder)
+            outs = generate(
+                self.lm,
+                some,
+                self.steps,
+                seed=seeds[start : start + BATCH],
+                length=self.length,
+                hooks=hooks,
+                record=1,
+                progress=False,
+                **self.sampling or {},
             )
+            if self.patience:
+                for halted in recorder.halted:
+                    steps, text = halted[self.patience]
+                    written.append((text, steps))
+            else:
+                written += [(out.text, self.steps) for out in outs]
         return written
 
 
-def loss(subject: Subject, **_) -> dict[str, float]:
-    """The last held-out loss of the run's own rows, and the one with every mask a prefix's."""
-    trainer = subject.trainer
-    last = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1]
+def loss(model: ModelUnderTest, **_) -> dict[str, float]:
+    """Returns the last held-out loss on the run's own masks, and the one with prefix masks alone."""
+    trainer = model.trainer
+    own = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1]
     trainer.grid_masking = "prefix"
-    return {"loss": last, "loss after a prefix": trainer.evaluate()["eval_loss"]}
+    return {"loss": own, "loss after a prefix": trainer.evaluate()["eval_loss"]}
 
 
-def long_loss(subject: Subject, prompts: int, **_) -> dict[str, float]:
-    """Held-out loss on rows as long as the context, whatever length the run was trained on."""
-    rows = list(pack(corpus("validation", 4 * prompts), subject.lm.tokenizer, CONTEXT))[:prompts]
-    rows = [{"input_ids": row, "example": j} for j, row in enumerate(rows)]
-    return {"loss at 128 tokens": subject.trainer.evaluate(rows)["eval_loss"]}
+def long_loss(model: ModelUnderTest, prompts: int, **_) -> dict[str, float]:
+    """Returns the held-out loss on rows as long as the context, whatever length the run was trained on."""
+    rows = list(pack(corpus("validation", 8 * prompts), model.lm.tokenizer, model.context))[:prompts]
+    rows = [{"input_ids": row, "example": number} for number, row in enumerate(rows)]
+    return {"loss at full length": model.trainer.evaluate(rows)["eval_loss"]}
 
 
-def told(subject: Subject, prompts: int, seed: int, **_) -> dict[str, float]:
-    """Test stories continued after two sentences: how many are valid, perplexity under the AR judge, dist-2.
+def story_metrics(model: ModelUnderTest, prompts: int, seed: int, **_) -> dict[str, float | Answers]:
+    """Continues test stories after two sentences.
 
-    Of perplexities it is the logarithm that is compared: a single broken word may multiply one.
+    Returns:
+        Shares of valid stories and nats per token under the AR judge, by story; perplexity of all, dist-1 to dist-4,
+        the longest run of sentences copied from training, steps, and CPU seconds per text.
     """
-    tellable = [" ".join(split_sentences(text)[:2]) for text in stories("test", prompts, seed)]
-    begun = time.process_time()  # a shared machine's clock says more of the others
-    written = subject.write(tellable, [seed * 10_000 + i for i in range(prompts)])
-    seconds, texts = time.process_time() - begun, [text for text, _ in written]
+    openings = [" ".join(split_sentences(text)[:2]) for text in stories("test", prompts, seed)]
+    started = time.process_time()  # a shared machine's clock says more about the other programs
+    written = model.write(openings, [seed * 10_000 + i for i in range(prompts)])
+    seconds = time.process_time() - started
+    texts = [text for text, _ in written]
     judge = AutoModelForCausalLM.from_pretrained(bundled()[JUDGE], use_safetensors=True).eval()
-    judged = corpus_perplexity(perplexity(judge, subject.lm.tokenizer, texts, tellable))
-    valid = [verify(prompt + text) is None for prompt, text in zip(tellable, texts, strict=True)]
+    judged = perplexity(judge, model.lm.tokenizer, texts, openings)
+    valid = [float(verify(opening + text) is None) for opening, text in zip(openings, texts, strict=True)]
+    known = sentence_runs(corpus("train", TRAINING_STORIES))
+    questions = [question_id(opening) for opening in openings]
     return {
-        "valid stories": statistics.mean(valid),
-        "perplexity": judged,
-        "log-perplexity": math.log(judged),
-        "dist-2": distinct(texts, 2),
+        "valid stories": Answers(questions, valid),
+        "nats per token": Answers(questions, [nll / tokens for nll, tokens in judged]),
+        "perplexity": corpus_perplexity(judged),
+        "log-perplexity": math.log(corpus_perplexity(judged)),
+        **{f"dist-{n}": distinct(texts, n) for n in (1, 2, 3, 4)},
+        "longest copied run": max(longest_copied_run(text, known) for text in texts),
         "steps": statistics.mean(steps for _, steps in written),
-        "CPU seconds a text": seconds / prompts,
+        "CPU seconds per text": seconds / prompts,
     }
 
 
-def answered(subject: Subject, prompts: int, seed: int, tasks: list[str]) -> dict[str, float]:
-    """Accuracy on each task's test questions, and seconds an answer."""
-    scores, begun = {}, time.process_time()
+def task_accuracy(model: ModelUnderTest, prompts: int, seed: int, tasks: list[str]) -> dict[str, float | Answers]:
+    """Returns scores of answers to each task's test questions, and CPU seconds per answer."""
+    found = {}
+    started = time.process_time()
     for task in tasks:
-        asked = instruct.test_examples(task, subject.lm.tokenizer, CONTEXT, seed, prompts)
-        chats = [[{"role": "user", "content": example.prompt}] for example in asked]
-        written = subject.write(chats, [seed * 10_000 + i for i in range(len(chats))])
-        for example, (text, _) in zip(asked, written, strict=True):
-            scores.setdefault(instruct.kind(example), []).append(score(example, text))
-    number = sum(map(len, scores.values()))
-    seconds = {"CPU seconds an answer": (time.process_time() - begun) / number}
-    return {task: statistics.mean(values) for task, values in scores.items()} | seconds
+        examples = instruct.test_examples(task, model.lm.tokenizer, model.context, seed, prompts)
+        chats = [[{"role": "user", "content": example.prompt}] for example in examples]
+        written = model.write(chats, [seed * 10_000 + i for i in range(len(chats))])
+        for example, (text, _) in zip(examples, written, strict=True):
+            answers = found.setdefault(instruct.kind(example), Answers([], []))
+            answers.questions.append(question_id(example.prompt))
+            answers.scores.append(score(example, text))
+    number = sum(len(answers.scores) for answers in found.values())
+    return found | {"CPU seconds per answer": (time.process_time() - started) / number}
 
 
-def timed(subject: Subject, seed: int, lengths: list[int], **_) -> dict[str, float]:
-    """Seconds to write so many tokens after a short prompt; the AR model with its KV cache, and never ending early."""
-    lm, seconds = subject.lm, {}
+def latency(model: ModelUnderTest, seed: int, lengths: list[int], **_) -> dict[str, float]:
+    """Returns seconds to write that many tokens after a prompt; the AR model has a KV cache and does not end early."""
+    lm = model.lm
     lm.config.max_position_embeddings = 2 * max(lengths)  # rotary positions have no table to outgrow
-    ids = torch.tensor([[lm.tokenizer.bos_token_id, *encode(lm.tokenizer, "Tom had a drum.")]])
+    prompt = "Tom had a drum."
+    ids = torch.tensor([[lm.tokenizer.bos_token_id, *encode(lm.tokenizer, prompt)]])
+    seconds = {}
     for length in lengths:
-        begun = time.monotonic()
-        if hasattr(lm, "embedding_matrix"):
-            generate(lm, "Tom had a drum.", subject.steps, seed=seed, length=length, record=1, progress=False)
+        started = time.monotonic()
+        if model.is_denoiser:
+            generate(lm, prompt, model.steps, seed=seed, length=length, record=1, progress=False)
         else:
-            exactly = {"min_new_tokens": length, "max_new_tokens": length, "pad_token_id": lm.tokenizer.pad_token_id}
             with torch.inference_mode():
-                lm.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **exactly)
-        seconds[f"seconds for {length}"] = time.monotonic() - begun
+                lm.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=False,
+                    min_new_tokens=length,
+                    max_new_tokens=length,
+                    pad_token_id=lm.tokenizer.pad_token_id,
+                )
+        seconds[f"seconds for {length}"] = time.monotonic() - started
     return seconds
 
 
-MEASURES = {measure.__name__: measure for measure in (loss, long_loss, told, answered, timed)}
-FEWER_IS_BETTER = ("loss", "perplexity", "log-perplexity", "seconds", "CPU seconds")  # metrics that begin so
+METRICS = {metric.__name__: metric for metric in (loss, long_loss, story_metrics, task_accuracy, latency)}

@@ -1,8 +1,8 @@
-"""The paper in miniature: `python -m tess2lite_course.experiments.runner 02` makes row 2 of its table again.
+"""The paper in miniature: `python -m tess2lite_course.experiments.runner 02` repeats row 2 of its table.
 
-A finding is a YAML file: arms, which are models trained by a recipe or loaded as they are; what is measured of each;
-and comparisons, which say what should be better than what. Every arm runs with every seed. The results are one JSON
-file in runs/findings/again that grows run by run; a run that was stopped goes on from its last checkpoint.
+An experiment is a YAML file: arms, which are models trained by a recipe or loaded as they are; what is measured of
+each; and comparisons, which say what should be better than what. Every arm runs with every seed. The results are one
+JSON file in runs/findings/again that grows run by run; an interrupted run resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,50 +26,51 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from tess2lite.evaluation.intervals import compare, mean_interval
-from tess2lite.evaluation.results import stamp, write_json
+from tess2lite.evaluation.intervals import mean_interval
+from tess2lite.evaluation.results import stamp, write_text
 from tess2lite.loading import bundled, load
 from tess2lite.training.build import build_trainer
 from tess2lite.training.recipe import TRAININGS
 from tess2lite.training.trainer import last_checkpoint
+from tess2lite.validation import InputError
 
 from . import guidance_sweep
-from .metrics import FEWER_IS_BETTER, MEASURES, Subject
+from .comparisons import judge
+from .metrics import FEWER_IS_BETTER, METRICS, Answers, ModelUnderTest
 
 RECIPES = Path(__file__).parent / "recipes"
-HOW = ("edit", "kind", "pretrain", "write")  # what an arm may say beside fields of its recipe
-PARTS = ("seeds", "prompts", "recipe", "arms", "measure")  # that a finding cannot do without
-SMOKE = {"steps": 2, "warmup": 1, "num_eval_examples": 2, "evaluate_every": 2, "save_every": 2}
+ARM_FIELDS = ("edit", "kind", "pretrain", "write")  # what an arm may say beside fields of its recipe
+REQUIRED = ("seeds", "prompts", "recipe", "arms", "measure")
+SMOKE_FIELDS = {"steps": 2, "warmup": 1, "num_eval_examples": 2, "evaluate_every": 2, "save_every": 2}
 
 
 def random_weights(lm):
-    """The same architecture, nothing learned."""
+    """Returns the same architecture with nothing learned."""
     return _fresh(type(lm), lm.config, lm)
 
 
 def causal(lm):
-    """Attention as the AR model had it: no position sees a later one."""
+    """Makes attention causal, as the AR model's was."""
     lm.config.is_causal = True
     return lm
 
 
 def unshifted(lm):
-    """Each position is read from its own hidden state, not from the one before, as an AR model never was."""
+    """Reads each position from its own hidden state instead of the one before, as an AR model never was."""
     shifted = lm.hidden_states
     lm.hidden_states = lambda *args: shifted(*args).roll(-1, dims=1)
     return lm
 
 
 def small_mistral(lm):
-    """A Mistral of 1 M weights, nothing learned."""
+    """Returns a Mistral of 1 M weights with nothing learned."""
     return _fresh(MistralForCausalLM, MistralConfig(**_small(lm), num_key_value_heads=2, sliding_window=None), lm)
 
 
 def small_llama(lm):
-    """The same in Llama's manner: a key and a value for each head, slower rotations (those of Llama 3)."""
-    config = LlamaConfig(
-        **_small(lm), num_key_value_heads=4, rope_parameters={"rope_type": "default", "rope_theta": 5e5}
-    )
+    """Returns the same in Llama's manner: a key and a value for each head, slower rotations (those of Llama 3)."""
+    rotations = {"rope_type": "default", "rope_theta": 5e5}
+    config = LlamaConfig(**_small(lm), num_key_value_heads=4, rope_parameters=rotations)
     return _fresh(LlamaForCausalLM, config, lm)
 
 
@@ -88,106 +90,147 @@ EDITS = {edit.__name__: edit for edit in (random_weights, causal, unshifted, sma
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in (RECIPES).glob("*.yaml"))
+    """Returns the names of the experiments that come with the course."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def chosen(name: str) -> list[str]:
-    """The findings meant by a file's name ("09-stories"), by a row of the table ("9") or by a YAML file's path."""
-    rows = [stem for stem in names() if name in map(str, _rows(read_finding(stem)))]
-    return [name] if name in names() else rows or [name]
+def resolve(name: str) -> list[str]:
+    """Returns the experiments meant by a file's name ("09-stories"), a row of the table ("9") or a YAML file's path."""
+    if name in names():
+        return [name]
+    return [stem for stem in names() if name in map(str, _rows(read_experiment(stem)))] or [name]
 
 
-def read_finding(name: str) -> dict:
-    """A finding that comes with the package, by its file's name, or one's own YAML file."""
+def read_experiment(name: str) -> dict:
+    """Reads an experiment that comes with the course, by its name, or one's own YAML file.
+
+    Raises:
+        InputError: For an unknown name, a file that is not YAML, or an experiment that cannot run.
+    """
     path = RECIPES / f"{name}.yaml"
-    path = path if path.exists() else Path(name)
+    path = path if path.exists() else Path(name).expanduser()
     if not path.is_file():
-        raise ValueError(
-            f"There is no finding '{name}'; give a YAML file, a row of the table (1 to 14), or one of "
+        raise InputError(
+            f"There is no experiment '{name}'; give a YAML file, a row of the table (1 to 14), or one of "
             f"{', '.join(names())}."
         )
     try:
-        finding = yaml.safe_load(path.read_text())
+        experiment = yaml.safe_load(path.read_text())
     except yaml.YAMLError as problem:
-        raise ValueError(f"'{path}' is not YAML: {str(problem).splitlines()[0]}.") from None
-    _check(path, finding)
-    return finding | {"name": path.stem}
+        raise InputError(f"'{path}' is not YAML: {str(problem).splitlines()[0]}.") from None
+    _check(path, experiment)
+    return experiment | {"name": path.stem}
 
 
-def _check(path: Path, finding) -> None:
-    """One's own finding, before hours are spent on it."""
-    if isinstance(finding, dict) and "study" in finding:
+def _check(path: Path, experiment) -> None:
+    """Refuses an experiment that would fail, before hours are spent on it."""
+    if isinstance(experiment, dict) and "study" in experiment:
         return
-    missing = [part for part in PARTS if not isinstance(finding, dict) or not finding.get(part)]
+    missing = [part for part in REQUIRED if not isinstance(experiment, dict) or not experiment.get(part)]
     if missing:
-        raise ValueError(f"'{path}' has no {missing[0]}; a finding has {', '.join(PARTS)}, and perhaps compare.")
+        raise InputError(f"'{path}' has no {missing[0]}; it needs {', '.join(REQUIRED)}, and perhaps compare.")
+    arms = experiment["arms"]
+    compared = [c.get(side) for c in experiment.get("compare", []) for side in ("better", "than")]
     used = {
-        "measure": ([*finding["measure"]], MEASURES),
-        "edit": ([arm["edit"] for arm in finding["arms"].values() if arm and "edit" in arm], EDITS),
-        "arm": ([c.get(side) for c in finding.get("compare", []) for side in ("better", "than")], finding["arms"]),
+        "metric": (list(experiment["measure"]), METRICS),
+        "edit": ([arm["edit"] for arm in arms.values() if arm and "edit" in arm], EDITS),
+        "arm": (compared, arms),
     }
     for what, (given, known) in used.items():
-        if unknown := [name for name in given if name not in known]:
-            raise ValueError(f"'{path}' has no {what} '{unknown[0]}'; choose one of {', '.join(known)}.")
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise InputError(f"'{path}' has no {what} '{unknown[0]}'; choose one of {', '.join(known)}.")
 
 
-def _rows(finding: dict) -> list[int]:
-    return [comparison["row"] for comparison in finding.get("compare", []) if "row" in comparison]
+def _rows(experiment: dict) -> list[int]:
+    return [comparison["row"] for comparison in experiment.get("compare", []) if "row" in comparison]
 
 
-def run(name: str, results: Path, work: Path, smoke: bool = False) -> dict:
-    """All runs of a finding that its results lack. smoke: one seed, two steps and two prompts, to see that it runs."""
-    finding = read_finding(name)
-    if finding.get("study") == "guidance":  # which compares answers in pairs, and keeps their texts
-        return finding | guidance_sweep.run(results / "guidance.json", smoke)
+def run_experiment(name: str, results: Path, work: Path, smoke: bool = False) -> dict:
+    """Makes all runs that the results lack.
+
+    Args:
+        name: As in `read_experiment`.
+        results: Folder of the JSON file.
+        work: Folder of checkpoints.
+        smoke: One seed, two steps and two prompts, only to see that it runs.
+
+    Returns:
+        The experiment with its runs, summary and verdicts, as the file has it.
+
+    Raises:
+        InputError: If the file holds results of another recipe.
+    """
+    experiment = read_experiment(name)
+    if experiment.get("study") == "guidance":  # compares answers in pairs, and keeps their texts
+        return experiment | guidance_sweep.run(results / "guidance.json", smoke)
     if smoke:
-        finding |= {"seeds": finding["seeds"][:1], "prompts": 2, "smoke": True}
-    path = results / f"{finding['name']}.json"
-    known = json.loads(path.read_text()) if path.exists() else finding | {"runs": []}
-    done = {(entry["arm"], entry["seed"]) for entry in known["runs"]}
-    changed = any(known["arms"][arm] != finding["arms"].get(arm, "gone") for arm, _ in done)
-    if done and (changed or any(known[part] != finding[part] for part in ("recipe", "measure"))):
-        raise ValueError(f"'{path}' holds results of another recipe; move it away first.")
-    known = finding | {"command": f"make findings ROW={finding['name']}", "runs": known["runs"]}
-    for seed in finding["seeds"]:
-        for arm in finding["arms"]:
+        experiment |= {"seeds": experiment["seeds"][:1], "prompts": 2, "smoke": True}
+    path = results / f"{experiment['name']}.json"
+    known = json.loads(path.read_text()) if path.exists() else experiment | {"runs": []}
+    done = {(run["arm"], run["seed"]) for run in known["runs"]}
+    changed_arms = any(known["arms"][arm] != experiment["arms"].get(arm, "gone") for arm, _ in done)
+    changed = changed_arms or any(known[part] != experiment[part] for part in ("recipe", "measure", "prompts"))
+    if done and changed:
+        raise InputError(f"'{path}' holds results of another recipe; move it away first.")
+    known = experiment | {"command": f"make findings ROW={experiment['name']}", "runs": known["runs"]}
+    for seed in experiment["seeds"]:
+        for arm in experiment["arms"]:
             if (arm, seed) not in done:
-                known["runs"].append(_run(finding, arm, seed, work / path.stem))
-                write_json(path, known | {"summary": summary(known), "verdicts": verdicts(known)})
+                known["runs"].append(_run(experiment, arm, seed, work / path.stem))
+                write_experiment(path, known | {"summary": summary(known), "verdicts": verdicts(known)})
     return known | {"summary": summary(known), "verdicts": verdicts(known)}
 
 
-def _run(finding: dict, arm: str, seed: int, work: Path) -> dict:
-    changes, begun = finding["arms"][arm] or {}, time.monotonic()
-    how = {part: changes[part] for part in HOW if part in changes}
-    fields = finding["recipe"] | {name: value for name, value in changes.items() if name not in HOW}
+def write_experiment(path: Path, experiment: dict) -> None:
+    """Writes an experiment's JSON file with one run per line."""
+    head = {name: value for name, value in experiment.items() if name != "runs"}
+    text = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
+    runs = ",\n".join(f"  {json.dumps(run, ensure_ascii=False)}" for run in experiment["runs"])
+    write_text(path, f'{text},\n "runs": [\n{runs}\n ]\n}}\n')
+
+
+def _run(experiment: dict, arm: str, seed: int, work: Path) -> dict:
+    started = time.monotonic()
+    changes = experiment["arms"][arm] or {}
+    how = {part: changes[part] for part in ARM_FIELDS if part in changes}
+    fields = experiment["recipe"] | {name: value for name, value in changes.items() if name not in ARM_FIELDS}
     torch.manual_seed(seed)  # of random weights and of LoRA's
-    smoke, trained = finding.get("smoke", False), "data" in fields
-    if trained:
+    is_smoke = experiment.get("smoke", False)
+    is_trained = "data" in fields
+    trainer = None
+    if is_trained:
         if "pretrain" in how:
-            fields["model"] = _pretrained(finding, how["pretrain"], seed, work)
-        trainer, folder = _train(fields, how, seed, work, smoke)
+            fields["model"] = _pretrain(experiment, how["pretrain"], seed, work)
+        trainer, folder = _train(fields, how, seed, work, is_smoke)
         model = trainer.model
     else:
-        trainer, model = None, _as_it_is(fields["model"], how, smoke)
-    trained_minutes = (time.monotonic() - begun) / 60
-    write = finding.get("write", {}) | how.get("write", {}) | ({"steps": 2} if smoke else {})
-    subject = Subject(model, trainer, **write)
-    measured = {}
-    for measure, settings in finding["measure"].items():
-        measured |= MEASURES[measure](subject, prompts=finding["prompts"], seed=seed, **settings or {})
-    entry = {"arm": arm, "seed": seed, "measured": {name: round(value, 4) for name, value in measured.items()}}
-    if trained:
+        model = _load(fields["model"], how, is_smoke)
+    training_minutes = (time.monotonic() - started) / 60
+    write = experiment.get("write", {}) | how.get("write", {})
+    if is_smoke:
+        write["steps"] = 2
+    tested = ModelUnderTest(model, trainer, **write)
+    entry = {"arm": arm, "seed": seed, "measured": {}, "answers": {}}
+    for name, settings in experiment["measure"].items():
+        found = METRICS[name](tested, prompts=experiment["prompts"], seed=seed, **settings or {})
+        for metric, value in found.items():
+            if isinstance(value, Answers):
+                entry["answers"][metric] = value._asdict()
+                value = sum(value.scores) / len(value.scores) if value.scores else 0.0
+            entry["measured"][metric] = round(value, 4)
+    if trainer:
         shutil.rmtree(folder)
-        entry |= _course(trainer) | {"minutes of training": round(trained_minutes, 1)}
-    return entry | {"minutes": round((time.monotonic() - begun) / 60, 1), "environment": stamp()}
+        entry |= _curve(trainer) | {"minutes of training": round(training_minutes, 1)}
+    return entry | {"minutes": round((time.monotonic() - started) / 60, 1), "environment": stamp()}
 
 
 def _train(fields: dict, how: dict, seed: int, work: Path, smoke: bool):
     """(trainer, its folder) of a recipe that was run to its end."""
-    # Named after all that it was made from: a changed recipe does not go on from another's checkpoint.
+    # Named after all that it was made from: a changed recipe does not resume from another's checkpoint.
     folder = work / hashlib.sha256(json.dumps([fields, how, seed]).encode()).hexdigest()[:16]
-    fields = fields | {name: value for name, value in SMOKE.items() if smoke}
+    if smoke:
+        fields = fields | SMOKE_FIELDS
     recipe = TRAININGS[how.get("kind", "denoiser")](**fields, output=str(folder), seed=seed)
     trainer = build_trainer(recipe, EDITS[how["edit"]] if "edit" in how else None)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -195,23 +238,25 @@ def _train(fields: dict, how: dict, seed: int, work: Path, smoke: bool):
     return trainer, folder
 
 
-def _pretrained(finding: dict, changes: dict, seed: int, work: Path) -> str:
-    """Folder of a left-to-right model that a finding's arm begins with."""
-    how = {"kind": "ar", **({"edit": changes["edit"]} if "edit" in changes else {})}
-    fields = finding["pretrain"] | {name: value for name, value in changes.items() if name != "edit"}
-    trainer, folder = _train(fields, how, seed, work / "pretrained", finding.get("smoke", False))
+def _pretrain(experiment: dict, changes: dict, seed: int, work: Path) -> str:
+    """Folder of an autoregressive model that an arm begins with."""
+    how = {"kind": "ar"}
+    if "edit" in changes:
+        how["edit"] = changes["edit"]
+    fields = experiment["pretrain"] | {name: value for name, value in changes.items() if name != "edit"}
+    trainer, folder = _train(fields, how, seed, work / "pretrained", experiment.get("smoke", False))
     trainer.save_model(str(folder))
     return str(folder)
 
 
-def _as_it_is(name: str, how: dict, smoke: bool):
+def _load(name: str, how: dict, smoke: bool):
     if how.get("kind") != "ar":
         return load(name)
     folder = bundled().get(name, Path(name))
     if smoke and not folder.is_dir():  # not bundled, and made in an hour
         folder = bundled()["tinytown-ar"]
     if not folder.is_dir():
-        raise ValueError(
+        raise InputError(
             f"There is no model '{name}'; python -m tess2lite_course.experiments.build runs/tinytown makes it."
         )
     model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
@@ -219,83 +264,127 @@ def _as_it_is(name: str, how: dict, smoke: bool):
     return model
 
 
-def _course(trainer) -> dict:
-    """The held-out loss on the way, and how many weights were trained."""
+def _curve(trainer) -> dict:
+    """Held-out losses by step, and how many weights were trained."""
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    last = evaluations[-1]
     return {
         "steps": [entry["step"] for entry in evaluations],
         "loss": [round(entry["eval_loss"], 4) for entry in evaluations],
-        "loss_at": {key.rsplit("_", 1)[1]: round(v, 4) for key, v in evaluations[-1].items() if "_at_" in key},
+        "loss_at": {key.rsplit("_", 1)[1]: round(value, 4) for key, value in last.items() if "_at_" in key},
         "trained_weights": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
     }
 
 
-def final_losses(finding: dict) -> dict[str, list[float]]:
-    """arm → last held-out loss of each seed."""
-    return measured(finding, "loss")
+def final_losses(experiment: dict) -> dict[str, list[float]]:
+    """Returns the last held-out loss of each seed, by arm."""
+    return measured(experiment, "loss")
 
 
-def measured(finding: dict, metric: str) -> dict[str, list[float]]:
-    """arm → what was measured, seed by seed."""
-    runs = sorted(finding["runs"], key=lambda entry: entry["seed"])
+def measured(experiment: dict, metric: str) -> dict[str, list[float]]:
+    """Returns what was measured, seed by seed, by arm."""
+    runs = sorted(experiment["runs"], key=lambda run: run["seed"])
     return {
-        arm: [entry["measured"][metric] for entry in runs if entry["arm"] == arm and metric in entry["measured"]]
-        for arm in finding["arms"]
+        arm: [run["measured"][metric] for run in runs if run["arm"] == arm and metric in run["measured"]]
+        for arm in experiment["arms"]
     }
 
 
-def summary(finding: dict) -> dict[str, dict]:
-    """arm → metric → [mean, half width of the 95 % interval over seeds; None from a single one]."""
+def summary(experiment: dict) -> dict[str, dict]:
+    """Returns arm → metric → [mean, low, high], the 95 % interval by question and training seed; null if unknown."""
     found = {}
-    for metric in dict.fromkeys(name for entry in finding["runs"] for name in entry["measured"]):
-        for arm, values in measured(finding, metric).items():
-            if values:
-                mean, half = _seed_interval(values)
-                found.setdefault(arm, {})[metric] = [round(mean, 4), round(half, 4) if len(values) > 1 else None]
+    metrics = dict.fromkeys(name for run in experiment["runs"] for name in run["measured"])
+    for arm in experiment["arms"]:
+        runs = [run for run in experiment["runs"] if run["arm"] == arm]
+        for metric in metrics:
+            scores, questions, seeds = _scores([run for run in runs if metric in run["measured"]], metric)
+            if not scores:
+                continue
+            bounds = (0, 1) if questions and all(0 <= score <= 1 for score in scores) else None
+            interval = mean_interval(scores, questions, seeds, bounds)
+            is_known = interval.half_width < float("inf")
+            found.setdefault(arm, {})[metric] = [
+                round(number, 4) if is_known or number == interval.mean else None for number in interval
+            ]
     return found
 
 
-def _seed_interval(values: list[float]) -> list[float]:
-    interval = mean_interval(values, seeds=range(len(values)))
-    return [interval.mean, interval.half_width]
+def _scores(runs: list[dict], metric: str) -> tuple[list[float], list | None, list | None]:
+    """(scores, questions, training seeds) of some runs; questions and seeds are None where they do not count."""
+    scores = []
+    questions = []
+    seeds = []
+    by_answer = all(metric in run.get("answers", {}) for run in runs)
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        own = run["answers"][metric]["scores"] if by_answer else [run["measured"][metric]]
+        scores += own
+        questions += run["answers"][metric]["questions"] if by_answer else []
+        seeds += [run["seed"]] * len(own)
+    is_trained = any("trained_weights" in run for run in runs)
+    return scores, questions if by_answer else None, seeds if is_trained or not by_answer else None
 
 
-def verdicts(finding: dict) -> list[dict]:
-    """What may be said of each comparison: gains are paired, seed by seed."""
-    says = []
-    for comparison in finding.get("compare", []):
-        values = measured(finding, comparison["metric"])
-        better, than = values[comparison["better"]], values[comparison["than"]]
-        sign = -1 if comparison["metric"].startswith(FEWER_IS_BETTER) else 1
-        gains = [sign * (mine - other) for mine, other in zip(better, than, strict=False)]
-        if len(gains) > 1:
-            judged = compare(gains, seeds=range(len(gains)))
-            sides = [_seed_interval(better), _seed_interval(than)]
-            gain = [judged.gain.mean, judged.gain.half_width]
-            says.append(comparison | {"sides": sides, "gain": gain, "verdict": judged.verdict})
-    return says
+def verdicts(experiment: dict) -> list[dict]:
+    """Returns what may be said of each comparison: gains are paired by question and seed.
+
+    A comparison is left out where its sides were not asked the same questions, or where one number cannot be judged.
+    """
+    found = []
+    for claim in experiment.get("compare", []):
+        metric = claim["metric"]
+        sides = [_runs_by_seed(experiment, claim[side], metric) for side in ("better", "than")]
+        both = sorted(set(sides[0]) & set(sides[1]))
+        (better, questions, seeds), (than, other_questions, other_seeds) = (
+            _scores([side[seed] for seed in both], metric) for side in sides
+        )
+        is_paired = questions == other_questions and len(better) == len(than)
+        if is_paired and len(better) > 1:
+            training_seeds = seeds or other_seeds  # one side may have been loaded
+            fewer = metric.startswith(FEWER_IS_BETTER)
+            found.append(judge(claim, better, than, questions, training_seeds, fewer))
+    return found
+
+
+def _runs_by_seed(experiment: dict, arm: str, metric: str) -> dict[int, dict]:
+    return {run["seed"]: run for run in experiment["runs"] if run["arm"] == arm and metric in run["measured"]}
 
 
 def main(arguments: list[str]) -> None:
-    """Makes findings again, in a folder of their own, and shows them beside the ones that are committed."""
-    smoke, work = "--smoke" in arguments, Path("runs/findings")
-    wanted = [stem for name in arguments if name != "--smoke" for stem in chosen(name)]
+    """Repeats experiments, in a folder of their own, and shows them beside the committed ones."""
+    smoke = "--smoke" in arguments
+    work = Path("runs/findings")
+    wanted = [stem for name in arguments if name != "--smoke" for stem in resolve(name)]
     for name in wanted or names():
-        finding = run(name, work / ("smoke" if smoke else "again"), work, smoke)
-        for arm, metrics in finding["summary"].items() if "arms" in finding else ():
-            numbers = (f"{metric} {mean:.4g} ± {half or 0:.2g}" for metric, (mean, half) in metrics.items())
-            print(f"{finding['name']} · {arm}: {', '.join(numbers)}")
-        committed = Path("assets/findings") / f"{finding['name']}.json"
+        experiment = run_experiment(name, work / ("smoke" if smoke else "again"), work, smoke)
+        if "arms" in experiment:
+            _print_summary(experiment)
+        committed = Path("assets/findings") / f"{experiment['name']}.json"
         known = json.loads(committed.read_text())["verdicts"] if committed.exists() else []
-        for which, verdicts_ in (("here", finding["verdicts"]), ("committed", known)):
-            for said in verdicts_:
-                print("{:9} · {what}: {verdict} (gain {:.3g} ± {:.2g})".format(which, *said["gain"], **said))
+        for source, records in (("here", experiment["verdicts"]), ("committed", known)):
+            for record in records:
+                print(f"{source:9} · {record['what']}: {record['verdict']} (gain {_with_spread(record['gain'])})")
 
 
-if __name__ == "__main__":
+def _print_summary(experiment: dict) -> None:
+    for arm, metrics in experiment["summary"].items():
+        numbers = [f"{metric} {_with_spread(interval)}" for metric, interval in metrics.items()]
+        print(f"{experiment['name']} · {arm}: {', '.join(numbers)}")
+
+
+def _with_spread(interval: list[float | None]) -> str:
+    mean, low, high = interval
+    return f"{mean:.4g}" if low is None else f"{mean:.4g}, {low:.4g} to {high:.4g}"
+
+
+def command(run: Callable, *arguments) -> None:
+    """Runs a command that ends in one sentence instead of a traceback."""
     try:
-        main(sys.argv[1:])
+        run(*arguments)
     except ValueError as problem:
         sys.exit(str(problem))
     except KeyboardInterrupt:
-        sys.exit("Stopped; the same command goes on from the last checkpoint.")
+        sys.exit("Stopped; the same command resumes from the last checkpoint.")
+
+
+if __name__ == "__main__":
+    command(main, sys.argv[1:])

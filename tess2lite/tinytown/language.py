@@ -71,7 +71,7 @@ def render(skeleton: str, slots: dict[str, str]) -> str:
         full |= {"kid": "girl" if is_girl(slots["A"]) else "boy", "He": full["he"].capitalize()}
     if "at" in slots:
         full |= {"p": place_of(slots["at"]), "At": slots["at"][0].upper() + slots["at"][1:]}
-    for key in "oc":
+    for key in "oqc":
         if key in slots:
             full["a" + key] = article(slots[key])
             full["A" + key] = article(slots[key]).capitalize()
@@ -92,7 +92,8 @@ def _patterns() -> dict[str, str]:
     places = _either(map(place_of, w["place"]))
     at = _either(w["place"])
     patterns = {"A": person, "B": person, "o": thing, "q": thing, "c": creature, "at": at, "p": places}
-    patterns |= {"At": at, "ao": f"an? {thing}", "ac": f"an? {creature}", "Ac": f"An? {creature}"}
+    patterns |= {"At": at, "ao": f"an? {thing}", "aq": f"an? {thing}"}
+    patterns |= {"ac": f"an? {creature}", "Ac": f"An? {creature}"}
     patterns |= {"i": countable, "n": _either(w["number"]), "m": _either(w["number"])}
     patterns |= {key: _either(w[key]) for key in ("good", "bad", "mood", "food")}
     patterns |= {"kid": "(?:girl|boy)", "He": "(?:He|She)", "His": "(?:His|Her)"}
@@ -122,7 +123,7 @@ def read_sentence(sentence: str) -> list[tuple[str, str, dict[str, str]]]:
     for kind, skeleton, reader in _readers():
         if match := reader.fullmatch(sentence):
             slots = match.groupdict()
-            for capital in ("At", "ao", "ac", "Ac"):
+            for capital in ("At", "ao", "aq", "ac", "Ac"):
                 if capital in slots:
                     value = slots.pop(capital)
                     key = "at" if capital == "At" else capital[1]

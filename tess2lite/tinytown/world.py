@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .language import is_girl, number, read_sentence, split_sentences
+from .language import is_girl, number, number_word, read_sentence, split_sentences
 
 
 class Contradiction(Exception):
@@ -167,22 +167,81 @@ class World:
         _need((a, item) in self.count, f"nobody said how many {item} {a} had")
         return self.count[a, item]
 
-    def _count_more(self, a, slots, **_):
-        self.count[a, slots["i"]] = self._counted(a, slots["i"]) + number(slots["m"])
+    def _change(self, who, item, by):
+        left = self._counted(who, item) + by
+        _need(left >= 0, f"{who} does not have {number_word(max(1, -by))} {item}")
+        self.count[who, item] = left
+
+    def _pass_on(self, giver, receiver, item, number_passed):
+        """Both counts change; whoever was never counted is left out."""
+        if (giver, item) in self.count:
+            self._change(giver, item, -number_passed)
+        if (receiver, item) in self.count:
+            self._change(receiver, item, number_passed)
+
+    def _count_more(self, a, b, slots, **_):
+        self._counted(a, slots["i"])
+        self._pass_on(b, a, slots["i"], number(slots["m"]))
 
     def _count_lose(self, a, slots, **_):
-        left = self._counted(a, slots["i"]) - number(slots["m"])
-        _need(left >= 0, f"{a} does not have {slots['m']} {slots['i']}")
-        self.count[a, slots["i"]] = left
+        self._change(a, slots["i"], -number(slots["m"]))
 
-    _count_give = _count_lose
+    def _count_give(self, a, b, slots, **_):
+        self._counted(a, slots["i"])
+        self._pass_on(a, b, slots["i"], number(slots["m"]))
 
     def _count_left(self, a, slots, **_):
         told = number(slots["n"])
         _need(self._counted(a, slots["i"]) == told, f"{a} does not have {told} {slots['i']}")
 
+    def _count_both(self, a, b, slots, **_):
+        together = self._counted(a, slots["i"]) + self._counted(b, slots["i"])
+        _need(together == number(slots["n"]), f"{a} and {b} do not have {slots['n']} {slots['i']}")
+
+    def _more_than(self, a, b, slots, **_):
+        more = self._counted(a, slots["i"]) > self._counted(b, slots["i"])
+        _need(more, f"{a} does not have more {slots['i']} than {b}")
+
     def _holds(self, a, o, **_):
         self._hold(a, o)
+
+    def _tell_holder(self, b, o, **_):
+        self._hold(b, o)
+
+    def _owner_is(self, a, o, **_):
+        _need(self.owner.get(o) == a, f"the {o} is not {a}'s")
+
+    def _lay(self, a, o, at, **_):
+        self._hold(a, o)
+        self._lie(o, at)
+
+    def _lie(self, thing, at):
+        self.holder[thing], self.lies[thing] = None, at
+
+    def _where(self, o, at, **_):
+        _need(self.lies.get(o) == at, f"the {o} is not {at}")
+
+    def _takeout(self, a, o, at, **_):
+        self._refind(a, o, at)
+
+    def _was_at(self, a, at, **_):
+        _need(self.place.get(a) == at, f"{a} is not {at}")
+
+    def _hidden_at(self, a, at, **_):
+        _need(self.hiding.get(a) == at, f"{a} is not hiding {at}")
+
+    def _two(self, o, at, slots, **_):
+        _need(o != slots["q"], f"there is only one {o}")
+        for thing in (o, slots["q"]):
+            _need(thing not in self.holder, f"the {thing} is already somebody's")
+            self._lie(thing, at)
+
+    def _choose(self, a, b, o, slots, **_):
+        _need(o in self.lies, f"the {o} lies nowhere")
+        _need(self.lies[o] == self.lies.get(slots["q"]), f"the {slots['q']} is not beside the {o}")
+        for who, thing in ((a, o), (b, slots["q"])):
+            self._take(who, thing)
+            self.owner[thing] = who
 
 
 def _agrees(slots: dict[str, str]) -> bool:

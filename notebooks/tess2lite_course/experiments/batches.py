@@ -1,0 +1,124 @@
+"""Batches of whole documents for the bundled models: no token is read twice, hardly any filler.
+
+Documents come in pools; a pool's are sorted by length and cut into batches of about equally many tokens. Which
+documents a batch holds is a function of (seed, step), so a run that resumes reads on where it stopped.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+
+from tess2lite.tinytown.documents import KINDS, Document, document
+
+BATCHES_PER_POOL = 64
+MEAN_TOKENS = 76  # per document, a little below what is measured, so that a pool fills its batches
+ROUND_TO = 16  # row lengths are multiples of it, which spares a compiler some shapes
+
+
+def as_text(made: Document) -> str:
+    """A document as plain text: chats in TESS 2's template, which ends in the assistant's words."""
+    if isinstance(made, str):
+        return made
+    turns = [f"<|{message['role']}|>\n{message['content']}" for message in made]
+    return "\n".join(turns)
+
+
+@dataclass
+class PlannedBatches(torch.utils.data.Dataset):
+    """Item i is batch i of a run: {"input_ids": (B, L), …}, made by `collate` from lists of ids.
+
+    Args:
+        tokenizer: of the model.
+        tokens: per batch, about.
+        steps: number of batches.
+        longest: documents with more ids than this are left out.
+        collate: (rows of ids, generator) → batch.
+        seed: of the documents and their order.
+        first_document: number of the first document read.
+        kinds: how often each kind of document is read.
+    """
+
+    tokenizer: object
+    tokens: int
+    steps: int
+    longest: int
+    collate: object
+    seed: int = 0
+    first_document: int = 0
+    kinds: dict = field(default_factory=lambda: dict(KINDS))
+    _pool: tuple = field(default=(-1, []), repr=False)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        number, within = divmod(step, BATCHES_PER_POOL)
+        if self._pool[0] != number:
+            self._pool = (number, self._make_pool(number))
+        batches = self._pool[1]
+        rows = batches[within % len(batches)]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        return self.collate(rows, generator)
+
+    def _documents(self, number: int) -> list[list[int]]:
+        count = BATCHES_PER_POOL * self.tokens // MEAN_TOKENS
+        first = self.first_document + number * count
+        made = [document("train", i, self.seed, self.kinds) for i in range(first, first + count)]
+        encoded = self.tokenizer([as_text(one) for one in made], add_special_tokens=False, split_special_tokens=True)
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        return [[bos, *ids, eos] for ids in encoded["input_ids"]]
+
+    def _make_pool(self, number: int) -> list[list[list[int]]]:
+        rng = random.Random(f"{self.seed}/pool/{number}")
+        rows = [ids for ids in self._documents(number) if len(ids) <= self.longest]
+        rows.sort(key=lambda ids: len(ids) + 4 * rng.random())
+        batches = [[]]
+        for ids in rows:
+            longest = max([len(ids), *map(len, batches[-1])])
+            if (len(batches[-1]) + 1) * longest > self.tokens and batches[-1]:
+                batches.append([])
+            batches[-1].append(ids)
+        rng.shuffle(batches)
+        return batches[:BATCHES_PER_POOL]
+
+
+def padded(rows: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows made equally long. Returns ids (B, L) and their lengths (B,); L is a multiple of `ROUND_TO`."""
+    lengths = torch.tensor([len(ids) for ids in rows])
+    width = -(-int(lengths.max()) // ROUND_TO) * ROUND_TO
+    ids = torch.full((len(rows), width), filler)
+    for row, given in zip(ids, rows, strict=True):
+        row[: len(given)] = torch.tensor(given)
+    return ids, lengths
+
+
+@dataclass
+class CausalCollator:
+    """Rows for next-token training. Now and then a token is replaced, so that a model survives words it never read.
+
+    Args:
+        filler: id of [PAD].
+        rare: ids to replace tokens by: bytes, and words that no training text has.
+        chance: that a row has replaced tokens.
+    """
+
+    filler: int
+    rare: list[int]
+    chance: float = 0.1
+
+    def __call__(self, rows: list[list[int]], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        ids, lengths = padded(rows, self.filler)
+        inside = torch.arange(ids.shape[1]) < lengths[:, None]
+        labels = ids.masked_fill(~inside, -100)
+        labels[:, 0] = -100
+        rare = torch.tensor(self.rare)
+        for row in range(len(ids)):
+            if torch.rand((), generator=generator) < self.chance:
+                count = int(torch.randint(1, 4, (), generator=generator))
+                where = torch.randint(1, int(lengths[row]), (count,), generator=generator)
+                ids[row, where] = rare[torch.randint(len(rare), (count,), generator=generator)]
+                labels[row, where] = -100
+        return {"input_ids": ids, "labels": labels}

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,7 @@ from tess2lite.schedule import alpha_bar
 from tess2lite.simplex import noisy_simplex_
 from tess2lite.viz import explorer as viz_explorer
 from tess2lite.viz import figures, theory
+from tess2lite.viz.live.page import write_page
 
 HERE = Path(__file__).parent
 
@@ -55,6 +57,25 @@ def photographed(written: str, step: int | None = None, hidden: str = "nothing")
 
 def explorer() -> Image.Image:
     return photographed(viz_explorer.explorer(story()), step=32)
+
+
+def live_page() -> Image.Image:
+    """Its first story, half-way: the first run at opening, and what another word at step 20 makes of it."""
+    path = Path(tempfile.mkdtemp()) / "page.html"
+    write_page(path, t2.load("tinytown-base", device="cpu"))
+    is_done = "() => document.querySelector('#status').textContent.startsWith('Done')"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 900, "height": 800}, device_scale_factor=1.4)
+        page.goto(path.as_uri())
+        page.wait_for_function(is_done, timeout=120_000)
+        page.locator(".tour button", has_text="Skip").click()
+        page.locator(".slot").nth(2).click()
+        page.locator("input[type=range]").fill("20")
+        page.locator(".bar:not(.rest):not(.drawn)").first.click()
+        page.locator(".tabs button").nth(1).wait_for()
+        page.wait_for_function(is_done, timeout=120_000)
+        return Image.open(io.BytesIO(page.screenshot()))
 
 
 def trajectory() -> Image.Image:
@@ -111,7 +132,7 @@ def noise() -> Image.Image:
 
 
 if __name__ == "__main__":
-    for picture in (explorer, trajectory, guided, hacking, costs, noise):
+    for picture in (explorer, live_page, trajectory, guided, hacking, costs, noise):
         if not sys.argv[1:] or picture.__name__ in sys.argv[1:]:
             path = HERE / f"{picture.__name__}.png"
             picture().convert("RGB").quantize(128).save(path, optimize=True)

@@ -5,7 +5,6 @@ import urllib.parse
 
 import pytest
 
-import tess2lite as t2
 from tess2lite.validation import InputError
 from tess2lite.viz.live import page as live
 
@@ -23,7 +22,7 @@ def link(pins=(), **changes) -> str:
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("live") / "page.html"
-    live.write_page(path, t2.load("tinytown-base", device="cpu"))
+    live.main([str(path), "model=tinytown-base"])
     return path
 
 

@@ -21,6 +21,7 @@ from tess2lite.schedule import alpha_bar
 from tess2lite.simplex import noisy_simplex_
 from tess2lite.viz import explorer as viz_explorer
 from tess2lite.viz import figures, theory
+from tess2lite.viz.export import export
 from tess2lite.viz.live.page import write_page
 
 HERE = Path(__file__).parent
@@ -131,7 +132,15 @@ def noise() -> Image.Image:
     return drawn(figure)
 
 
+def film() -> None:
+    """The moving picture of the front page: the run of notebook 04."""
+    path = export(story().trajectory, HERE / "run.gif")
+    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+
+
 if __name__ == "__main__":
+    if not sys.argv[1:] or "run" in sys.argv[1:]:
+        film()
     for picture in (explorer, live_page, trajectory, guided, hacking, costs, noise):
         if not sys.argv[1:] or picture.__name__ in sys.argv[1:]:
             path = HERE / f"{picture.__name__}.png"

@@ -274,6 +274,39 @@ def test_enter_writes_and_a_new_line_needs_shift(opened):
     assert len(tabs(page)) == 2 and story(page).startswith("Mia")
 
 
+def tab_to(page, selector: str, key: str = "Tab") -> None:
+    """Presses a key until such an element of the page or of the explorer has the focus."""
+    matches = """selector => {
+        const { activeElement } = document;
+        return (activeElement.shadowRoot?.activeElement ?? activeElement).matches(selector);
+    }"""
+    for _ in range(60):
+        page.keyboard.press(key)
+        if page.evaluate(matches, selector):
+            return
+    pytest.fail(f"{key} never reaches {selector}")
+
+
+def test_the_keyboard_is_enough(opened):
+    page = opened(link(), reduced_motion="reduce")
+    finish(page)
+    page.keyboard.press("Escape")  # the tour
+    tab_to(page, "#text")
+    tab_to(page, "#write")
+    tab_to(page, "#share")
+    tab_to(page, "summary")
+    tab_to(page, ".slot")
+    page.keyboard.press("Enter")
+    tab_to(page, "input[type=range]")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    tab_to(page, ".bar:not(.drawn)", "Shift+Tab")
+    page.keyboard.press("Enter")
+    wait_for_tabs(page, 2)
+    finish(page)
+    assert "pin=" in page.evaluate("location.hash")
+
+
 def test_sharing_copies_the_link_or_shows_it(opened):
     page = opened(link())
     finish(page)

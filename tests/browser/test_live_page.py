@@ -6,8 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 import tess2lite as t2
 from tess2lite import sampling
@@ -15,10 +13,12 @@ from tess2lite.hooks import Pin
 from tess2lite.insides.inputs import step_inputs
 from tess2lite.tokens import encode_blanks
 from tess2lite.viz.live import page as live
+from tess2lite_course.experiments.word_tokenizer import make_tokenizer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 
+MODULES = ("tokenizer.js", "denoiser.js", "simd.js", "sampler.js", "attribution.js")
 ODD_TEXTS = [
     "Tom had a drum.",
     "  two  spaces\n\n and\tlines \n",
@@ -39,7 +39,8 @@ HELPERS = """
 const toBytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const floats = (text) => new Float32Array(toBytes(text).buffer);
 const halves = (text) => new Uint16Array(toBytes(text).buffer);
-Object.assign(globalThis, { Tokenizer, makeSimdBackend, Denoiser, Sampler, logprobOf, evenTimes, floats, halves });
+Object.assign(globalThis, { Tokenizer, makeSimdBackend, Denoiser, Sampler, logprobOf });
+Object.assign(globalThis, { evenTimes, floats, halves });
 """
 
 
@@ -51,9 +52,7 @@ def engine():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_context(offline=True).new_page()
         page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
-        page.add_script_tag(
-            content=live.bundle("tokenizer.js", "denoiser.js", "simd.js", "sampler.js", "attribution.js") + HELPERS
-        )
+        page.add_script_tag(content=live.bundle(*MODULES) + HELPERS)
         yield page
         browser.close()
 
@@ -89,28 +88,18 @@ def open_model(engine, lm, backend):
     engine.evaluate(make, parts)
 
 
-def unigram_tokenizer():
-    """Whole words as one token each and a token for every byte, as the bundled models are to have."""
-    byte_pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = ["Ġthe", "Tom", "ĠTom", "Ġdrum", "drum", "ĠMia", "'s", ".", "Ċ", "ĠĠ", "MÃ¤dchen"]
-    pieces = [(token, 0.0) for token in ("<unk>", "<s>", "</s>", "[PAD]")]
-    pieces += [(piece, -12.0) for piece in byte_pieces if piece not in words]
-    pieces += [(word, -5.0 - i / 7) for i, word in enumerate(words)]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    specials = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "[PAD]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials)
+def word_tokenizer():
+    return make_tokenizer(["Tom had a drum.", "'s they'll drum kite", "the the the the"] * 3)
 
 
 def bundled_tokenizer():
     return t2.load("tinytown-base").tokenizer
 
 
-@pytest.mark.parametrize("make", [bundled_tokenizer, unigram_tokenizer], ids=["bundled", "Unigram"])
+@pytest.mark.parametrize("make", [bundled_tokenizer, word_tokenizer], ids=["bundled", "words"])
 def test_tokenizer_equals_pythons(engine, make):
     tokenizer = make()
-    texts = ODD_TEXTS + ["Tom and the drum. Mia's drum\n  the Mädchen"]
+    texts = ODD_TEXTS + ["Tom and the drum. Mia's drum\n  the Mädchen", "drumkite thethe TomMia a b"]
     encode = "([spec, texts]) => { globalThis.tok = new Tokenizer(spec); return texts.map((t) => tok.encode(t)) }"
     ids = engine.evaluate(encode, [live.export_tokenizer(tokenizer), texts])
     expected = [tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in texts]

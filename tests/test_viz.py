@@ -81,19 +81,21 @@ def test_loss_curves_show_every_seed_and_their_mean():
 
 def test_steps_against_quality_draws_both_axes():
     arms = {
-        "5 steps": {"valid": [0.1, 0.05], "CPU seconds a text": [1.0, None], "steps": [5, 0]},
-        "50 steps": {"valid": [0.4, None], "CPU seconds a text": [9.0, None], "steps": [50, 0]},
-        "50 steps, halted": {"valid": [0.3, None], "CPU seconds a text": [9.0, None], "steps": [25, 0]},
+        "5 steps": {"valid": [0.1, 0.05, 0.2], "CPU seconds per text": [1.0, None, None], "steps": [5, 5, 5]},
+        "50 steps": {"valid": [0.4, None, None], "CPU seconds per text": [9.0, None, None], "steps": [50, 50, 50]},
+        "50 steps, halted": {"valid": [0.3, None, None], "CPU seconds per text": [9.0, None, None], "steps": [25, 25, 25]},
     }
     quality, clock = steps_against_quality(arms, "valid").axes
     points = [container[0].get_xydata().tolist() for container in quality.containers]
     assert points == [[[5, 0.1], [50, 0.4]], [[50, 0.3]]]
+    whiskers = quality.containers[0][2][0].get_segments()[0]  # from low to high
+    assert [list(end) for end in whiskers] == [[5, pytest.approx(0.05)], [5, pytest.approx(0.2)]]
     assert [line.get_xydata().tolist() for line in clock.lines] == [[[5, 1.0], [50, 9.0]], [[50, 4.5]]]
     assert [text.get_text() for text in quality.get_legend().get_texts()] == ["self-conditioned", "halted"]
 
 
 def test_time_against_length_draws_each_arm():
-    arms = {"AR": {"seconds for 8": [1.0, 0.1], "seconds for 64": [8.0, None], "steps": [3, 0]}}
+    arms = {"AR": {"seconds for 8": [1.0, 0.9, 1.1], "seconds for 64": [8.0, None, None], "steps": [3, 3, 3]}}
     (axis,) = time_against_length(arms).axes
     assert axis.containers[0][0].get_xydata().tolist() == [[8, 1.0], [64, 8.0]]
 

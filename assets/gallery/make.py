@@ -98,9 +98,10 @@ def hacking() -> Image.Image:
     scales = [max(arm["scale"], 1) for arm in arms]  # 0 is drawn at the left end
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, name, style in ((0, "predicted", "C0--s"), (0, "true", "C1-o"), (1, "broken", "C1-o")):
-        values = zip(*[arm[name] for arm in arms], strict=True)
-        axes[axis].errorbar(scales, *values, fmt=style, capsize=3, label=f"{name} reward")
-    for axis, label in zip(axes, ("reward, 95 % intervals", "broken sentences a text"), strict=True):
+        means, lows, highs = np.array([arm[name] for arm in arms]).T
+        reach = [means - lows, highs - means]
+        axes[axis].errorbar(scales, means, reach, fmt=style, capsize=3, label=f"{name} reward")
+    for axis, label in zip(axes, ("reward, 95 % intervals", "broken sentences per text"), strict=True):
         axis.set(xscale="log", xlabel="guidance scale η", ylabel=label)
         axis.set_xticks(scales, [f"{arm['scale']:g}" for arm in arms])
         axis.minorticks_off()

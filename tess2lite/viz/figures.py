@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -132,10 +133,10 @@ def reward_curves(runs: dict) -> Figure:
     return figure
 
 
-def steps_against_quality(arms: dict, metric: str, cost: str = "CPU seconds a text") -> Figure:
+def steps_against_quality(arms: dict, metric: str, cost: str = "CPU seconds per text") -> Figure:
     """A metric by diffusion steps, with its interval, and what a text costs on a second axis.
 
-    arms: "50 steps, halted" → {metric: [mean, half width], …}, as a finding's `summary` has them; what follows the
+    arms: "50 steps, halted" → {metric: [mean, low, high], …}, as a finding's `summary` has them; what follows the
     comma names the curve.
     """
     figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
@@ -145,8 +146,8 @@ def steps_against_quality(arms: dict, metric: str, cost: str = "CPU seconds a te
         curves.setdefault(kind.strip(", ") or "self-conditioned", []).append((int(steps), measured))
     for (kind, points), marker in zip(curves.items(), itertools.cycle("os^D")):
         steps, means = [step for step, _ in points], [measured[metric][0] for _, measured in points]
-        halves = [measured[metric][1] or 0 for _, measured in points]
-        line = axis.errorbar(steps, means, halves, marker=marker, capsize=3, label=kind)
+        whiskers = _whiskers([measured[metric] for _, measured in points])
+        line = axis.errorbar(steps, means, whiskers, marker=marker, capsize=3, label=kind)
         # A run of all steps was watched; a text that halts would have cost its share of them.
         seconds = [m[cost][0] * m.get("steps", [step])[0] / step for step, m in points]
         clock.plot(steps, seconds, ":", marker=marker, markersize=3, color=line[0].get_color())
@@ -160,13 +161,20 @@ def steps_against_quality(arms: dict, metric: str, cost: str = "CPU seconds a te
     return figure
 
 
+def _whiskers(intervals: Iterable[list[float | None]]) -> list[list[float]]:
+    """How far [mean, low, high] intervals reach below and above their means; none where they are unknown."""
+    known = [(mean, *(mean if end is None else end for end in ends)) for mean, *ends in intervals]
+    return [[mean - low for mean, low, _ in known], [high - mean for mean, _, high in known]]
+
+
 def time_against_length(arms: dict, prefix: str = "seconds for ") -> Figure:
-    """Seconds by the number of tokens written. arms: name → {"seconds for 64": [mean, half width], …}."""
+    """Seconds by the number of tokens written. arms: name → {"seconds for 64": [mean, low, high], …}."""
     figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
     for (name, measured), marker in zip(arms.items(), itertools.cycle("os^D")):
-        points = [(int(key.removeprefix(prefix)), *value) for key, value in measured.items() if key.startswith(prefix)]
-        lengths, means, halves = zip(*points, strict=True)
-        axis.errorbar(lengths, means, [half or 0 for half in halves], marker=marker, capsize=3, label=name)
+        points = {int(key.removeprefix(prefix)): value for key, value in measured.items() if key.startswith(prefix)}
+        lengths = list(points)
+        means = [mean for mean, _, _ in points.values()]
+        axis.errorbar(lengths, means, _whiskers(points.values()), marker=marker, capsize=3, label=name)
     axis.set(xscale="log", yscale="log", xlabel="tokens written", ylabel="seconds")
     axis.set_xticks(lengths)
     axis.xaxis.set_major_formatter("{x:.0f}")

@@ -83,7 +83,7 @@ def test_steps_against_quality_draws_both_axes():
     arms = {
         "5 steps": {"valid": [0.1, 0.05, 0.2], "CPU seconds per text": [1.0, None, None], "steps": [5, 5, 5]},
         "50 steps": {"valid": [0.4, None, None], "CPU seconds per text": [9.0, None, None], "steps": [50, 50, 50]},
-        "50 steps, halted": {"valid": [0.3, None, None], "CPU seconds per text": [9.0, None, None], "steps": [25, 25, 25]},
+        "50 steps, x": {"valid": [0.3, None, None], "CPU seconds per text": [9.0, None, None], "steps": [25, 25, 25]},
     }
     quality, clock = steps_against_quality(arms, "valid").axes
     points = [container[0].get_xydata().tolist() for container in quality.containers]
@@ -91,7 +91,7 @@ def test_steps_against_quality_draws_both_axes():
     whiskers = quality.containers[0][2][0].get_segments()[0]  # from low to high
     assert [list(end) for end in whiskers] == [[5, pytest.approx(0.05)], [5, pytest.approx(0.2)]]
     assert [line.get_xydata().tolist() for line in clock.lines] == [[[5, 1.0], [50, 9.0]], [[50, 4.5]]]
-    assert [text.get_text() for text in quality.get_legend().get_texts()] == ["self-conditioned", "halted"]
+    assert [text.get_text() for text in quality.get_legend().get_texts()] == ["self-conditioned", "x"]
 
 
 def test_time_against_length_draws_each_arm():

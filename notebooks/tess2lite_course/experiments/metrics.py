@@ -26,6 +26,7 @@ from . import instruct
 from .diversity import longest_copied_run, sentence_runs
 from .early_stopping import HaltRecorder
 from .instruct import continued as autoregressive_text
+from .lookup import lookup_accuracy
 from .text_metrics import corpus_perplexity, distinct, perplexity
 
 JUDGE = "tinytown-ar"
@@ -174,6 +175,14 @@ def task_accuracy(model: ModelUnderTest, prompts: int, seed: int, tasks: list[st
     return found | {"CPU seconds per answer": (time.process_time() - started) / number}
 
 
+def lookup(model: ModelUnderTest, prompts: int, seed: int, **_) -> dict[str, Answers]:
+    """Returns, for each kind of second mention in dense stories, whether the argmax is right given the true past."""
+    found = {}
+    for kind, mentions in lookup_accuracy(model.lm, prompts, seed).items():
+        found[f"lookup: {kind}"] = Answers([m.story for m in mentions], [float(m.is_right) for m in mentions])
+    return found
+
+
 def latency(model: ModelUnderTest, seed: int, lengths: list[int], **_) -> dict[str, float]:
     """Returns seconds to write that many tokens after a prompt; the AR model has a KV cache and does not end early."""
     lm = model.lm
@@ -199,4 +208,4 @@ def latency(model: ModelUnderTest, seed: int, lengths: list[int], **_) -> dict[s
     return seconds
 
 
-METRICS = {metric.__name__: metric for metric in (loss, long_loss, story_metrics, task_accuracy, latency)}
+METRICS = {metric.__name__: metric for metric in (loss, long_loss, story_metrics, task_accuracy, lookup, latency)}

@@ -7,7 +7,8 @@ import re
 
 def encode(tokenizer, text: str) -> list[int]:
     """Token ids of plain text: no special tokens of the tokenizer's own accord, and none that the text spells."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    # Not verbose: a text that is longer than the context may only be on its way into rows.
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def encode_continuation(tokenizer, text: str) -> list[int]:

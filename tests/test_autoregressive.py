@@ -211,8 +211,8 @@ def test_what_makes_no_sense_gets_a_sentence(own, tmp_path):
         "objective is 'prefix'; responses are learned with objective 'causal'": {
             "objective": "prefix", "masking": "response"
         },
-        "lora_rank is 4; a left-to-right model is trained whole": {"lora_rank": 4},
-        "dtype is 'bfloat16'; a left-to-right model is trained whole, in float32": {"dtype": "bfloat16"},
+        "lora_rank is 4; an AR model is trained whole": {"lora_rank": 4},
+        "dtype is 'bfloat16'; an AR model is trained whole, in float32": {"dtype": "bfloat16"},
     }  # fmt: skip
     for sentence, changes in mistakes.items():
         with pytest.raises(ValueError, match=sentence):

@@ -9,6 +9,7 @@ from datasets import Dataset
 import tess2lite as t2
 from tess2lite import chat_template
 from tess2lite.training import build, data, recipe
+from tess2lite.training import rows as rows_of_recipes
 from tess2lite.training import run as training_run
 
 SAID = [
@@ -97,13 +98,16 @@ def jsonl(path, records):
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [
-        ({"messages": SAID[:1]}, "Record 2 of .*: No assistant turn"),
+        ({"messages": SAID[:1]}, "Record 1 of .*: No assistant turn"),
         ({"messages": []}, "A chat has no messages"),
         ({"messages": ["Hello.", *SAID[:2]]}, "has the role None"),
         ({"messages": [SAID[1], SAID[0]]}, "The roles come as assistant, user; they are perhaps a system prompt, then"),
         ({"messages": [SAID[0], SAID[0], SAID[1]]}, "The roles come as user, user, assistant"),
         ({"messages": [SAID[0], SYSTEM, SAID[1]]}, "The roles come as user, system, assistant"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "has the role 'tool'; roles are system, user, assistant"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "has the role 'tool': the chat template has no tool calls. The roles are system, user, assistant",
+        ),
         ({"messages": [{"role": "user", "content": "\n"}, SAID[1]]}, "The user's message has no content"),
         ({"messages": [SAID[0], {"role": "assistant"}]}, "The assistant's message has no content"),
         ({"instruction": "A word?", "output": " "}, "The assistant's message has no content"),
@@ -111,14 +115,14 @@ def jsonl(path, records):
     ],
 )
 def test_records_that_are_no_chats(tmp_path, record, sentence):
-    path = jsonl(tmp_path / "chats.jsonl", [{"prompt": "a", "response": "b"}, record])
+    path = jsonl(tmp_path / "chats.jsonl", [record])
     with pytest.raises(ValueError, match=sentence):
         data.read_chats(path)
 
 
 def test_files_that_hold_none(tmp_path):
     (tmp_path / "list.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match="Line 1 of .* is no record but a list"):
+    with pytest.raises(ValueError, match="Record 1 of .* is not a record but a list"):
         data.read_chats(str(tmp_path / "list.jsonl"))
     with pytest.raises(ValueError, match="no reachable hub dataset"):
         data.read_chats("nobody/nothing")
@@ -189,7 +193,7 @@ def test_too_few_answers_fit(base, tmp_path, capsys):
 
 
 def test_tinytown_as_chats(monkeypatch):
-    monkeypatch.setattr(build, "TINYTOWN_CHATS", 50)
+    monkeypatch.setattr(rows_of_recipes, "TINYTOWN_CHATS", 50)
     made = recipe.Recipe(
         model="tinytown-base", data="tinytown", output="unused", masking="response", length=128, steps=2, warmup=1,
         batch_size=2, num_eval_examples=4,

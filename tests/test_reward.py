@@ -181,7 +181,7 @@ def test_messages_and_prompts_are_both_pairs():
 @pytest.mark.parametrize(
     ("record", "sentence"),
     [
-        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "Record 2 of .* are the same text"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "Record 1 of .* are the same text"),
         ({"prompt": "a", "chosen": "b"}, "no preference in the columns prompt, chosen"),
         ({"chosen": "b", "rejected": "c"}, "give prompt, chosen and rejected"),
         ({"prompt": "a", "chosen": " ", "rejected": "c"}, "The assistant's message has no content"),
@@ -189,7 +189,7 @@ def test_messages_and_prompts_are_both_pairs():
     ],
 )
 def test_pairs_that_are_none(tmp_path, record, sentence):
-    path = jsonl(tmp_path / "pairs.jsonl", [PAIRS[0], record])
+    path = jsonl(tmp_path / "pairs.jsonl", [record])
     with pytest.raises(ValueError, match=sentence):
         reward_training.read_pairs(path)
 
@@ -205,7 +205,7 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     refuses("There is no model", tmp_path / "nothing")
     with pytest.raises(TypeError, match="base is a str; give a denoiser"):
         t2.load_reward(made.output, base="tinytown-instruct")
-    with pytest.raises(ValueError, match="'tinytown:funny' is no preference of Tinytown; choose tinytown:cheerful or"):
+    with pytest.raises(ValueError, match="'tinytown:funny' is not a preference of Tinytown; choose tinytown:cheerful"):
         reward_training.read_pairs("tinytown:funny")
     refuses("read_at is 'middle'; choose one of last, eos", GOLDEN / "reward", read_at="middle")
     refuses("is a whole model, no adapter", GOLDEN / "reward", base=tiny())

@@ -5,6 +5,7 @@ causal: every token from those before it. prefix: half of the rows are read in b
 2019, with `<unk>` as the only replacement).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from ..chunks import generator_for
 from ..loading import choose_device, find_source, find_tokenizer, load, plain_errors
 from ..model import DENOISERS
 from .recipe import PretrainingRecipe
-from .trainer import GRID_SEED, DiffusionTrainer
+from .trainer import GRID_SEED, Batch, ResumableTrainer
 
 HIDDEN = 0.15  # share of tokens, of the masked objective
 
@@ -67,14 +68,17 @@ def _masked(ids: torch.Tensor, streams, unknown: int) -> dict[str, torch.Tensor]
     return {"input_ids": ids, "labels": labels, "shift_labels": labels, "attention_mask": seen}
 
 
-class PretrainingTrainer(DiffusionTrainer):
-    """`DiffusionTrainer`'s loop around transformers' own loss. `evaluate` gives the mean over all labels, with
-    prefixes and hidden tokens that are the same in every run."""
+class PretrainingTrainer(ResumableTrainer):
+    """transformers' own loss. `evaluate` gives the mean over all labels, with prefixes and hidden tokens that are
+    the same in every run."""
 
-    def _batch_loss(self, model, inputs, self_condition: bool, seed: int) -> torch.Tensor:
+    def _batch_loss(self, model: torch.nn.Module, inputs: Batch, seed: int) -> torch.Tensor:
         return model(**inputs, num_items_in_batch=1, use_cache=False).loss  # the sum: compute_loss divides
 
-    def _measured(self, rows) -> dict[str, float]:
+    def _evaluation_loss(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
+        return self._batch_loss(model, inputs, GRID_SEED)
+
+    def _measure(self, rows: Sequence[dict]) -> dict[str, float]:
         return {"loss": self._mean_loss(rows, replace(self.data_collator, seed=GRID_SEED))}
 
 

@@ -1,206 +1,246 @@
 """A recipe made ready: the model loaded and adapted, the rows encoded, the trainer waiting for `.train()`."""
 
-import itertools
+from __future__ import annotations
+
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from datasets import concatenate_datasets
-from peft import LoraConfig, get_peft_model
-from transformers import TrainingArguments
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import EarlyStoppingCallback, TrainingArguments
 
 from ..loading import adapter_base, choose_device, find_source, load, plain_errors
 from ..mask_diffusion import mask_token_id
-from ..tinytown.stories import corpus
-from ..tinytown.tasks import TASKS, as_chat, examples
+from ..model import check_bidirectional
+from ..validation import InputError
 from .autoregressive import PretrainingCollator, PretrainingTrainer, load_left_to_right
-from .data import Rows, chat_rows, endless, pack, read_chats, read_column, read_text
 from .mask_diffusion import MaskedTrainer
 from .recipe import MaskedRecipe, PretrainingRecipe, Recipe, Training
-from .trainer import DiffusionCollator, DiffusionTrainer
+from .rows import TextRecipe, build_datasets
+from .timesteps import TimestepSampler, timestep_probabilities
+from .trainer import DiffusionCollator, DiffusionTrainer, ResumableTrainer
 
-TINYTOWN_TEXTS = 30_000  # however long the run: a longer one must see the same rows first
-TINYTOWN_CHATS = 2_000  # of each task
-ATTENTION_AND_MLP = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EMBEDDINGS = ["embed_tokens", "lm_head"]
 
 
-def texts(recipe: Recipe, split: str = "train") -> Iterable[str]:
-    """The recipe's texts, in order. split: of Tinytown; files and hub sets have only the one."""
-    if recipe.data == "tinytown":
-        return corpus(split, TINYTOWN_TEXTS if split == "train" else TINYTOWN_TEXTS // 50)
-    suffix = Path(recipe.data).suffix
-    if suffix == ".txt":
-        return [read_text(recipe.data)]
-    if suffix != ".jsonl" and Path(recipe.data).exists():
-        raise ValueError(f"'{recipe.data}' is neither .txt nor .jsonl; rename or convert it.")
-    return read_column(recipe.data, recipe.column)
+def build_trainer(recipe: TextRecipe, edit: Callable | None = None) -> ResumableTrainer:
+    """Returns a trainer with everything loaded and checked; `.train()` is what is left to do.
+
+    Args:
+        recipe: Of any kind but "reward".
+        edit: lm → lm, an experiment on the model before it is adapted.
+    """
+    check_run(recipe)
+    is_autoregressive = isinstance(recipe, PretrainingRecipe)
+    lm = load_left_to_right(recipe) if is_autoregressive else load(recipe.model, recipe.load_in_4bit, recipe.dtype)
+    check_context_length(recipe, lm)
+    set_attention(recipe, lm)
+    if edit:
+        lm = edit(lm)
+    train_rows, held_out = build_datasets(recipe, lm.tokenizer)
+    shared = {
+        "args": TrainingArguments(**training_arguments(recipe, count_steps(recipe, train_rows))),
+        "train_dataset": train_rows,
+        "eval_dataset": held_out,
+        "processing_class": lm.tokenizer,
+        "callbacks": early_stopping(recipe),
+    }
+    if is_autoregressive:
+        return PretrainingTrainer(lm, data_collator=_pretraining_collator(recipe, lm), **shared)
+    collator = _collator(recipe, lm)
+    vars(lm.config).pop("diffusion", None)  # what it was before; a MaskedTrainer sets it again
+    shared |= {"data_collator": collator, "clip_per_group": recipe.clip_per_group}
+    adapted = apply_lora(lm, recipe)
+    if isinstance(recipe, MaskedRecipe):
+        return MaskedTrainer(adapted, **shared)
+    return DiffusionTrainer(adapted, self_conditioning=recipe.self_conditioning, **shared)
 
 
-def chats(recipe: Recipe, split: str = "train"):
-    """The recipe's chats, a `datasets.Dataset` of `messages`."""
-    world, _, task = recipe.data.partition(":")
-    if world != "tinytown":
-        return read_chats(recipe.data)
-    if task and task not in TASKS:
-        raise ValueError(f"'{recipe.data}' is no task of Tinytown; give tinytown, or tinytown: and {', '.join(TASKS)}.")
-    chosen = [task] if task else list(TASKS)
-    number = TINYTOWN_CHATS * len(TASKS) // len(chosen) // (1 if split == "train" else 50)
-    return concatenate_datasets([as_chat(examples(one, split, number)) for one in chosen])
+def _pretraining_collator(recipe: PretrainingRecipe, lm: Any) -> PretrainingCollator:
+    unknown = mask_token_id(lm) if recipe.objective == "masked" else None
+    return PretrainingCollator(recipe.objective, recipe.seed, lm.tokenizer.eos_token_id, unknown)
 
 
-def build_datasets(recipe: Recipe | PretrainingRecipe, tokenizer):
-    """(rows to train on, rows held out): files and Tinytown are held in memory, hub datasets streamed."""
-    if recipe.column != "text" and (recipe.masking == "response" or recipe.data.endswith(("tinytown", ".txt"))):
-        raise ValueError(f"column is {recipe.column!r}, but '{recipe.data}' is read without columns: leave it out.")
-    if recipe.masking == "response":
-        rows, held_out = _chat_rows(recipe, tokenizer)
-    elif recipe.data == "tinytown" or Path(recipe.data).suffix in (".txt", ".jsonl"):
-        rows, held_out = _text_rows(recipe, tokenizer)
-    else:
-        first = itertools.islice(pack(texts(recipe), tokenizer, recipe.length), recipe.num_eval_examples + 1)
-        *held_out, _ = require_min_rows(recipe, list(first), recipe.num_eval_examples + 1)
-        streamed = endless(partial(texts, recipe), tokenizer, recipe.length, recipe.num_eval_examples, recipe.seed)
-        return streamed, _fixed(held_out)
-    return Rows(rows, recipe.steps * recipe.batch_size, recipe.seed), _fixed(held_out)
+def _collator(recipe: Recipe, lm: Any) -> DiffusionCollator:
+    timesteps = None
+    if recipe.timestep_sampling == "informative":
+        curve = getattr(lm.config, "loss_curve", None)
+        timesteps = TimestepSampler(timestep_probabilities(lm.config.vocab_size, curve))
+    return DiffusionCollator(
+        masking="given" if recipe.masking == "response" else recipe.masking,
+        seed=recipe.seed,
+        timesteps=timesteps,
+        loss_weighting=recipe.loss_weighting,
+        pad_weight=recipe.pad_weight,
+        pad_id=lm.tokenizer.pad_token_id,
+        batch_size=recipe.batch_size if recipe.pad_to == "longest" else None,
+    )
 
 
-def _text_rows(recipe: Recipe, tokenizer):
-    rows = require_min_rows(recipe, list(pack(texts(recipe), tokenizer, recipe.length)))
-    kept = min(recipe.num_eval_examples, len(rows) // 5)
-    if recipe.data == "tinytown":  # whose bundled models have read the whole train split
-        return rows, itertools.islice(
-            pack(texts(recipe, "validation"), tokenizer, recipe.length), recipe.num_eval_examples
-        )
-    return rows[:-kept], rows[-kept:]
+def early_stopping(recipe: Training) -> list:
+    """Callbacks that stop a run whose held-out loss no longer falls."""
+    patience = recipe.early_stopping_patience
+    return [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
 
 
-def _chat_rows(recipe: Recipe, tokenizer):
-    rows, dropped = chat_rows(chats(recipe), tokenizer, recipe.length)
-    train_rows, held_out = train_eval_split(recipe, rows, dropped, "answers")
-    if recipe.data.partition(":")[0] == "tinytown":
-        validation, _ = chat_rows(chats(recipe, "validation").shuffle(0), tokenizer, recipe.length)
-        return rows, validation.select(range(min(len(held_out), len(validation))))
-    return train_rows, held_out
+def count_steps(recipe: Training, rows: Any) -> int:
+    """The recipe's optimizer steps, which follow from the rows where it gives epochs."""
+    return len(rows) // recipe.batch_size if recipe.epochs else recipe.steps
 
 
-def train_eval_split(recipe: Training, rows, dropped: int, what: str):
-    """(rows to train on, rows held out) of encoded rows; those `dropped`, as longer than a row, are counted aloud."""
-    if dropped:
-        part = f"{dropped} of {dropped + len(rows)} {what}"
-        print(f"{part} are longer than {recipe.length} tokens with what comes before them, and are left out.")
-    rows = require_min_rows(recipe, rows, remedy="give more of them or a larger length").shuffle(0)  # files are sorted
-    kept = min(recipe.num_eval_examples, len(rows) // 5)
-    return rows.select(range(kept, len(rows))), rows.select(range(kept))
+def lora_targets(lm: Any) -> list[str]:
+    """Names of the linear layers inside a model's backbone, 4-bit ones included."""
+    names = {name.rsplit(".", 1)[-1] for name, layer in lm.model.named_modules() if isinstance(layer, torch.nn.Linear)}
+    return sorted(names)
 
 
-def require_min_rows(recipe: Training, rows, least: int = 5, remedy: str = "give more text or a smaller length"):
-    """The rows, if they are."""
-    if len(rows) < least:
-        raise ValueError(
-            f"'{recipe.data}' gives {len(rows)} rows of {recipe.length} tokens; at least {least} are needed: {remedy}."
-        )
-    return rows
+def lora_config(recipe: Training, targets: list[str], modules_to_save: list[str], **more: Any) -> LoraConfig:
+    """LoRA on some layers, beside modules that are trained as whole copies."""
+    return LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha or recipe.lora_rank,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=targets,
+        modules_to_save=modules_to_save,
+        **more,
+    )
 
 
-def _fixed(rows: Iterable) -> list[dict]:
-    """Held-out rows; their masks and noise never change, so that runs compare."""
-    return [{**(row if isinstance(row, dict) else {"input_ids": row}), "example": j} for j, row in enumerate(rows)]
-
-
-def lora_config(rank: int, matrices: list[str], whole: list[str], **more) -> LoraConfig:
-    """On some matrices, beside modules that are trained whole."""
-    return LoraConfig(r=rank, lora_alpha=rank, target_modules=matrices, modules_to_save=whole, **more)
-
-
-def apply_lora(lm, recipe: Recipe):
-    """The model as the recipe trains it: itself, or with LoRA. The timestep embedding is trained in any case."""
+def apply_lora(lm: Any, recipe: Recipe) -> Any:
+    """Returns the model as the recipe trains it, whole or with LoRA; the timestep embedding is always trained."""
     torch.manual_seed(recipe.seed)  # of LoRA's first weights
     if not recipe.lora_rank:
         return lm.float()  # at a rate of 1e-5 half precision would round every update away
-    matrices = ATTENTION_AND_MLP + EMBEDDINGS * (recipe.embeddings == "lora")
+    targets = check_targets(recipe, lm) + EMBEDDINGS * (recipe.embeddings == "lora")
     whole = ["timestep_embed"] + EMBEDDINGS * (recipe.embeddings == "trained")
-    adapted = get_peft_model(lm, lora_config(recipe.lora_rank, matrices, whole))
-    for parameter in (p for p in adapted.parameters() if p.requires_grad):
-        parameter.data = parameter.data.float()
+    adapted = get_peft_model(lm, lora_config(recipe, targets, whole))
+    train_in_float32_(adapted)
+    scale_embedding_lora_(adapted)
     # PEFT would put the base's own E and head beside their LoRA: half a gigabyte for a Mistral-7B.
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 
-def build_trainer(recipe: Recipe | PretrainingRecipe, edit: Callable | None = None) -> DiffusionTrainer:
-    """Everything loaded and checked; `.train()` is what is left to do.
+def check_targets(recipe: Training, lm: Any) -> list[str]:
+    """The layers that get LoRA; raises InputError if the model lacks one that the recipe names."""
+    found = lora_targets(lm)
+    missing = [name for name in recipe.lora_targets if name not in found]
+    if missing:
+        raise InputError(f"lora_targets names {missing[0]!r}; '{recipe.model}' has {', '.join(found)}.")
+    return list(recipe.lora_targets) or found
 
-    edit: lm → lm, an experiment on the model before it is adapted.
+
+def train_in_float32_(model: torch.nn.Module) -> None:
+    """Make the trained weights float32: half precision rounds small updates away, and fp16 cannot be unscaled."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def scale_embedding_lora_(adapted: PeftModel) -> None:
+    """Give the LoRA of E the size of E: PEFT draws its second factor from N(0, 1).
+
+    A row of Mistral's E has an rms of some thousandths. With a factor of 1 a few steps of Adam move it further than
+    it is long.
     """
-    given, left_to_right = training_arguments(recipe), isinstance(recipe, PretrainingRecipe)
-    lm = load_left_to_right(recipe) if left_to_right else load(recipe.model, recipe.load_in_4bit, recipe.dtype)
-    check_context_length(recipe, lm)
-    lm = edit(lm) if edit else lm
-    train_rows, held_out = build_datasets(recipe, lm.tokenizer)
-    args = TrainingArguments(**given)
-    shared = dict(args=args, train_dataset=train_rows, eval_dataset=held_out, processing_class=lm.tokenizer)
-    if left_to_right:
-        unknown = mask_token_id(lm) if recipe.objective == "masked" else None
-        collator = PretrainingCollator(recipe.objective, recipe.seed, lm.tokenizer.eos_token_id, unknown)
-        return PretrainingTrainer(lm, data_collator=collator, **shared)
-    vars(lm.config).pop("diffusion", None)  # what it was before; a MaskedTrainer says it anew
-    trainer = MaskedTrainer if isinstance(recipe, MaskedRecipe) else DiffusionTrainer
-    collator = DiffusionCollator("given" if recipe.masking == "response" else recipe.masking, recipe.seed)
-    return trainer(apply_lora(lm, recipe), data_collator=collator, self_conditioning=recipe.self_conditioning, **shared)
+    for module in adapted.modules():
+        for factor in getattr(module, "lora_embedding_B", {}).values():
+            factor.mul_(module.get_base_layer().weight.float().square().mean().sqrt())
 
 
-def check_context_length(recipe: Training, lm) -> None:
+def set_attention(recipe: Training, lm: Any) -> None:
+    """Switch to the recipe's attention implementation, if it names one, and see that it is bidirectional."""
+    name = recipe.attn_implementation
+    if name is None:
+        return
+    try:
+        lm.set_attn_implementation(name)
+    except (ImportError, ValueError) as problem:
+        raise InputError(f"attn_implementation is {name!r}: {str(problem).splitlines()[0]}") from problem
+    if hasattr(lm, "embedding_matrix"):
+        check_bidirectional(lm)
+
+
+def check_context_length(recipe: Training, lm: Any) -> None:
     """Rows longer than the context are learned when every weight is: rotary positions have no table to outgrow."""
     if lm.tokenizer is None:
-        raise ValueError(f"'{recipe.model}' has no tokenizer; training needs the model's own.")
+        raise InputError(f"'{recipe.model}' has no tokenizer; training needs the model's own.")
     context = lm.config.max_position_embeddings
     if recipe.length > context and recipe.lora_rank:
-        raise ValueError(
+        raise InputError(
             f"length is {recipe.length}; the context of '{recipe.model}' is {context}: give a smaller length, or "
             "lora_rank=0 to tune all of it to longer texts."
         )
     lm.config.max_position_embeddings = max(context, recipe.length)
 
 
-def _check(recipe: Training) -> None:
-    """What can be known of a run before anything is loaded."""
+def check_run(recipe: Training) -> None:
+    """Raise InputError for what can be known of a run before anything is loaded."""
     if not isinstance(recipe, Training):
         raise TypeError(f"recipe is {recipe!r}; give a Recipe, or what read_recipe returns.")
-    source, output = find_source(recipe.model), Path(recipe.output)
+    source = find_source(recipe.model)
     with plain_errors(recipe.model):
         if adapter_base(source):
-            raise ValueError(f"'{recipe.model}' is an adapter; merge it into its base first, or give that base.")
+            raise InputError(f"'{recipe.model}' is an adapter; merge it into its base first, or give that base.")
+    output = Path(recipe.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
     except OSError as problem:
-        raise ValueError(f"Nothing can be written to '{output}': {problem.strerror}; choose another output.") from None
+        raise InputError(f"Nothing can be written to '{output}': {problem.strerror}; choose another output.") from None
+    _accumulation(recipe)
 
 
-def training_arguments(recipe: Training) -> dict:
-    """Of a transformers Trainer, of a recipe that can be begun."""
-    _check(recipe)
-    processes, on_gpu = int(os.environ.get("WORLD_SIZE", 1)), choose_device(None).type == "cuda"
-    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+def _accumulation(recipe: Training) -> int:
+    """Forward passes per step on each process."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
     accumulated, rest = divmod(recipe.batch_size, recipe.micro_batch_size * processes)
     if rest:
-        raise ValueError(
+        raise InputError(
             f"batch_size is {recipe.batch_size}; "
             f"{processes} processes of {recipe.micro_batch_size} rows do not divide it."
         )
-    return dict(
-        output_dir=recipe.output, seed=recipe.seed, max_steps=recipe.steps, gradient_accumulation_steps=accumulated,
-        per_device_train_batch_size=recipe.micro_batch_size, per_device_eval_batch_size=recipe.micro_batch_size,
-        learning_rate=recipe.learning_rate, lr_scheduler_type="constant_with_warmup", warmup_steps=recipe.warmup,
-        optim="paged_adamw_8bit" if recipe.load_in_4bit and on_gpu else "adamw_torch",
-        bf16=bf16, fp16=on_gpu and not bf16, use_cpu=not on_gpu, logging_steps=max(1, min(25, recipe.steps // 20)),
-        eval_strategy="steps", eval_steps=recipe.evaluate_every, save_steps=recipe.save_every, save_total_limit=2,
-        remove_unused_columns=False, accelerator_config={"dispatch_batches": False}, report_to=[],
+    return accumulated
+
+
+def training_arguments(recipe: Training, steps: int) -> dict[str, Any]:
+    """The arguments of a transformers Trainer for a recipe."""
+    on_gpu = choose_device(None).type == "cuda"
+    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    keeps_best = recipe.load_best_model_at_end or recipe.early_stopping_patience > 0
+    return {
+        "output_dir": recipe.output,
+        "seed": recipe.seed,
+        "max_steps": steps,
+        "gradient_accumulation_steps": _accumulation(recipe),
+        "per_device_train_batch_size": recipe.micro_batch_size,
+        "per_device_eval_batch_size": recipe.micro_batch_size,
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": recipe.scheduler,
+        "warmup_steps": recipe.warmup,
+        "optim": recipe.optim or ("paged_adamw_8bit" if recipe.load_in_4bit and on_gpu else "adamw_torch"),
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.max_grad_norm,
+        "bf16": bf16,
+        "fp16": on_gpu and not bf16,
+        "use_cpu": not on_gpu,
+        "logging_steps": max(1, min(25, steps // 20)),
+        "eval_strategy": "steps",
+        "eval_steps": recipe.evaluate_every,
+        "save_steps": recipe.save_every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": keeps_best,
+        "metric_for_best_model": "eval_loss" if keeps_best else None,
+        "greater_is_better": False if keeps_best else None,
+        "remove_unused_columns": False,
+        "accelerator_config": {"dispatch_batches": False},
+        "report_to": [] if recipe.report_to == "none" else recipe.report_to,
         # None, as transformers warns of False. Inputs are embeddings: there is nothing else to re-enter a layer by.
-        gradient_checkpointing=recipe.gradient_checkpointing or None,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if recipe.gradient_checkpointing else None,
-    )  # fmt: skip
+        "gradient_checkpointing": recipe.gradient_checkpointing or None,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if recipe.gradient_checkpointing else None,
+    }

@@ -1,181 +1,333 @@
-"""Texts and chats in, rows of token ids out."""
+"""Texts and chats in, rows of token ids out; which of them are held out."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
-from ..chat_template import check_chat, encode_chat
+from ..chat_template import encode_chat
 from ..tokens import encode
+from ..validation import InputError
+from .forms import messages_of, text_of
+from .sources import Reader, Source, json_lines, read_text
 
-# Columns of a question and of its answer, as public instruction sets name them; `input` is added to the question.
-FORMS = (("instruction", "output"), ("prompt", "response"), ("prompt", "completion"), ("question", "answer"))
+__all__ = [
+    "MixedRows",
+    "Rows",
+    "chat_rows",
+    "endless",
+    "json_lines",
+    "messages_of",
+    "pack",
+    "read_chats",
+    "read_column",
+    "read_text",
+]
+
+Row = list[int]
 
 
-def read_text(path) -> str:
-    """The text of a UTF-8 file of the user's."""
-    path = Path(str(path))
-    if not path.is_file():
-        raise ValueError(f"There is no text file '{path}'; give the path of an existing one.")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError(f"'{path}' is not UTF-8 text; convert it, or give a plain .txt file.") from None
-    if "\x00" in text or not text.strip():
-        raise ValueError(f"'{path}' holds {'binary data' if text.strip() else 'no text'}; give a plain .txt file.")
-    return text
+def read_column(source: str | Source, column: str) -> Iterator[str]:
+    """Yields the texts in one column of a file, folder or hub dataset, streamed."""
+    source = source if isinstance(source, Source) else Source(source)
+    return iter(Reader(source, partial(text_of, column=column), streaming=True))
 
 
-def pack(texts: Iterable[str], tokenizer, length: int) -> Iterator[list[int]]:
-    """Texts as rows of exactly `length` ids, `<s>text</s><s>text</s>…`, no padding.
+def read_chats(source: str | Source) -> Any:
+    """Returns an instruction set as a `datasets.Dataset` of `messages`: a file, a folder or a hub dataset."""
+    from datasets import Dataset
 
-    A text that the end of a row cuts starts the next row again, so that rows begin as prompts do; one longer than
-    a row goes on there. What is left at the very end is dropped.
+    source = source if isinstance(source, Source) else Source(source)
+    return Dataset.from_list([{"messages": messages} for messages in Reader(source, messages_of)])
+
+
+def document_ids(tokenizer: Any, text: str) -> Row:
+    """Returns `<s>text</s>` as token ids."""
+    return [tokenizer.bos_token_id, *encode(tokenizer, text), tokenizer.eos_token_id]
+
+
+def pack(texts: Iterable[str], tokenizer: Any, length: int) -> Iterator[Row]:
+    """Yields texts as rows of exactly `length` ids, `<s>text</s><s>text</s>…`, no padding; see `pack_ids`."""
+    return pack_ids((document_ids(tokenizer, text) for text in texts), length)
+
+
+def pack_ids(documents: Iterable[Row], length: int) -> Iterator[Row]:
+    """Yields documents as rows of exactly `length` ids, in time linear in their number.
+
+    A document that the end of a row cuts starts the next row again, so that rows begin as prompts do; one longer
+    than a row continues there. What is left at the very end is dropped.
     """
     if length < 1:  # rows of nothing would have no end
-        raise ValueError(f"length is {length}; give 1 or more tokens a row.")
-    row = []
-    for text in texts:
-        ids = [tokenizer.bos_token_id, *encode(tokenizer, text), tokenizer.eos_token_id]
-        row += ids
-        while len(row) >= length:
-            yield row[:length]
-            row = row[length:]
-            if 0 < len(row) < len(ids) <= length:
-                row = list(ids)  # which is a row of its own when it is just as long
+        raise InputError(f"length is {length}; give 1 or more tokens per row.")
+    row: Row = []
+    for ids in documents:
+        start = 0
+        while len(row) + len(ids) - start >= length:
+            taken = length - len(row)
+            yield row + ids[start : start + taken]
+            start += taken
+            row = []
+            if start < len(ids) <= length:
+                start = 0  # the document is a row of its own when it is just as long
+        row += ids[start:]
 
 
 class Rows(torch.utils.data.Dataset):
     """Rows in an endless, seeded order: example j is a function of (seed, j), whatever came before it.
 
-    rows: lists of ids, or dicts that have them as `input_ids`. Each pass over the rows is a new permutation. An
-    example carries its number as `example`.
+    Each pass over the rows is a new permutation. An example carries its number as `example`.
+
+    Args:
+        rows: Lists of ids, or dicts that have them as `input_ids`.
+        examples: Length of the data set.
+        seed: Of the permutations.
     """
 
     def __init__(self, rows: Sequence, examples: int, seed: int):
-        self.rows, self.examples, self.seed = rows, examples, seed
-        self._pass = (None, None)
+        self.rows = rows
+        self.examples = examples
+        self.order = Shuffled(len(rows), seed)
 
     def __len__(self) -> int:
         return self.examples
 
-    def __getitem__(self, j: int) -> dict:
-        number, place = divmod(j, len(self.rows))
-        if self._pass[0] != number:
+    def __getitem__(self, j: int) -> dict[str, Any]:
+        return as_example(self.rows[self.order[j]], j)
+
+
+class MixedRows(torch.utils.data.Dataset):
+    """Several sets of rows, drawn in proportion to weights; example j is a function of (seed, j).
+
+    Args:
+        parts: Sets of rows, each as `Rows` takes them.
+        weights: One for each part.
+        examples: Length of the data set.
+        seed: Of the order.
+    """
+
+    BLOCK = 1_000  # examples in which each part has exactly its share
+
+    def __init__(self, parts: Sequence[Sequence], weights: Sequence[float], examples: int, seed: int):
+        self.parts = parts
+        self.examples = examples
+        self.orders = [Shuffled(len(part), seed + 1 + number) for number, part in enumerate(parts)]
+        self.counts = proportional_counts(weights, self.BLOCK)
+        numbers = torch.arange(len(parts))
+        self.labels = numbers.repeat_interleave(torch.tensor(self.counts))  # (BLOCK,)
+        self.slots = Shuffled(self.BLOCK, seed)
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def __getitem__(self, j: int) -> dict[str, Any]:
+        block = j // self.BLOCK
+        slot = self.slots[j]
+        part = int(self.labels[slot])
+        rank = slot - sum(self.counts[:part])
+        place = self.orders[part][block * self.counts[part] + rank]
+        return as_example(self.parts[part][place], j)
+
+
+def proportional_counts(weights: Sequence[float], total: int) -> list[int]:
+    """Returns whole numbers in proportion to weights, at least 1 each, which add up to `total`."""
+    shares = [weight / sum(weights) * total for weight in weights]
+    counts = [max(1, int(share)) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda number: int(shares[number]) - shares[number])
+    for number in itertools.cycle(by_remainder):
+        if sum(counts) == total:
+            break
+        change = 1 if sum(counts) < total else -1
+        if counts[number] + change >= 1:
+            counts[number] += change
+    return counts
+
+
+class Shuffled:
+    """An endless order of `count` things: item j is a function of (seed, j), each pass a new permutation."""
+
+    def __init__(self, count: int, seed: int):
+        self.count = count
+        self.seed = seed
+        self._pass_number = -1
+        self._permutation = torch.empty(0, dtype=torch.long)
+
+    def __getitem__(self, j: int) -> int:
+        number, place = divmod(j, self.count)
+        if number != self._pass_number:
             generator = torch.Generator().manual_seed((self.seed << 20) + number)
-            self._pass = (number, torch.randperm(len(self.rows), generator=generator))
-        row = self.rows[int(self._pass[1][place])]
-        return {**(row if isinstance(row, dict) else {"input_ids": row}), "example": j}
+            self._permutation = torch.randperm(self.count, generator=generator)
+            self._pass_number = number
+        return int(self._permutation[place])
 
 
-def endless(texts: Callable[[], Iterable[str]], tokenizer, length: int, skip: int, seed: int):
-    """Packed rows of a source too large to hold, which is read anew at each pass, after the first `skip` of them.
+def as_example(row: Row | dict[str, Any], number: int) -> dict[str, Any]:
+    """Returns a row with its number, of which all that is random about it is a function."""
+    fields = row if isinstance(row, dict) else {"input_ids": row}
+    return {**fields, "example": number}
 
-    Returns a `datasets.IterableDataset` of `input_ids` and `example`: shuffled within 10,000 rows, seeded, without end.
+
+def endless(rows: Callable[[], Iterable[Row]], seed: int):
+    """Returns rows of a source too large to hold, which is read again at each pass, as a `datasets.IterableDataset`.
+
+    Examples have `input_ids` and `example`; they are shuffled within 10,000 rows, seeded, without end.
     """
     from datasets import IterableDataset
 
     def read():
-        yield from ({"input_ids": row} for row in itertools.islice(pack(texts(), tokenizer, length), skip, None))
+        for row in rows():
+            yield {"input_ids": row}
 
     shuffled = IterableDataset.from_generator(read).shuffle(seed=seed, buffer_size=10_000)
     return shuffled.repeat(None).map(lambda row, j: row | {"example": j}, with_indices=True)
 
 
-def json_lines(path) -> Iterator[tuple[int, dict]]:
-    """(line number, record) of a JSON-lines file of records."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as problem:
-            raise ValueError(f"Line {number} of '{path}' is not JSON ({problem.msg}); mend or remove it.") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"Line {number} of '{path}' is no record but a {type(record).__name__}.")
-        yield number, record
+def interleave(sources: Sequence[Callable[[], Iterable[Row]]], weights: Sequence[float], seed: int) -> Iterator[Row]:
+    """Yields rows of several endless sources, drawn in proportion to weights; one that ends begins again."""
+    generator = torch.Generator().manual_seed(seed)
+    streams = [iter(source()) for source in sources]
+    chances = torch.tensor(weights, dtype=torch.float64)
+    finished: set[int] = set()
+    while len(finished) < len(streams):
+        number = int(torch.multinomial(chances, 1, generator=generator))
+        row = next(streams[number], None)
+        if row is None:
+            finished.add(number)
+            streams[number] = iter(sources[number]())
+            row = next(streams[number], None)
+        if row is None:
+            raise InputError(f"Set {number + 1} of data gives no rows; give more text or a smaller length.")
+        yield row
 
 
-def records(source: str, streaming: bool = False) -> Iterator[tuple[int, dict]]:
-    """(number, record) of a .jsonl file, or of a hub dataset's train split: "owner/set", "owner/set:configuration"."""
-    if Path(source).suffix == ".jsonl":
-        return json_lines(source)
-    from datasets import load_dataset
+def split_documents(documents: list[Row], length: int, rows_wanted: int) -> tuple[list[Row], list[Row]]:
+    """Splits encoded texts into those to train on and those held out, no text in both.
 
-    name, _, configuration = source.partition(":")
-    try:
-        return enumerate(load_dataset(name, configuration or None, split="train", streaming=streaming), 1)
-    except Exception as problem:  # many libraries' words for: not there, no network, not a dataset
-        first = (str(problem) or type(problem).__name__).splitlines()[0]
-        raise ValueError(f"There is no file and no reachable hub dataset '{name}': {first}") from problem
+    Args:
+        documents: Token ids of each text.
+        length: Tokens per row.
+        rows_wanted: Rows to hold out, at most a fifth of all.
 
-
-def read_column(source: str, column: str) -> Iterator[str]:
-    """The texts of one column of `records`, streamed."""
-    for number, record in records(source, streaming=True):
-        if not isinstance(record.get(column), str):
-            found = ", ".join(record)
-            raise ValueError(f"Record {number} of '{source}' has no text in column '{column}'; it has: {found}.")
-        yield record[column]
-
-
-def chat_rows(chats, tokenizer, length: int):
-    """Chats as rows to train on, and how many assistant turns were too long for them.
-
-    chats: a `datasets.Dataset` with a column `messages`. Returns (Dataset of `input_ids` and `span_mask`, dropped).
+    Returns:
+        Rows to train on and rows held out. Fewer than five different texts are cut instead, where the last fifth
+        or less begins.
     """
-
-    def encoded(batch):
-        rows = [row for messages in batch["messages"] for row in encode_chat(tokenizer, messages, length)]
-        return {name: [row[name] for row in rows] for name in ("input_ids", "span_mask")}
-
-    rows = chats.map(encoded, batched=True, batch_size=100, remove_columns=chats.column_names, desc="encoding chats")
-    turns = sum(message["role"] == "assistant" for messages in chats["messages"] for message in messages)
-    return rows, turns - len(rows)
-
-
-def messages_of(record: dict) -> list[dict[str, str]]:
-    """A record of an instruction set as messages.
-
-    Accepted: `messages`; `instruction` (and `input`) with `output`; `instruction` with `instances` of both;
-    `prompt` with `response` or `completion`; `question` with `answer`. Each with `system`, or without.
-    """
-    if isinstance(record.get("messages"), list):
-        messages = record["messages"]
+    total = sum(map(len, documents))
+    wanted = min(rows_wanted * length, total // 5)
+    different = list(dict.fromkeys(map(tuple, documents)))
+    if len(different) < 5:
+        train, held_out = _cut(documents, wanted)
     else:
-        if record.get("instances"):
-            record = {**record, **record["instances"][0]}
-        form = next((form for form in FORMS if all(isinstance(record.get(name), str) for name in form)), None)
-        if form is None:
-            accepted = "messages, instruction and output, prompt and response, or question and answer"
-            raise ValueError(f"There is no chat in the columns {', '.join(record)}; give {accepted}.")
-        question = "\n".join(filter(None, (record[form[0]], record.get("input"))))
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": record[form[1]]}]
-        if record.get("system"):
-            messages.insert(0, {"role": "system", "content": record["system"]})
-    check_chat(messages)
-    if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("No assistant turn: there is nothing to learn to write; give the answer as well.")
-    return [{key: message[key] for key in ("role", "content")} for message in messages]
+        chosen = _choose_until(different, [len(ids) for ids in different], wanted)
+        train = [ids for ids in documents if tuple(ids) not in chosen]
+        held_out = [list(ids) for ids in different if ids in chosen]
+    return list(pack_ids(train, length)), list(pack_ids(held_out, length))[:rows_wanted]
 
 
-def read_records(source: str, read) -> list:
-    """What `read` makes of every record of a .jsonl file or a hub dataset; its complaints name the record."""
-    found = []
-    for number, record in records(source):
-        try:
-            found.append(read(record))
-        except ValueError as problem:
-            raise ValueError(f"Record {number} of '{source}': {problem}") from None
-    return found
+def _cut(documents: list[Row], wanted: int) -> tuple[list[Row], list[Row]]:
+    """The last `wanted` tokens apart; the text they begin in is cut."""
+    train = list(documents)
+    held_out: list[Row] = []
+    while wanted > 0:
+        last = train.pop()
+        if len(last) > wanted:
+            train.append(last[:-wanted])
+        held_out.insert(0, last[-wanted:])
+        wanted -= len(last)
+    return train, held_out
 
 
-def read_chats(source: str):
-    """An instruction set as a `datasets.Dataset` of `messages`: a .jsonl file, or a hub dataset's train split."""
-    from datasets import Dataset
+def _choose_until(items: Sequence[Hashable], sizes: Sequence[int], wanted: int) -> set[Hashable]:
+    """Items in a fixed random order until their sizes reach `wanted`, at least one."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(items), generator=generator).tolist()
+    chosen: set[Hashable] = set()
+    total = 0
+    for number in order:
+        if chosen and total >= wanted:
+            break
+        if total + sizes[number] > 2 * wanted:
+            continue  # one long text would be most of what is held out
+        chosen.add(items[number])
+        total += sizes[number]
+    smallest = min(range(len(items)), key=lambda number: sizes[number])
+    return chosen or {items[smallest]}
 
-    return Dataset.from_list([{"messages": messages} for messages in read_records(source, messages_of)])
+
+def split_rows(groups: Sequence[Hashable], rows_wanted: int) -> tuple[list[int], list[int]]:
+    """Splits rows by their group (chat, prompt), so that no group is in both parts.
+
+    Args:
+        groups: The group of each row.
+        rows_wanted: Rows to hold out, at most a fifth of all.
+
+    Returns:
+        Places of the rows to train on and of the rows held out. Where nearly all rows are one group, rows are split.
+    """
+    counts: dict[Hashable, int] = {}
+    for group in groups:
+        counts[group] = counts.get(group, 0) + 1
+    wanted = min(rows_wanted, len(groups) // 5)
+    if max(counts.values()) > len(groups) - wanted:  # nearly all rows are one group
+        return split_rows(range(len(groups)), rows_wanted)
+    chosen = _choose_until(list(counts), list(counts.values()), wanted)
+    train = [place for place, group in enumerate(groups) if group not in chosen]
+    held_out = [place for place, group in enumerate(groups) if group in chosen]
+    return train, held_out[:wanted]
+
+
+def opening(messages: list[dict[str, str]]) -> str:
+    """What a chat begins with, the system prompt apart: chats with one opening are held out together."""
+    return next(message["content"].strip() for message in messages if message["role"] == "user")
+
+
+def group_chats(chats: Sequence[list[dict[str, str]]]) -> list[str]:
+    """Returns the group of each chat for `split_rows`: its opening, or all of it where few openings differ."""
+    openings = [opening(messages) for messages in chats]
+    if len(set(openings)) >= 5:
+        return openings
+    return ["\n".join(message["content"] for message in messages) for messages in chats]
+
+
+def first_exchange(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns the first question and its answer, without a system prompt: what the official code trains on."""
+    said = [message for message in messages if message["role"] != "system"]
+    return said[:2]
+
+
+def chat_rows(chats: Any, tokenizer: Any, length: int) -> tuple[Any, int]:
+    """Encodes chats as rows to train on.
+
+    Args:
+        chats: A `datasets.Dataset` with a column `messages`.
+        tokenizer: The model's.
+        length: Tokens per row; turns that do not fit are left out.
+
+    Returns:
+        A Dataset of `input_ids`, `span_mask` and `chat` (the number of the chat that a row comes from), and how
+        many assistant turns were left out.
+    """
+
+    def encoded(batch, places):
+        columns: dict[str, list] = {"input_ids": [], "span_mask": [], "chat": []}
+        for place, messages in zip(places, batch["messages"], strict=True):
+            for row in encode_chat(tokenizer, messages, length):
+                columns["input_ids"].append(row["input_ids"])
+                columns["span_mask"].append(row["span_mask"])
+                columns["chat"].append(place)
+        return columns
+
+    rows = chats.map(
+        encoded,
+        batched=True,
+        batch_size=100,
+        with_indices=True,
+        remove_columns=chats.column_names,
+        desc="encoding chats",
+    )
+    messages = itertools.chain.from_iterable(chats["messages"])
+    turns = sum(message["role"] == "assistant" for message in messages)
+    return rows, turns - len(rows)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..mask_diffusion import MASKED, absorbed, mask_token_id, masked_loss
 from ..schedule import TRAINING_TIMESTEPS
-from .trainer import DiffusionTrainer
+from .trainer import GRID_SEED, Batch, GridTrainer, save_diffusion_config
 
 
-class MaskedTrainer(DiffusionTrainer):
+class MaskedTrainer(GridTrainer):
     """The masked loss on the same rows, masks and batches as `DiffusionTrainer`'s; t is (timestep + 1)/T.
 
-    `evaluate` reports the weighted loss at each t of the grid, in nats a position: its mean is the bound on the
-    negative log-likelihood, and it is finite (0) where nothing happens to be absorbed.
+    `evaluate` reports the weighted loss at each t of the grid, in nats per position: its mean is the bound on the
+    negative log-likelihood, and it is finite (0) where nothing happens to be masked.
     """
 
     grid_masking = "all"
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.token = mask_token_id(self.model)
         self.model.config.diffusion = MASKED
@@ -29,13 +28,15 @@ class MaskedTrainer(DiffusionTrainer):
             if "timestep_embed" in name:
                 parameter.requires_grad_(False)
 
-    def _batch_loss(self, model, inputs, self_condition: bool, seed: int) -> torch.Tensor:
-        share = (inputs["t"] + 1) / TRAINING_TIMESTEPS
-        gone = absorbed(inputs["span_mask"], share, inputs["example"].tolist(), seed)
-        return model(run=lambda lm: masked_loss(lm, inputs["input_ids"], gone, share, self.token))
+    def _batch_loss(self, model: torch.nn.Module, inputs: Batch, seed: int) -> torch.Tensor:
+        ratio = (inputs["t"] + 1) / TRAINING_TIMESTEPS  # (B,)
+        is_masked = absorbed(inputs["span_mask"], ratio, inputs["example"].tolist(), seed)
+        return model(run=lambda lm: masked_loss(lm, inputs["input_ids"], is_masked, ratio, self.token))
 
-    def save_model(self, output_dir=None, _internal_call=False):
+    def _evaluation_loss(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
+        return self._batch_loss(model, inputs, GRID_SEED)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and hasattr(self.model, "peft_config"):  # an adapter has no config of the model
-            folder = Path(output_dir or self.args.output_dir)
-            (folder / "diffusion.json").write_text(json.dumps({"diffusion": MASKED}) + "\n")
+            save_diffusion_config(output_dir or self.args.output_dir, diffusion=MASKED)

@@ -1,103 +1,141 @@
 """Preference pairs, and a reward model trained on them by TRL's RewardTrainer."""
 
+from __future__ import annotations
+
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import get_peft_model
 from trl import RewardConfig, RewardTrainer
 
-from ..chat_template import check_chat, encode_chat
+from ..chat_template import encode_chat
 from ..loading import bundled, find_source, plain_errors
 from ..reward import load_classifier
 from ..tinytown.tasks import PREFERENCES, preferences
-from .build import ATTENTION_AND_MLP, check_context_length, lora_config, train_eval_split, training_arguments
-from .data import read_records
+from ..validation import InputError
+from .build import (
+    check_context_length,
+    check_run,
+    check_targets,
+    early_stopping,
+    lora_config,
+    set_attention,
+    train_in_float32_,
+    training_arguments,
+)
+from .checkpoints import CompleteCheckpoints, write_atomically
+from .data import opening, split_rows
+from .forms import Chat, pair_of
 from .recipe import RewardRecipe
-from .trainer import WholeCheckpoints
+from .rows import require_min_rows, say_dropped
+from .sources import Reader, Source, parse_sources
 
 TINYTOWN_PAIRS = 6_000
 
-
-def pair_of(record: dict) -> tuple[list[dict], list[dict]]:
-    """A preference record as two chats, the chosen and the rejected one.
-
-    Accepted: `chosen` and `rejected`, each messages, or each an answer to `prompt`.
-    """
-    chats = []
-    for side in ("chosen", "rejected"):
-        answer = record.get(side)
-        if isinstance(answer, str) and isinstance(record.get("prompt"), str):
-            answer = [{"role": "user", "content": record["prompt"]}, {"role": "assistant", "content": answer}]
-        if not isinstance(answer, list):
-            raise ValueError(
-                f"There is no preference in the columns {', '.join(record)}; give prompt, chosen and rejected, or "
-                "chosen and rejected as messages."
-            )
-        check_chat(answer)
-        if answer[-1]["role"] != "assistant":
-            raise ValueError(f"The {side} chat does not end with the assistant; there is nothing to judge.")
-        chats.append([{key: message[key] for key in ("role", "content")} for message in answer])
-    if chats[0] == chats[1]:
-        raise ValueError("Chosen and rejected are the same text; there is nothing to prefer.")
-    return chats[0], chats[1]
+Pair = tuple[Chat, Chat]
 
 
-def read_pairs(source: str) -> list[tuple[list[dict], list[dict]]]:
-    """Preference pairs of "tinytown:cheerful", of a .jsonl file or of a hub dataset's train split."""
-    world, _, kind = source.partition(":")
-    if world == "tinytown":
-        if kind not in PREFERENCES:
-            known = " or tinytown:".join(PREFERENCES)
-            raise ValueError(f"'{source}' is no preference of Tinytown; choose tinytown:{known}.")
-        return [pair_of(record) for record in preferences("train", TINYTOWN_PAIRS, kind)]
-    return read_records(source, pair_of)
+def read_pairs(source: str | Source) -> list[Pair]:
+    """Returns the preference pairs of "tinytown:cheerful", or of a file, folder or hub dataset."""
+    source = source if isinstance(source, Source) else Source(source)
+    if not source.is_tinytown:
+        return list(Reader(source, pair_of))
+    kind = source.path.partition(":")[2]
+    if kind not in PREFERENCES:
+        known = " or tinytown:".join(PREFERENCES)
+        raise InputError(f"'{source.path}' is not a preference of Tinytown; choose tinytown:{known}.")
+    return [pair_of(record) for record in preferences("train", TINYTOWN_PAIRS, kind)]
 
 
-def pair_rows(pairs, tokenizer, length: int, seed: int):
-    """Pairs as TRL takes them, `chosen_ids` and `rejected_ids`, and how many were too long.
+def pair_rows(pairs: list[Pair], tokenizer: Any, length: int, seed: int) -> tuple[Dataset, int]:
+    """Encodes pairs as TRL takes them.
 
     Each text is followed by some PAD, as what a denoiser writes is: up to `length`, how much follows from the seed.
+
+    Returns:
+        A Dataset of `chosen_ids`, `rejected_ids` and `opening` (the chat's first question), and how many pairs
+        were too long.
     """
     rows = []
     for number, pair in enumerate(pairs):
         turns = [encode_chat(tokenizer, chat, length, from_turn=-1) for chat in pair]
-        if all(turns):
-            rng = random.Random(f"{seed}/{number}")
-            texts = [turn[0]["input_ids"] for turn in turns]
-            ends = [length - ids[::-1].index(tokenizer.eos_token_id) for ids in texts]  # where PAD begins
-            chosen, rejected = (ids[: rng.randint(end, length)] for ids, end in zip(texts, ends, strict=True))
-            rows.append({"chosen_ids": chosen, "rejected_ids": rejected})
+        if not all(turns):
+            continue
+        rng = random.Random(f"{seed}/{number}")
+        chosen, rejected = (_with_some_padding(turn[0]["input_ids"], tokenizer, rng) for turn in turns)
+        rows.append({"chosen_ids": chosen, "rejected_ids": rejected, "opening": opening(pair[0])})
     return Dataset.from_list(rows), len(pairs) - len(rows)
 
 
-class PreferenceTrainer(WholeCheckpoints, RewardTrainer):
+def _with_some_padding(ids: list[int], tokenizer: Any, rng: random.Random) -> list[int]:
+    length = len(ids)
+    end = length - ids[::-1].index(tokenizer.eos_token_id)  # where PAD begins
+    return ids[: rng.randint(end, length)]
+
+
+class PreferenceTrainer(CompleteCheckpoints, RewardTrainer):
     """TRL's RewardTrainer, as it is; where the score is read is kept with the model."""
 
-    def create_model_card(self, *_args, **_kwargs):
+    def create_model_card(self, *_args: Any, **_kwargs: Any) -> None:
         """None: it would speak of things that are not known here."""
 
-    def save_model(self, output_dir=None, _internal_call=False):
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        self.require_finite_loss(loss[0] if isinstance(loss, tuple) else loss)
+        return loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            Path(output_dir or self.args.output_dir, "reward.json").write_text('{"read_at": "last"}\n')
+            write_atomically(Path(output_dir or self.args.output_dir, "reward.json"), '{"read_at": "last"}\n')
 
 
 def prepare_reward(recipe: RewardRecipe) -> PreferenceTrainer:
-    """Everything loaded and checked; `.train()` is what is left to do."""
-    given, source = training_arguments(recipe), find_source(recipe.model)
+    """Returns a trainer with everything loaded and checked; `.train()` is what is left to do."""
+    check_run(recipe)
+    source = find_source(recipe.model)
     torch.manual_seed(recipe.seed)  # of the new head
     with plain_errors(recipe.model):
         model = load_classifier(source, recipe.load_in_4bit, recipe.dtype, None, new_head=True)
     check_context_length(recipe, model)
+    set_attention(recipe, model)
+    tokenizer = model.tokenizer
     model.name_or_path = recipe.model if recipe.model in bundled() else source
     model.config.read_at = "last"
-    rows, dropped = pair_rows(read_pairs(recipe.data), model.tokenizer, recipe.length, recipe.seed)
-    train_rows, held_out = train_eval_split(recipe, rows, dropped, "pairs")
-    config = (
-        lora_config(recipe.lora_rank, ATTENTION_AND_MLP, ["score"], task_type="SEQ_CLS") if recipe.lora_rank else None
+    train_rows, held_out = _split_pairs(recipe, tokenizer)
+    if recipe.lora_rank:
+        config = lora_config(recipe, check_targets(recipe, model), ["score"], task_type="SEQ_CLS")
+        model = get_peft_model(model, config)
+        train_in_float32_(model)
+    else:
+        model = model.float()
+    steps = recipe.steps or max(1, round(recipe.epochs * len(train_rows) / recipe.batch_size))
+    return PreferenceTrainer(
+        model=model,
+        args=RewardConfig(max_length=None, **training_arguments(recipe, steps)),  # TRL must not cut the rows
+        train_dataset=train_rows,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        callbacks=early_stopping(recipe),
     )
-    return PreferenceTrainer(  # rows have their length: TRL shall not cut them
-        model=model if config else model.float(), args=RewardConfig(max_length=None, **given), peft_config=config,
-        train_dataset=train_rows, eval_dataset=held_out, processing_class=model.tokenizer,
-    )  # fmt: skip
+
+
+def _split_pairs(recipe: RewardRecipe, tokenizer: Any) -> tuple[Dataset, Dataset]:
+    """Pairs to train on and pairs held out, no question in both."""
+    sources = parse_sources(recipe.data)
+    if any(source.weight is not None for source in sources):
+        raise InputError("data gives weights; sets of pairs are trained on together: leave the weights out.")
+    pairs: list[Pair] = []
+    for source in sources:
+        pairs += read_pairs(source)
+    rows, dropped = pair_rows(pairs, tokenizer, recipe.length, recipe.seed)
+    say_dropped(recipe, dropped, len(rows), "pairs")
+    require_min_rows(recipe, len(rows), remedy="give more of them or a larger length")
+    openings = rows["opening"]
+    groups = openings if len(set(openings)) >= 5 else [str(ids) for ids in rows["chosen_ids"]]
+    train, held_out = split_rows(groups, recipe.num_eval_examples)
+    rows = rows.remove_columns("opening")
+    return rows.select(train).shuffle(0), rows.select(held_out)

@@ -1,106 +1,170 @@
-"""`python -m tess2lite.train recipe.yaml [field=value …]`: runs a recipe, and goes on where it was interrupted.
+"""`python -m tess2lite.train recipe.yaml [field=value …]`: runs a recipe, and resumes it where it was interrupted.
 
 With several processes: `accelerate launch -m tess2lite.train recipe.yaml`.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import errno
 import hashlib
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from safetensors import SafetensorError
-from transformers import Trainer
+from transformers import AutoConfig, Trainer
 
-from .build import build_trainer
-from .memory import estimate, measured_peak, table
-from .recipe import Recipe, RewardRecipe, Training, read_recipe, value_of
+from ..loading import choose_device, choose_dtype, find_source, plain_errors
+from ..validation import InputError
+from .build import build_trainer, check_run
+from .card import push, write_card
+from .checkpoints import last_checkpoint, write_atomically
+from .memory import ADVICE, estimate, measured_peak, require_memory, table
+from .progress import Progress
+from .recipe import CONSTANT, RewardRecipe, Training, help_text, read_recipe, value_of
+from .rehearsal import rehearse
 from .reward import prepare_reward
-from .trainer import last_checkpoint
+from .sources import local_files, parse_sources
 
 RECIPE = "recipe.yaml"  # in every output: whose run it holds
+# What may change when a run is resumed, because it does not change the result.
+FREE = {
+    "output",
+    "save_every",
+    "evaluate_every",
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "attn_implementation",
+    "load_best_model_at_end",
+    "early_stopping_patience",
+    "report_to",
+    "push_to_hub",
+    "rehearse",
+}
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def train(recipe: Training) -> Trainer:
-    """Runs a recipe to its end, from its last whole checkpoint where there is one, and saves the model in `output`."""
-    _same_run(recipe)
+    """Runs a recipe to its end, from its last complete checkpoint where there is one, and saves the model in `output`.
+
+    Raises:
+        InputError: For what is wrong with the recipe, its data, or the room for it.
+        FloatingPointError: When the loss or the weights are not finite; the last good checkpoint is kept.
+    """
+    check_same_run(recipe)
+    check_run(recipe)
+    _check_memory(recipe)
     trainer = prepare_reward(recipe) if isinstance(recipe, RewardRecipe) else build_trainer(recipe)
-    lm, speaks = trainer.model, trainer.is_world_process_zero()
-    if speaks and isinstance(recipe, Recipe):
-        print("memory, estimated:", table(estimate(lm.config, recipe, lm.device.type, lm.dtype.itemsize)), sep="\n")
+    trainer.add_callback(Progress(recipe.output, recipe.batch_size * recipe.length))
+    is_main_process = trainer.is_world_process_zero()
+    checkpoint = last_checkpoint(recipe.output)
+    if is_main_process and checkpoint:
+        print(f"resumes from {checkpoint}")
     try:
-        if speaks:
-            _write(Path(recipe.output) / RECIPE, yaml.safe_dump(_identity(recipe), sort_keys=False))
-        trainer.train(resume_from_checkpoint=last_checkpoint(recipe.output))
+        if is_main_process:
+            write_atomically(Path(recipe.output) / RECIPE, yaml.safe_dump(_identity(recipe), sort_keys=False))
+        trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(recipe.output)
+        if is_main_process:
+            write_card(recipe, trainer.state.log_history)
     except KeyboardInterrupt:
-        print(f"Interrupted at step {trainer.state.global_step}; run it again to go on from the last checkpoint.")
+        print(f"Interrupted at step {trainer.state.global_step}; run it again to resume from the last checkpoint.")
         raise
     except torch.OutOfMemoryError as problem:
-        raise ValueError(
-            "The GPU's memory is full. Give micro_batch_size=1, gradient_checkpointing=true, load_in_4bit=true with "
-            "lora_rank, or a smaller length."
-        ) from problem
+        raise InputError(f"The GPU's memory is full. Give {ADVICE}; the run resumes where it was.") from problem
     except (OSError, RuntimeError, SafetensorError) as problem:
         if not _cannot_write(problem):
             raise
-        raise ValueError(
+        raise InputError(
             f"Saving to '{recipe.output}' failed ({problem}); make room and run it again: "
-            f"it goes on from {last_checkpoint(recipe.output) or 'the start'}."
+            f"it resumes from {last_checkpoint(recipe.output) or 'the start'}."
         ) from problem
-    if speaks:
-        print(f"memory, measured: {measured_peak(lm.device):.2f} GB at the peak")
+    if is_main_process:
+        print(f"memory, measured: {measured_peak(trainer.args.device):.2f} GB at the peak")
+        if recipe.push_to_hub:
+            print(f"pushed to {push(recipe)}")
     return trainer
+
+
+def _check_memory(recipe: Training) -> None:
+    """Print the estimate beside what is free; raise InputError where it cannot fit."""
+    device = choose_device(None)
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # less is lost between rows
+    with plain_errors(recipe.model):
+        config = AutoConfig.from_pretrained(find_source(recipe.model), trust_remote_code=False)
+    dtype = choose_dtype(recipe.dtype, device)
+    parts = estimate(config, recipe, device.type, dtype.itemsize)
+    free = require_memory(parts, device)
+    if int(os.environ.get("RANK", 0)) == 0:
+        beside = "" if free is None else f"\n  {'free':14} {free:8.2f} GB"
+        print(f"memory, estimated:\n{table(parts)}{beside}")
 
 
 def _cannot_write(problem: Exception) -> bool:
     """A full or read-only disk, in the words of safetensors, torch.save and Python."""
-    said = "I/O error" in str(problem) or "PytorchStreamWriter" in str(problem)
-    return said or getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+    text = str(problem)
+    is_write_error = "I/O error" in text or "PytorchStreamWriter" in text
+    return is_write_error or getattr(problem, "errno", None) in FULL_DISK
 
 
-def _identity(recipe: Training) -> dict:
-    """A recipe and, where its data is a file, that file's digest."""
-    fields, path = dataclasses.asdict(recipe), Path(recipe.data)
-    return fields | ({"data_sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if path.is_file() else {})
+def _identity(recipe: Training) -> dict[str, Any]:
+    """A recipe and the digests of the files that its data names."""
+    digests = {}
+    for source in parse_sources(recipe.data):
+        if Path(source.path).exists():
+            for file in local_files(source):
+                digests[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()
+    fields = dataclasses.asdict(recipe)
+    return fields | ({"data_sha256": digests} if digests else {})
 
 
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: a full disk leaves the old file."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)
-
-
-def _same_run(recipe: Training) -> None:
-    """A folder belongs to one recipe and its data; only its length may grow."""
-    checkpoint = last_checkpoint(recipe.output) if isinstance(recipe, Training) else None  # what prepares it says so
+def check_same_run(recipe: Training) -> None:
+    """Raise InputError unless the output is empty, or holds this recipe's run; only its length may grow."""
+    checkpoint = last_checkpoint(recipe.output) if isinstance(recipe, Training) else None
     if checkpoint is None:
         return
     done = int(checkpoint.rsplit("-", 1)[1])
-    if done > recipe.steps:
-        raise ValueError(f"'{recipe.output}' has reached step {done}; steps={recipe.steps} asks for less.")
-    path, now = Path(recipe.output) / RECIPE, _identity(recipe)
+    if recipe.steps and done > recipe.steps:
+        raise InputError(f"'{recipe.output}' has reached step {done}; steps={recipe.steps} asks for less.")
+    path = Path(recipe.output) / RECIPE
     before = yaml.safe_load(path.read_text()) if path.exists() else {}
-    for name, value in now.items():
+    may_grow = {"steps", "epochs"} if recipe.scheduler in CONSTANT and recipe.warmup >= 1 else set()
+    if recipe.scheduler in CONSTANT and not recipe.warmup:
+        may_grow = {"steps", "epochs"}
+    for name, value in _identity(recipe).items():
         was = before.get(name, value if before else None)  # an earlier version may not have known the field
-        if name not in ("output", "steps", "save_every", "evaluate_every") and was != value:
-            raise ValueError(
-                f"'{recipe.output}' holds a run with {name} {was!r}, this recipe says {value!r}; choose another output."
-            )
+        if name in FREE | may_grow or was == value:
+            continue
+        why = f", and its {recipe.scheduler} schedule follows from it" if name in ("steps", "epochs") else ""
+        raise InputError(
+            f"'{recipe.output}' holds a run with {name} {was!r}, this recipe says {value!r}{why}; "
+            "choose another output."
+        )
     if done == recipe.steps:
-        print(f"Step {done} was reached before; for more, give more steps.")
+        print(f"Training already reached step {done}; raise steps to continue.")
 
 
 def main(arguments: list[str]) -> None:
+    """Runs the recipe that command-line arguments name."""
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError("Give a recipe: python -m tess2lite.train recipe.yaml [field=value …].")
+        raise InputError(
+            "Give a recipe: python -m tess2lite.train recipe.yaml [field=value …]. --help lists the fields."
+        )
     changes = [change.partition("=") for change in arguments[1:]]
     if wrong := [name for name, equals, _ in changes if not equals]:
-        raise ValueError(f"'{wrong[0]}' changes nothing; write field=value, for example steps=500.")
-    train(read_recipe(arguments[0], **{name: value_of(value) for name, _, value in changes}))
+        raise InputError(f"'{wrong[0]}' changes nothing; write field=value, for example steps=500.")
+    recipe = read_recipe(arguments[0], **{name: value_of(value) for name, _, value in changes})
+    if recipe.rehearse:
+        rehearse(recipe, train)
+    else:
+        train(recipe)
 
 
 def command() -> None:

@@ -37,7 +37,7 @@ from tess2lite.loss import diffusion_loss, seeded_noise
 from tess2lite.model import MistralForDiffusionLM
 from tess2lite.schedule import alpha_bar
 from tess2lite.span_masks import after
-from tess2lite.training.build import ATTENTION_AND_MLP, apply_lora
+from tess2lite.training.build import apply_lora, lora_targets
 from tess2lite.training.memory import GB, measured_peak
 from tess2lite.training.recipe import Recipe
 
@@ -219,7 +219,7 @@ def judge(bench: Bench, lm):
     """A reward model as an adapter on the denoiser's own 4-bit base."""
     model = reward.sharing_base(lm, MistralConfig(**bench.sizes.shape, sliding_window=None, num_labels=1))
     model.model.is_loaded_in_4bit = True
-    inject_adapter_in_model(LoraConfig(r=bench.sizes.reward_rank, target_modules=ATTENTION_AND_MLP), model.model)
+    inject_adapter_in_model(LoraConfig(r=bench.sizes.reward_rank, target_modules=lora_targets(model)), model.model)
     nn.init.normal_(model.score.weight, std=0.02)
     model.config.read_at = "last"
     return reward.frozen(model)

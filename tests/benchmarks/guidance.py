@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 import tess2lite as t2
 from tess2lite import reward
-from tess2lite.training.build import ATTENTION_AND_MLP
+from tess2lite.training.build import lora_targets
 
 STEPS = 10
 
@@ -28,7 +28,7 @@ def judge(lm, kind: str):
         made = reward.MistralRewardModel(config)
     else:
         made = reward.sharing_base(lm, config)
-        inject_adapter_in_model(LoraConfig(r=8, target_modules=ATTENTION_AND_MLP), made.model)
+        inject_adapter_in_model(LoraConfig(r=8, target_modules=lora_targets(made)), made.model)
     torch.nn.init.normal_(made.score.weight, std=0.02)
     made.config.read_at = "last"
     return reward.frozen(made)

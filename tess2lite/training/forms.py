@@ -1,0 +1,244 @@
+"""What a record holds: a text, a chat or a preference, in the forms that public sets use."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from ..chat_template import check_chat
+from ..validation import InputError
+
+Chat = list[dict[str, str]]
+
+# Columns of a question and of its answer, most specific first.
+FORMS = (
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("problem", "solution"),
+    ("inputs", "targets"),
+    ("input", "output"),
+)
+QUESTIONS = ("prompt", "question", "instruction", "query", "input")
+CONTEXTS = ("input", "context")  # added to the question
+SYSTEMS = ("system", "system_prompt")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+}
+TOOLS = (
+    "tool",
+    "function",
+    "tool_call",
+    "tool_response",
+    "function_call",
+    "function_response",
+    "observation",
+    "ipython",
+)
+TRANSCRIPT = re.compile(r"\n\n(Human|Assistant):")
+
+
+def check_text(name: str, text: Any) -> str:
+    """Returns a text that can be encoded; raises InputError otherwise."""
+    if text is None:
+        raise InputError(f"has null in '{name}'; give text")
+    if not isinstance(text, str):
+        raise InputError(f"has a {type(text).__name__} in '{name}'; give text")
+    if not text.strip():
+        raise InputError(f"has no text in '{name}': it is empty")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        message = f"has an unpaired surrogate in '{name}', which cannot be encoded as UTF-8"
+        raise InputError(message) from None
+    return text
+
+
+def text_of(record: dict[str, Any], column: str) -> str:
+    """Returns the text in a column of a record."""
+    if column not in record:
+        raise InputError(f"has no text in column '{column}'; it has: {', '.join(map(str, record))}")
+    return check_text(column, record[column])
+
+
+def messages_of(record: dict[str, Any]) -> Chat:
+    """Returns a record of an instruction set as messages.
+
+    Args:
+        record: `messages`, or ShareGPT's `conversations` of `from` and `value`; or a question and its answer:
+            `instruction` and `output` (Alpaca, with `input`) or `response` (Dolly, with `context`), `prompt` and
+            `response` or `completion`, `question` and `answer` or `response` (OpenOrca), `query` and `response`,
+            `problem` and `solution`, `inputs` and `targets`; `instruction` with `instances`. A prompt may be
+            messages. `system` or `system_prompt` comes before them; an empty one counts as none.
+
+    Raises:
+        InputError: With what is wrong or missing.
+    """
+    for column in CONVERSATIONS:
+        conversation = _decoded(record.get(column))
+        if isinstance(conversation, list):
+            return _checked([*_system(record), *_normalised(conversation)])
+    instances = record.get("instances")
+    if isinstance(instances, list) and instances and isinstance(instances[0], dict):
+        record = {**record, **instances[0]}
+    question, answer = _question_and_answer(record)
+    return _checked([*_system(record), *_as_messages(question, "user"), *_as_messages(answer, "assistant")])
+
+
+def _checked(messages: Chat) -> Chat:
+    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
+        messages = messages[1:]
+    check_chat(messages)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise InputError("No assistant turn: there is nothing to learn to write; give the answer as well.")
+    return messages
+
+
+def _decoded(value: Any) -> Any:
+    """Messages that a .csv file or a database kept as JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def _question_and_answer(record: dict[str, Any]) -> tuple[Any, Any]:
+    filled = [form for form in FORMS if all(record.get(name) is not None for name in form)]
+    present = [form for form in FORMS if all(name in record for name in form)]
+    if not filled and not present:
+        accepted = "messages, instruction and output, prompt and response, or question and answer"
+        columns = ", ".join(map(str, record))
+        raise InputError(f"There is no chat in the columns {columns}; give {accepted}.")
+    asked, answered = (filled or present)[0]
+    question = record[asked]
+    answer = record[answered]
+    if not isinstance(question, list):
+        question = check_text(asked, question)
+        contexts = [record.get(name) for name in CONTEXTS if name != asked]
+        added = [text for text in contexts if isinstance(text, str) and text.strip()]
+        question = "\n".join([question, *added])
+    if not isinstance(answer, list):
+        answer = check_text(answered, answer) if not isinstance(answer, str) or answer.strip() else answer
+    return question, answer
+
+
+def _system(record: dict[str, Any]) -> Chat:
+    prompts = [record.get(name) for name in SYSTEMS]
+    filled = [text for text in prompts if isinstance(text, str) and text.strip()]
+    return [{"role": "system", "content": check_text("system", filled[0])}] if filled else []
+
+
+def _as_messages(value: Any, role: str) -> Chat:
+    return _normalised(value) if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+def _normalised(messages: list) -> Chat:
+    """Messages of any dialect with the keys `role` and `content` alone."""
+    return [_message(message) for message in messages]
+
+
+def _message(message: Any) -> dict[str, str]:
+    if not isinstance(message, dict):
+        message = {}
+    said = message.get("role", message.get("from"))
+    name = said.lower() if isinstance(said, str) else said
+    if name in TOOLS:
+        raise InputError(
+            f"A message has the role {said!r}: the chat template has no tool calls. "
+            "The roles are system, user, assistant; leave such chats out."
+        )
+    content = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
+    if isinstance(content, list):
+        content = _joined(content)
+    if isinstance(content, str) and content.strip():
+        check_text("content", content)
+    role = ROLES.get(name, said) if isinstance(name, str) else said
+    is_empty_system = role == "system" and content is None
+    return {"role": role, "content": "" if is_empty_system else content}
+
+
+def _joined(parts: list) -> str:
+    """The text of a content that comes in parts."""
+    texts = []
+    for part in parts:
+        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+            raise InputError("A message has parts that are not text, such as an image; leave such chats out.")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def pair_of(record: dict[str, Any]) -> tuple[Chat, Chat]:
+    """Returns a preference record as two chats, the chosen and the rejected one.
+
+    Args:
+        record: `chosen` and `rejected`, each messages, an answer to `prompt` (or `question`, with `system`), which
+            may be messages itself, or a transcript of "Human:" and "Assistant:".
+
+    Raises:
+        InputError: With what is wrong or missing.
+    """
+    chosen = _judged(record, "chosen")
+    rejected = _judged(record, "rejected")
+    if chosen == rejected:
+        raise InputError("Chosen and rejected are the same text; there is nothing to prefer.")
+    return chosen, rejected
+
+
+def _judged(record: dict[str, Any], side: str) -> Chat:
+    answer = _decoded(record.get(side))
+    prompts = [_decoded(record.get(name)) for name in (*QUESTIONS, *CONVERSATIONS)]
+    prompt = next((prompt for prompt in prompts if isinstance(prompt, str | list) and prompt), None)
+    if isinstance(answer, dict):
+        answer = [answer]
+    if isinstance(answer, str) and prompt is None and TRANSCRIPT.match("\n\n" + answer.lstrip()):
+        answer = _transcript(answer)
+    if isinstance(answer, str) and prompt is not None:
+        answer = [*_as_messages(prompt, "user"), {"role": "assistant", "content": answer}]
+    elif isinstance(answer, list) and len(answer) == 1 and prompt is not None:
+        answer = [*_as_messages(prompt, "user"), *answer]
+    if not isinstance(answer, list):
+        raise InputError(
+            f"There is no preference in the columns {', '.join(map(str, record))}; give prompt, chosen and rejected, "
+            "or chosen and rejected as messages."
+        )
+    messages = [*_system(record), *_normalised(answer)]
+    if len(messages) > 1 and messages[0]["role"] == messages[1]["role"] == "system":
+        messages = messages[1:]
+    return _checked_pair(messages, side)
+
+
+def _checked_pair(messages: Chat, side: str) -> Chat:
+    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
+        messages = messages[1:]
+    check_chat(messages)
+    if messages[-1]["role"] != "assistant":
+        raise InputError(f"The {side} chat does not end with the assistant; there is nothing to judge.")
+    return messages
+
+
+def _transcript(text: str) -> Chat:
+    """ "Human: … Assistant: …" as messages."""
+    _, *parts = TRANSCRIPT.split("\n\n" + text.lstrip())
+    roles = {"Human": "user", "Assistant": "assistant"}
+    names = parts[::2]
+    contents = parts[1::2]
+    return [{"role": roles[name], "content": said.strip()} for name, said in zip(names, contents, strict=True)]

@@ -1,6 +1,8 @@
 """The Trainer around the loss; the loss itself is held to the textbook in parity.py."""
 
 import copy
+import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from transformers import TrainingArguments
 from tess2lite import textbook
 from tess2lite.loss import diffusion_loss, seeded_noise
 from tess2lite.schedule import alpha_bar
+from tess2lite.training.checkpoints import last_checkpoint, write_atomically
 from tess2lite.training.data import Rows
+from tess2lite.training.timesteps import TimestepSampler, reader_without_context, timestep_probabilities
 from tess2lite.training.trainer import DiffusionCollator, DiffusionTrainer
 
 
@@ -20,9 +24,10 @@ def some_rows(n=64, length=16):
 
 
 def trainer(lm, folder, steps, **settings):
+    settings = {"per_device_train_batch_size": 8, "learning_rate": 3e-3} | settings
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, **({"per_device_train_batch_size": 8} | settings),
-        learning_rate=3e-3, logging_steps=1, use_cpu=True, report_to=[], save_steps=5, disable_tqdm=True,
+        output_dir=str(folder), max_steps=steps, **settings,
+        logging_steps=1, use_cpu=True, report_to=[], save_steps=5, disable_tqdm=True,
         remove_unused_columns=False,
     )  # fmt: skip
     return DiffusionTrainer(
@@ -188,3 +193,122 @@ def test_weighted_small_batches_are_one_large_batch(tiny, tmp_path):
         made.train()
         seen.append(losses(made))
     assert seen[1] == pytest.approx(seen[0], rel=1e-5)
+
+
+def test_checkpoints_with_weights_that_are_not_finite_are_not_written(tiny, tmp_path):
+    """The loss is tested before a step, so that the step which spoils the weights shows in the weights alone."""
+    made = trainer(tiny(), tmp_path, 10)
+    step = made.training_step
+
+    def spoils(*args, **kwargs):
+        loss = step(*args, **kwargs)
+        if made.state.global_step == 9:
+            made.model.lm_head.weight.grad.fill_(float("nan"))
+        return loss
+
+    made.training_step = spoils
+    with pytest.raises(
+        FloatingPointError, match="The weights are not finite at step 10; what was saved before is whole"
+    ):
+        made.train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert not (tmp_path / "checkpoint-10").exists()
+
+
+def test_checkpoints_whose_loss_is_not_finite_are_not_written(tiny, tmp_path):
+    """Weights so large that a forward pass overflows are finite numbers."""
+    made = trainer(tiny(), tmp_path, 5, learning_rate=1e36)
+    with pytest.raises(FloatingPointError, match="at step"):
+        made.train()
+    assert last_checkpoint(tmp_path) is None
+
+
+def chat_row(prompt, answer, padding, example):
+    ids = [1, *range(10, 10 + prompt), *range(40, 40 + answer), 2, *[3] * padding]
+    mask = [i > prompt for i in range(len(ids))]
+    return {"input_ids": ids, "span_mask": mask, "example": example}
+
+
+def test_loss_weights_of_answers_and_padding_by_hand():
+    rows = [chat_row(3, 1, 6, 0), chat_row(3, 7, 0, 1)]
+    weigh = {"pad_id": 3, "pad_weight": 0.5}
+    token = DiffusionCollator("given", 0, **weigh)(rows)["loss_weights"]
+    assert token[0].tolist() == [0] * 4 + [1, 1] + [0.5] * 6 and token[1].tolist() == [0] * 4 + [1] * 8
+    row = DiffusionCollator("given", 0, loss_weighting="row", **weigh)(rows)["loss_weights"]
+    assert torch.allclose(row.sum(1), torch.ones(2)) and row[0, 4].item() == pytest.approx(1 / 5)
+    root = DiffusionCollator("given", 0, loss_weighting="sqrt", **weigh)(rows)["loss_weights"]
+    assert root[0, 4].item() == pytest.approx(5**-0.5) and root[0, 6].item() == pytest.approx(0.5 * 5**-0.5)
+    assert "loss_weights" not in DiffusionCollator("given", 0)(rows)
+
+
+def test_rows_are_as_long_as_needed_except_in_every_fifth_step():
+    rows = [chat_row(3, 2, 90, j) for j in range(400)]
+    collate = DiffusionCollator("given", 0, pad_id=3, batch_size=4)
+    lengths = [collate(rows[start : start + 4])["input_ids"].shape[1] for start in range(0, 400, 4)]
+    full = sum(length == 97 for length in lengths)
+    assert 10 <= full <= 30 and max(length for length in lengths if length < 97) <= 7 + 16
+    short = next(start for start in range(0, 400, 4) if lengths[start // 4] < 97)
+    batch, alone = collate(rows[short : short + 4]), collate(rows[short : short + 1])
+    length = int(batch["attention_mask"][0].sum()) if "attention_mask" in batch else batch["input_ids"].shape[1]
+    assert alone["input_ids"].shape[1] == length and not batch["span_mask"][0, length:].any()
+
+
+def test_row_weights_are_the_mean_of_the_rows_means(tiny, tmp_path):
+    """What the official code computes with one row per forward pass."""
+    lm, made = tiny(), trainer(tiny(), tmp_path, 1)
+    rows = [chat_row(3, 1, 6, 0), chat_row(3, 7, 0, 1)]
+    weighted = made.compute_loss(lm, DiffusionCollator("given", 0, loss_weighting="row")(rows))
+    alone = [made.compute_loss(lm, DiffusionCollator("given", 0)([row])) for row in rows]
+    assert weighted.item() == pytest.approx((sum(alone) / 2).item(), rel=1e-5)
+
+
+def test_informative_timesteps_lie_where_the_loss_changes():
+    curve = {"t": [0.05, 0.3, 0.5, 0.95], "loss": [0.0, 0.1, 4.1, 4.2]}
+    probabilities = timestep_probabilities(1024, curve)
+    t = torch.arange(5000) / 5000
+    assert probabilities.sum().item() == pytest.approx(1) and probabilities.min() >= 0.15 / 5000 - 1e-12
+    window = probabilities[(t >= 0.3) & (t < 0.5)].sum().item()
+    assert window == pytest.approx(0.85 * 4 / 4.2 + 0.15 * 0.2, abs=1e-3)
+    sampler = TimestepSampler(probabilities)
+    drawn = torch.stack([sampler.draw(torch.Generator().manual_seed(i)) for i in range(2000)]) / 5000
+    assert ((drawn >= 0.3) & (drawn < 0.5)).float().mean().item() == pytest.approx(window, abs=0.04)
+    with pytest.raises(ValueError, match="does not rise with t; set timestep_sampling: uniform"):
+        timestep_probabilities(1024, {"t": [0.1, 0.5], "loss": [1.0, 1.0]})
+
+
+def test_a_reader_without_context_by_its_limits():
+    """ln V where nothing is left of the token, 0 where nothing hides it; the step moves to cleaner t as V grows."""
+    small, large = reader_without_context(64), reader_without_context(4096)
+    assert small["loss"][0] < 1e-3 and small["loss"][-1] == pytest.approx(math.log(64), rel=0.02)
+
+    def middle(curve, vocabulary):
+        return next(t for t, loss in zip(curve["t"], curve["loss"], strict=True) if loss > math.log(vocabulary) / 2)
+
+    assert middle(large, 4096) < middle(small, 64)
+
+
+def test_gradients_are_clipped_per_group(tiny, tmp_path):
+    lm = tiny()
+    made = trainer(lm, tmp_path, 1, max_grad_norm=1.0)
+    made.clip_per_group = True
+    for name, weight in lm.named_parameters():
+        weight.grad = torch.full_like(weight, 1e3 if "embed_tokens" in name else 1e-6)
+    before = lm.model.layers[0].mlp.up_proj.weight.grad.clone()
+    made._clip_grad_norm(lm)
+    assert torch.equal(lm.model.layers[0].mlp.up_proj.weight.grad, before)
+    assert lm.model.embed_tokens.weight.grad.norm().item() == pytest.approx(1, rel=1e-3)
+
+
+def test_files_are_written_whole_with_the_mode_of_a_users_file(tmp_path, monkeypatch):
+    path, plain = tmp_path / "a.json", tmp_path / "plain"
+    plain.write_text("x")
+    write_atomically(path, "one")
+    assert path.stat().st_mode == plain.stat().st_mode
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, "two")
+    assert path.read_text() == "one" and {file.name for file in tmp_path.iterdir()} == {"a.json", "plain"}

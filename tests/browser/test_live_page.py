@@ -1,6 +1,7 @@
 """The live page against Python, in a real browser: tokenizer, logits, runs, speed, size, network."""
 
 import base64
+import itertools
 import shutil
 
 import numpy as np
@@ -18,7 +19,7 @@ from tess2lite_course.experiments.word_tokenizer import make_tokenizer
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 
-MODULES = ("tokenizer.js", "denoiser.js", "simd.js", "sampler.js", "attribution.js")
+MODULES = ("tokenizer.js", "denoiser.js", "simd.js", "schedule.js", "sampler.js", "attribution.js")
 ODD_TEXTS = [
     "Tom had a drum.",
     "  two  spaces\n\n and\tlines \n",
@@ -40,7 +41,7 @@ const toBytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const floats = (text) => new Float32Array(toBytes(text).buffer);
 const halves = (text) => new Uint16Array(toBytes(text).buffer);
 Object.assign(globalThis, { Tokenizer, makeSimdBackend, Denoiser, Sampler, logprobOf });
-Object.assign(globalThis, { evenTimes, floats, halves });
+Object.assign(globalThis, { evenTimes, informativeTimes, floats, halves });
 """
 
 
@@ -122,6 +123,17 @@ def batch_of(lm, prompt, length):
     mask = torch.zeros(ids.shape, dtype=torch.bool)
     mask[:, -length:] = True
     return {"input_ids": ids, "span_mask": mask}
+
+
+def test_informative_times_lie_where_the_loss_changes(engine):
+    """Nine tenths of them by the change of the loss, one tenth by time."""
+    curve = {"t": [0.1, 0.3, 0.6, 0.9], "loss": [1.0, 1.0, 4.0, 3.9]}
+    times = engine.evaluate("curve => informativeTimes(curve, 1001)", curve)
+    assert times[0] == pytest.approx(1 - 1 / 5000) and times[-1] == 0
+    assert all(earlier > later for earlier, later in itertools.pairwise(times))
+    window = [time for time in times if 0.3 <= time <= 0.6]
+    assert len(window) / len(times) == pytest.approx(0.9 + 0.1 * 0.3, abs=2e-3)
+    assert window[len(window) // 2] == pytest.approx(0.45, abs=1e-3)
 
 
 LOGITS = """([ids, mask, soft, time]) => {

@@ -1,7 +1,8 @@
 """One offline HTML file with a denoiser in it: `python -m tess2lite.viz.live page.html model=tinytown-base`.
 
-The page holds the model's weights in float16, its tokenizer, and a forward pass and sampler in plain JavaScript
-(`denoiser.js`, `sampler.js`, `tokenizer.js`) that run in a Web Worker. It makes no request to any network.
+The page holds the model's weights in float16, its tokenizer, and a forward pass and sampler in JavaScript
+(`denoiser.js`, `sampler.js`; the matrix product also in WebAssembly, `simd.js`) that run in a Web Worker. It makes no
+request to any network. `explorer.mjs` draws the runs.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def export_config(lm) -> dict:
     sizes = {name: getattr(config, name) for name in SIZES}
     sizes["head_dim"] = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     sizes["rope_theta"] = rope["rope_theta"]
+    sizes["timestep_spacing"] = getattr(config, "timestep_spacing", "uniform")
+    sizes["loss_curve"] = getattr(config, "loss_curve", None)
     needed = {
         "a denoiser of noisy simplexes": getattr(config, "diffusion", "simplex") == "simplex",
         "silu activations": config.hidden_act == "silu",
@@ -169,7 +172,7 @@ def build_page(lm, about: str) -> str:
     tries = "".join(f'<button type="button" data-try="{escape(text)}">{escape(text)}</button>' for text in TRIES)
     parts = {
         "style": (FOLDER / "page.css").read_text(encoding="utf-8"),
-        "app": bundle("tokenizer.js", "settings.js", "app.js"),
+        "app": bundle("tokenizer.js", "schedule.js", "settings.js", "app.js"),
         "model": embed_json(model),
         "sources": embed_json(sources),
         "weights": base64.b64encode(weights).decode(),

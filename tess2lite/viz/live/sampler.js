@@ -15,11 +15,6 @@ export function alphaBar(u) {
   return curve(u) / curve(0);
 }
 
-// The times t/T that a run of so many evenly spaced steps visits, from noise to text.
-export function evenTimes(steps) {
-  return Array.from({ length: steps }, (_, i) => (steps - 1 - i) / steps);
-}
-
 // A generator of uniform numbers in [0, 1): sfc32, seeded with a string.
 export function uniformGenerator(seed) {
   let h = 2166136261;

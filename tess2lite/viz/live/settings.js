@@ -1,6 +1,6 @@
 // What a run is made from, how a link holds it, and the sentences that refuse what cannot be run.
 
-import { Tokenizer } from "./tokenizer.js";
+import { evenTimes, informativeTimes } from "./schedule.js";
 
 // Says to the reader, in one sentence, what was given, what is accepted and what to do.
 export class InputError extends Error {}
@@ -103,6 +103,7 @@ export function prepare(settings, tokenizer, config) {
     }
     return { position, from, token: tokenOf(tokenizer, text) };
   });
-  const times = Array.from({ length: settings.steps }, (_, i) => (settings.steps - 1 - i) / settings.steps);
+  const isInformative = config.timestep_spacing === "informative";
+  const times = isInformative ? informativeTimes(config.loss_curve, settings.steps) : evenTimes(settings.steps);
   return { ids, mask, times, pins, isInfilling };
 }

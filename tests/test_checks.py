@@ -44,7 +44,8 @@ def test_stub_fails_and_solution_passes(path, check):
 
 def test_every_check_belongs_to_an_exercise():
     public = {name for name in vars(checks) if getattr(getattr(checks, name), "__module__", "") == checks.__name__}
-    assert {name for _, name in CASES} == {name for name in public if not name.startswith("_")} - {"Verdict"}
+    assert {name for _, name in CASES} == {name for name in public if name.islower() and not name.startswith("_")}
+    assert {name for _, name in CASES} == set(checks.GUIDES)
 
 
 WRONG = {
@@ -78,8 +79,26 @@ WRONG = {
 
 
 @pytest.mark.parametrize("check", WRONG)
-def test_the_likely_mistake_is_not_taken_for_right(check):
+def test_likely_mistake_does_not_pass(check):
     assert not getattr(checks, check)(WRONG[check]).passed
+
+
+def test_first_failure_asks_and_the_second_says_what_is_wrong():
+    checks.win_share(lambda a, b: 0.5)
+    guide = checks.GUIDES["win_share"]
+    right = lambda a, b: sum((x > y) + (x == y) / 2 for x, y in zip(a, b, strict=True)) / len(a)  # noqa: E731
+    assert guide.next_question in repr(checks.win_share(right))
+    first, second = (repr(checks.win_share(WRONG["win_share"])) for _ in range(2))
+    assert guide.question in first and guide.hint not in first and guide.hint in second
+    checks.win_share(right)
+    assert guide.question in repr(checks.win_share(WRONG["win_share"]))
+    assert repr(checks.win_share(lambda a, b: None)) == "✗ not yet: your function returns nothing."
+
+
+@pytest.mark.parametrize("wrong", ["a half", object(), {"share": 1}])
+def test_a_wrong_type_gets_a_sentence(wrong):
+    message = checks.win_share(lambda a, b: wrong).message
+    assert message.startswith(f"your function returns {type(wrong).__name__}; it should return a number.")
 
 
 def test_a_function_that_raises_gets_a_sentence():

@@ -88,7 +88,7 @@ def test_the_context_is_filled_to_its_last_token(judge, tokenizer):
 
 def test_judges_that_cannot_judge(judge, tokenizer, golden_tokenizer, tiny):
     small = tiny()
-    with pytest.raises(TypeError, match="left-to-right AutoModelForCausalLM"):
+    with pytest.raises(TypeError, match="autoregressive AutoModelForCausalLM"):
         text_metrics.perplexity(small, golden_tokenizer, TEXTS)  # a denoiser is one by class, and sees what it predicts
     with pytest.raises(TypeError, match="is a MistralModel"):
         text_metrics.perplexity(AutoModel.from_pretrained(t2.bundled()["tinytown-ar"]), tokenizer, TEXTS)
@@ -103,12 +103,12 @@ def test_judges_that_cannot_judge(judge, tokenizer, golden_tokenizer, tiny):
     "texts, prompts, says",
     [
         ([], None, "There are 0 texts; give at least one"),
-        ("a text", None, "texts is no list of strings but str"),
-        (["a", 3], None, "texts is no list of strings"),
-        (None, None, "but NoneType"),
+        ("a text", None, "texts is str; give a list"),
+        (["a", 3], None, "texts is .*; give a list of strings"),
+        (None, None, "texts is NoneType"),
         (["a", "b"], ["a"], "There are 1 prompts; give 2"),
         (["a", "b"], [""], "There are 1 prompts; give 2"),
-        (["a"], "a", "prompts is no list of strings"),
+        (["a"], "a", "prompts is .*; give a list"),
     ],
 )
 def test_texts_that_are_none(judge, tokenizer, texts, prompts, says):
@@ -117,7 +117,7 @@ def test_texts_that_are_none(judge, tokenizer, texts, prompts, says):
 
 
 def test_nothing_to_sum_up():
-    with pytest.raises(ValueError, match="nothing to sum up"):
+    with pytest.raises(ValueError, match="no texts to sum up"):
         text_metrics.corpus_perplexity([])
 
 
@@ -153,7 +153,7 @@ def test_counts_of_nothing(metric):
     for n in (0, 1.5, True):
         with pytest.raises(ValueError, match="n is .*; give a whole number of 1 or more"):
             metric(["a b"], n)
-    with pytest.raises(ValueError, match="texts is no list of strings"):
+    with pytest.raises(ValueError, match="texts is .*; give a list of strings"):
         metric("a b")
     with pytest.raises(ValueError, match="There are 0 texts"):
         metric([])

@@ -1,5 +1,7 @@
-"""Metrics that need no right answer, those of the paper's Table 1. None says alone that texts are good: one sentence
-said over and over can have a lower perplexity than real stories, so diversity and repetition belong beside it.
+"""Metrics that need no right answer, those of the paper's Table 1.
+
+None says alone that texts are good: one sentence repeated over and over can have a lower perplexity than real stories,
+so diversity and repetition belong beside it.
 """
 
 from __future__ import annotations
@@ -15,51 +17,73 @@ import torch.nn.functional as F
 from tess2lite.loss import diffusion_loss, seeded_noise
 from tess2lite.tokens import encode, encode_continuation
 from tess2lite.training.trainer import GRID, GRID_SEED, DiffusionCollator
-from tess2lite.validation import check_denoiser, check_int
+from tess2lite.validation import InputError, check_denoiser, check_int
 
 
 def encode_for_judge(
     model, tokenizer, text: str, prompt: str = "", end: tuple[str, ...] = ()
 ) -> tuple[torch.Tensor, int]:
-    """`<s>` + prompt + text + end as ids (1, L), and the place where the text begins. end: names, as "eos" and "pad".
+    """Encodes `<s>` + prompt + text + end for a judge.
 
-    Raises ValueError where tokenizer and model do not fit, or the row does not fit the model's context.
+    Args:
+        model: The judge, whose context and embeddings the row must fit.
+        tokenizer: The judge's own.
+        text: What is judged; may be empty.
+        prompt: What stands before it.
+        end: Names of special tokens after the text, such as "eos" and "pad".
+
+    Returns:
+        (ids (1, L), the position where the text begins).
+
+    Raises:
+        InputError: If tokenizer and model do not fit, or the row does not fit the model's context.
     """
     special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", *end)}
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     size = len(model.get_input_embeddings().weight)
     if None in special.values() or len(tokenizer) > size:
         names = " and ".join(map(str.upper, special))
-        raise ValueError(f"The judge needs its own tokenizer, of {size} tokens at most, with {names}; give that one.")
-    known = [special["bos"], *(encode(tokenizer, prompt) if prompt else [])]
-    written = encode_continuation(tokenizer, text) if prompt else encode(tokenizer, text)
-    ids = [*known, *written, *(special[name] for name in end)]
+        raise InputError(f"The judge needs its own tokenizer, of {size} tokens at most, with {names}; give that one.")
+    context_ids = [special["bos"]]
+    if prompt:
+        context_ids += encode(tokenizer, prompt)
+    text_ids = (encode_continuation if prompt else encode)(tokenizer, text)
+    ids = [*context_ids, *text_ids, *(special[name] for name in end)]
     if len(ids) > context:
-        raise ValueError(
+        raise InputError(
             f"The text that begins {text[:40]!r} needs {len(ids)} tokens, with BOS and any prompt; the judge's context "
-            f"is {context}: shorten it, or take a judge with a longer one."
+            f"is {context}: shorten it, or use a judge with a longer one."
         )
-    return torch.tensor([ids], device=model.device), len(known)
+    return torch.tensor([ids], device=model.device), len(context_ids)
 
 
 def check_texts(name: str, texts, number: int | None = None) -> None:
-    """Raises ValueError unless these are strings, `number` of them, or one at least."""
+    """Raises InputError unless these are strings, `number` of them, or one at least."""
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} is no list of strings but {type(texts).__name__}; give a list, one string each.")
+        raise InputError(f"{name} is {type(texts).__name__}; give a list of strings.")
     if not len(texts) or len(texts) != (number or len(texts)):
-        raise ValueError(f"There are {len(texts)} {name}; give {number or 'at least one'}.")
+        raise InputError(f"There are {len(texts)} {name}; give {number or 'at least one'}.")
 
 
 @torch.no_grad()
 def perplexity(judge, tokenizer, texts: list[str], prompts: list[str] | None = None) -> list[tuple[float, int]]:
-    """(summed negative log-likelihood in nats, tokens) of each text and its end, given its prompt if there is one.
+    """Returns (summed negative log-likelihood in nats, tokens) of each text and its EOS, given its prompt if any.
 
-    `corpus_perplexity` makes one number of them. judge: a left-to-right `*ForCausalLM`, with its own tokenizer. Texts
-    are read one by one, so neither their order nor their number changes anything. An empty text is something a model
-    may write: one token, its end.
+    Texts are read one by one, so neither their order nor their number changes anything. `corpus_perplexity` makes one
+    number of them.
+
+    Args:
+        judge: An autoregressive `*ForCausalLM`.
+        tokenizer: The judge's own.
+        texts: An empty text is something a model may write: one token, its EOS.
+        prompts: One per text, or None.
+
+    Raises:
+        TypeError: If the judge is not autoregressive.
+        InputError: If the lists do not fit together, or a text does not fit the judge.
     """
     if hasattr(judge, "embedding_matrix") or not hasattr(judge, "generate"):
-        raise TypeError(f"The judge is a {type(judge).__name__}; give a left-to-right AutoModelForCausalLM.")
+        raise TypeError(f"The judge is a {type(judge).__name__}; give an autoregressive AutoModelForCausalLM.")
     check_texts("texts", texts)
     prompts = [""] * len(texts) if prompts is None else prompts
     check_texts("prompts", prompts, len(texts))
@@ -73,9 +97,9 @@ def perplexity(judge, tokenizer, texts: list[str], prompts: list[str] | None = N
 
 
 def corpus_perplexity(found: list[tuple[float, int]]) -> float:
-    """From what `perplexity` returned: exp of the summed nats over the summed tokens."""
+    """Returns exp of the summed nats over the summed tokens, from what `perplexity` returned."""
     if not found:
-        raise ValueError("There is nothing to sum up; give what `perplexity` returned.")
+        raise InputError("There are no texts to sum up; give what `perplexity` returned.")
     return math.exp(sum(nll for nll, _ in found) / sum(tokens for _, tokens in found))
 
 
@@ -87,31 +111,33 @@ def _grams(texts: list[str], n: int) -> list[list[tuple[str, ...]]]:
 
 
 def distinct(texts: list[str], n: int = 2) -> float:
-    """dist-n: different n-grams of words among those of all texts (Li et al. 2016), 0 where there are none.
+    """Returns dist-n, the share of different n-grams of words among those of all texts (Li et al. 2016); 0 for none.
 
-    It falls with the number of words: compare as many of them.
+    It falls with the number of words, so compare texts of as many.
     """
     grams = [gram for text in _grams(texts, n) for gram in text]
     return len(set(grams)) / max(1, len(grams))
 
 
 def entropy(texts: list[str], n: int = 1) -> float:
-    """Of the n-grams of words of all texts, in nats: ln k where k of them are equally frequent, 0 where none are."""
+    """Returns the entropy of the n-grams of words of all texts in nats: ln k for k equally frequent ones, or 0."""
     counts = Counter(gram for text in _grams(texts, n) for gram in text)
     return sum(count / counts.total() * math.log(counts.total() / count) for count in counts.values())
 
 
 def repetition(texts: list[str], n: int = 4) -> float:
-    """seq-rep-n (Welleck et al. 2020): the share of a text's n-grams of words that occurred in it before, 0 for one
-    that has none; mean over texts."""
+    """Returns seq-rep-n (Welleck et al. 2020): the mean share of a text's n-grams that occurred in it before."""
     return statistics.fmean(1 - len(set(some)) / len(some) if some else 0 for some in _grams(texts, n))
 
 
 @torch.no_grad()
 def features(model, tokenizer, texts: list[str]) -> torch.Tensor:
-    """What MAUVE compares: the last hidden state of each text's last token, (N, H), after BOS.
+    """Returns what MAUVE compares: the last hidden state of each text's last token, (N, H), after BOS.
 
-    model: any transformers model that was loaded; MAUVE's authors take GPT-2 large. An empty text counts, too.
+    Args:
+        model: Any loaded transformers model; MAUVE's authors use GPT-2 large.
+        tokenizer: Its own.
+        texts: An empty text counts, too.
     """
     check_texts("texts", texts)
     rows = [encode_for_judge(model, tokenizer, text)[0] for text in texts]
@@ -119,34 +145,47 @@ def features(model, tokenizer, texts: list[str]) -> torch.Tensor:
 
 
 def mauve(ours: torch.Tensor, references: torch.Tensor) -> float:
-    """MAUVE (Pillutla et al. 2021), 0 … 1: how far two sets of texts are one distribution. By mauve-text, its seed
-    fixed.
+    """Returns MAUVE (Pillutla et al. 2021), 0 … 1: how far two sets of texts are one distribution.
 
-    ours, references: of a model's and of human texts, (N, H) from `features` by the same model. It needs many: its
-    authors advise 5,000 on each side, and only values from as many texts and the same model compare.
+    It needs many texts (its authors advise 5,000 on each side), and only values from as many texts and the same model
+    compare. Computed by mauve-text with a fixed seed.
+
+    Args:
+        ours: Of a model's texts, (N, H) from `features`.
+        references: Of human texts, by the same model.
+
+    Raises:
+        InputError: If mauve-text is missing, or there are fewer than 20 texts on a side.
     """
     try:
         from mauve import compute_mauve
     except ImportError:
-        raise ValueError("MAUVE needs mauve-text, which is not here; pip install 'tess2lite[eval]'.") from None
+        raise InputError("MAUVE needs mauve-text, which is not here; pip install 'tess2lite[eval]'.") from None
     sets = (references, ours)
     if not all(torch.is_tensor(some) and some.dim() == 2 for some in sets) or len({some.shape[1] for some in sets}) > 1:
-        raise ValueError("MAUVE compares features by one model, (N, H) both; give what `features` returned.")
+        raise InputError("MAUVE compares features by one model, (N, H) both; give what `features` returned.")
     if min(map(len, sets)) < 20:  # it makes one bucket of ten texts: fewer than two compare nothing
-        raise ValueError(f"There are {len(ours)} and {len(references)} texts; give 20 each, better 5,000.")
+        raise InputError(f"There are {len(ours)} and {len(references)} texts; give 20 each, better 5,000.")
     return float(compute_mauve(*(some.cpu().numpy() for some in sets)).mauve)
 
 
 @torch.no_grad()
 def loss_by_t(lm, rows: list, masking: str = "prefix") -> dict[int, float]:
-    """The diffusion loss at each t of the trainer's grid, in nats a masked token, self-conditioned.
+    """Returns the self-conditioned diffusion loss at each t of the trainer's grid, in nats per masked token.
 
-    rows: lists of ids, or dicts with `input_ids`, masked by their own `span_mask` where they bring one, else as
-    `masking` says ("ul2" or "prefix"). Mask and noise follow from a row's place: `DiffusionTrainer.evaluate`'s own.
+    Mask and noise follow from a row's place: they are `DiffusionTrainer.evaluate`'s own.
+
+    Args:
+        lm: A denoiser.
+        rows: Lists of ids, or dicts with `input_ids` and perhaps their own `span_mask`.
+        masking: "ul2" or "prefix", for rows without one.
+
+    Raises:
+        InputError: If there are no rows, or masking is neither.
     """
     check_denoiser(lm)
     if masking not in ("ul2", "prefix") or not len(rows):
-        raise ValueError(f"There are {len(rows)} rows, masking is {masking!r}; give rows, and 'ul2' or 'prefix'.")
+        raise InputError(f"There are {len(rows)} rows, masking is {masking!r}; give rows, and 'ul2' or 'prefix'.")
     totals, count = dict.fromkeys(GRID, 0.0), 0
     for number, given in enumerate(rows):
         given = given if isinstance(given, dict) else {"input_ids": given}

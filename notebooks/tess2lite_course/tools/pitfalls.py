@@ -42,7 +42,8 @@ def share_that_notices(model, ids: torch.Tensor, padded: bool = False) -> float:
 def losses_by_offset(output: torch.Tensor, ids: torch.Tensor, offsets=(-1, 0, 1, 2)) -> dict[int, float]:
     """Exhibit 2: logits off by one, a model that trains and learns less; read them at every offset, one is right.
 
-    output: (B, L, V) of a trained model that has read ids (B, L). Nats a token if output i speaks of i + offset.
+    output: (B, L, V) of a trained model that has read ids (B, L).
+    Returns nats per token if output i speaks of i + offset.
     """
     places = range(max(0, -min(offsets)), ids.shape[1] - max(0, max(offsets)))
     read, first = output[:, places.start : places.stop].flatten(0, 1), places.start
@@ -94,7 +95,7 @@ def rise(lm, batch: dict, guide: RewardGuidance, calls: int = 1) -> float:
 
 
 def one_hot_simplex(ids: torch.Tensor, vocabulary: int, k: int = 5) -> torch.Tensor:
-    """Exhibit 5, the mistake: S^w by way of `one_hot`, which is int64, 8 bytes a number. (…) → (…, V)."""
+    """Exhibit 5, the mistake: S^w by way of `one_hot`, which is int64, 8 bytes per number. (…) → (…, V)."""
     return k * (2 * F.one_hot(ids, vocabulary) - 1)
 
 

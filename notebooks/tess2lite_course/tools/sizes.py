@@ -2,11 +2,17 @@
 
 import os
 
+from tess2lite.validation import InputError
+
 
 def pick(smoke, cpu, gpu):
-    """The value for the profile at hand: `steps = pick(smoke=5, cpu=50, gpu=100)`."""
+    """Returns the value for the current profile: `steps = pick(smoke=5, cpu=50, gpu=100)`.
+
+    Raises:
+        InputError: If the environment variable names no profile.
+    """
     choices = {"smoke": smoke, "cpu": cpu, "gpu": gpu}
     name = os.environ.get("TESS2LITE_PROFILE", "cpu")
     if name not in choices:
-        raise ValueError(f"TESS2LITE_PROFILE is {name!r}; set it to one of {', '.join(choices)}, or not at all.")
+        raise InputError(f"TESS2LITE_PROFILE is {name!r}; set it to one of {', '.join(choices)}, or leave it out.")
     return choices[name]

@@ -239,3 +239,25 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     (tmp_path / "odd.yaml").write_text("kind: poems\nmodel: a\ndata: b\noutput: c\n")
     with pytest.raises(ValueError, match="has kind 'poems'; a recipe has one of denoiser, masked, ar, reward"):
         recipe.read_recipe(tmp_path / "odd.yaml")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_all_trained_weights_are_float32_and_can_be_unscaled(base, tmp_path, dtype, lora_rank):
+    """In half precision small updates are lost, and GradScaler refuses float16 gradients."""
+    made = settings(base, tmp_path, dtype=dtype, lora_rank=lora_rank)
+    trainer = reward_training.prepare_reward(made)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    assert {weight.dtype for weight in trained} == {torch.float32}
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    scaler = torch.amp.GradScaler("cpu")
+    before = trainer.model.get_submodule("base_model.model.score" if lora_rank else "score")
+    head = [weight for weight in before.parameters() if weight.requires_grad][0]
+    value = head.detach().clone()
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = trainer.model(**batch).logits.sum()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    assert (head != value).all()

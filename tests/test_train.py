@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 import tess2lite as t2
 from tess2lite.tinytown.language import split_sentences
-from tess2lite.training import build, memory, recipe, rows, trainer
+from tess2lite.training import build, card, memory, recipe, rehearsal, rows, trainer
 from tess2lite.training import run as training_run
 from tess2lite.training.data import document_ids
 from tess2lite.training.merge import merge
@@ -471,3 +471,138 @@ def test_a_disk_full_from_the_start_gets_a_sentence(own, monkeypatch):
     monkeypatch.setattr(training_run, "write_atomically", full)
     with pytest.raises(ValueError, match="make room and run it again: it resumes from the start"):
         training_run.train(recipe.Recipe(**own()))
+
+
+FREE_CHANGES = {"micro_batch_size": 4, "gradient_checkpointing": True, "evaluate_every": 7, "save_every": 7}
+
+
+def test_what_does_not_change_the_result_may_change_on_resume(own, tmp_path):
+    """The advice after an out-of-memory error can be followed, and ends in the same weights."""
+    sizes = {"steps": 10, "batch_size": 8}
+    training_run.train(recipe.Recipe(**own(**sizes, output=str(tmp_path / "straight"))))
+    training_run.train(recipe.Recipe(**own(**sizes | {"steps": 5})))
+    training_run.train(recipe.Recipe(**own(**sizes | FREE_CHANGES)))
+    one, other = weights(own()["output"]), weights(tmp_path / "straight")
+    assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+
+
+@pytest.mark.parametrize("changes", [{"scheduler": "linear"}, {"scheduler": "cosine", "warmup": 0.1}, {"warmup": 0.1}])
+def test_a_schedule_that_follows_from_the_steps_is_not_extended(own, changes):
+    training_run.train(recipe.Recipe(**own(steps=5, **changes)))
+    with pytest.raises(ValueError, match="holds a run with steps 5, this recipe says 9, and its .* schedule follows"):
+        training_run.train(recipe.Recipe(**own(steps=9, **changes)))
+
+
+def test_the_scheduler_and_epochs_of_a_recipe(own):
+    """Rates by hand; steps from the number of rows."""
+    made = build.build_trainer(recipe.Recipe(**own(steps=0, epochs=2, scheduler="linear", warmup=0.1)))
+    steps = round(2 * len(made.train_dataset.rows) / 8)
+    assert made.args.max_steps == steps == len(made.train_dataset) // 8
+    made.create_optimizer_and_scheduler(steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(made.lr_scheduler.get_last_lr()[0])
+        made.optimizer.step()
+        made.lr_scheduler.step()
+    warm = -(-steps // 10)
+    expected = [3e-3 * (s / warm if s < warm else (steps - s) / (steps - warm)) for s in range(steps)]
+    assert rates == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_run_says_what_it_needs_where_it_resumes_and_keeps_a_log(own, capsys):
+    training_run.train(recipe.Recipe(**own(steps=6)))
+    printed = capsys.readouterr().out
+    assert "memory, estimated" in printed and "free" in printed and "resumes" not in printed
+    training_run.train(recipe.Recipe(**own(steps=18)))
+    printed = capsys.readouterr().out
+    assert "resumes from" in printed and "checkpoint-6" in printed and "tokens per second; about" in printed
+    lines = (Path(own()["output"]) / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines if "loss" in json.loads(line)]
+    assert steps == sorted(set(steps)) and steps[-1] == 18
+
+
+def test_a_run_that_cannot_fit_stops_before_it_loads(own, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 0.1)
+    monkeypatch.setattr(build, "load", None)
+    with pytest.raises(ValueError, match=r"needs about 0.6 GB, and the computer has 0.1 GB free; give micro_batch"):
+        training_run.train(recipe.Recipe(**own()))
+
+
+def test_the_best_checkpoint_is_kept_and_a_run_stops_early(own, monkeypatch):
+    falls = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
+    monkeypatch.setattr(trainer.DiffusionTrainer, "_measure", lambda self, rows: {"loss": next(falls)})
+    fields = own(steps=30, evaluate_every=5, save_every=5, early_stopping_patience=2)
+    run = training_run.train(recipe.Recipe(**fields))
+    assert run.state.global_step == 20 and run.state.best_metric == 1.0
+    assert same(weights(fields["output"]), weights(Path(fields["output"]) / "checkpoint-10"))
+
+
+def test_the_card_is_complete_and_names_no_path(own, tmp_path):
+    training_run.train(recipe.Recipe(**own(steps=5, lora_rank=4, evaluate_every=5)))
+    text = (Path(own()["output"]) / "README.md").read_text()
+    header = yaml.safe_load(text.split("---")[1])
+    assert header["library_name"] == "peft" and header["pipeline_tag"] == "text-generation"
+    assert "| 5 |" in text and "lora_rank: 4" in text and "tess2lite" in text
+    assert str(tmp_path) not in text
+    hub = recipe.Recipe(model="someone/base", data="someone/texts", output="x", push_to_hub="me/mine")
+    header = yaml.safe_load(card.card_text(hub, []).split("---")[1])
+    assert header["base_model"] == "someone/base" and header["datasets"] == ["someone/texts"]
+    assert "t2.load('me/mine')" in card.card_text(hub, [])
+
+
+def test_help_lists_every_field_with_its_default(capsys):
+    training_run.main(["--help"])
+    printed = capsys.readouterr().out
+    for kind, training in recipe.TRAININGS.items():
+        assert f"kind: {kind}" in printed
+        for name in training.__dataclass_fields__:
+            assert name == "DEFAULT_STEPS" or f"  {name} " in printed
+    assert "112" in printed and "smollm2-135m" in printed
+
+
+def test_the_lora_of_embeddings_has_their_size(own):
+    """PEFT draws it from N(0, 1), hundreds of times too large for some models."""
+    model = build.build_trainer(recipe.Recipe(**own(lora_rank=16))).model
+    embedding = model.get_base_model().model.embed_tokens
+    factor = embedding.lora_embedding_B["default"]
+    rms = embedding.base_layer.weight.square().mean().sqrt()
+    assert factor.square().mean().sqrt().item() == pytest.approx(rms.item(), rel=0.2)
+
+
+def test_lora_fields_reach_peft(own):
+    fields = own(lora_rank=4, lora_alpha=8, lora_dropout=0.1, lora_targets=["q_proj"], embeddings="frozen")
+    config = build.build_trainer(recipe.Recipe(**fields)).model.peft_config["default"]
+    assert (config.lora_alpha, config.lora_dropout, set(config.target_modules)) == (8, 0.1, {"q_proj"})
+    with pytest.raises(ValueError, match="lora_targets names 'wq'; .* has down_proj, gate_proj"):
+        build.build_trainer(recipe.Recipe(**own(lora_rank=4, lora_targets=["wq"])))
+
+
+def test_the_attention_of_a_recipe(own):
+    lm = build.build_trainer(recipe.Recipe(**own(attn_implementation="eager"))).model
+    assert lm.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match="attn_implementation is 'fast'"):
+        build.build_trainer(recipe.Recipe(**own(attn_implementation="fast")))
+
+
+def test_a_run_is_rehearsed(own, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(own(lora_rank=4, load_in_4bit=True)))
+    training_run.main([str(path), "rehearse=true"])
+    printed = capsys.readouterr().out
+    said = ["killed after the first", "resumes from", "merging", "writing on the CPU", "rehearsal: done"]
+    places = [printed.index(sentence) for sentence in said]
+    assert places == sorted(places)
+    assert not (tmp_path / "run-rehearsal").exists() and not list(tmp_path.glob("run*"))
+
+
+def test_a_rehearsal_finds_the_disk_too_small(own, monkeypatch):
+    monkeypatch.setattr(rehearsal, "_run_and_kill", lambda short: Path(short.output).mkdir())
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match="GB of checkpoints; the disk has 0.0 GB free"):
+        rehearsal.rehearse(recipe.Recipe(**own()), training_run.train)
+
+
+def test_a_rehearsal_finds_the_hub_unreachable(own):
+    with pytest.raises(ValueError, match="Nothing can be pushed to the hub"):
+        rehearsal.rehearse(recipe.Recipe(**own(push_to_hub="me/mine")), training_run.train)

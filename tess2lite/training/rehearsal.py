@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..generation import generate
+from ..generation import infill
 from ..loading import load
 from ..reward import load_reward
 from ..validation import InputError
@@ -139,4 +139,4 @@ def _use(recipe: Training) -> None:
         return
     _say(f"writing on the {device}")
     lm = load(source, recipe.load_in_4bit, recipe.dtype)
-    generate(lm, "Once", steps=2, length=min(8, recipe.length - 4), progress=False)
+    infill(lm, "_" * min(8, recipe.length - 1), steps=2, progress=False)

@@ -175,13 +175,14 @@ def check_texts(name: str, given) -> list[str]:
 
 
 def _known(lm, text: str, ids: list[int]) -> None:
+    """ids: of the text alone, since `<unk>` may share its id with a special token."""
     if lm.tokenizer.unk_token_id in ids:
         raise ValueError(f"The tokenizer has no tokens for part of {text[:60]!r}; leave the unusual signs out.")
 
 
 def _continuation(lm, prompt: str, length: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     ids = [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, prompt)]
-    _known(lm, prompt, ids)
+    _known(lm, prompt, ids[1:])
     known, context = len(ids), lm.config.max_position_embeddings
     if known >= context:
         raise ValueError(f"The prompt is {known} tokens long and fills this model's context of {context}; shorten it.")
@@ -194,7 +195,7 @@ def _continuation(lm, prompt: str, length: int | None) -> tuple[torch.Tensor, to
 
 def _blanks(lm, text: str) -> tuple[torch.Tensor, torch.Tensor]:
     ids, mask = encode_blanks(lm.tokenizer, text)
-    _known(lm, text, ids)
+    _known(lm, text, [number for number, blank in zip(ids[1:], mask[1:], strict=True) if not blank])
     if not any(mask):
         raise ValueError(f"{text[:60]!r} has no blanks; write one underscore for every token to fill in.")
     return torch.tensor(ids), torch.tensor(mask)

@@ -16,16 +16,26 @@ from . import validation
 from .chunks import generator_for, rows_per_chunk
 from .loss import cross_entropy
 from .sampling import Hook, SamplerState, Step, loop
+from .tokens import eos_token_ids
+from .validation import InputError
 
 MASKED = "masked"  # `config.diffusion` of these models; others have none
 
 
 def mask_token_id(lm) -> int:
-    """The id of `<unk>`. Raises ValueError where there is none."""
-    token = getattr(lm.tokenizer, "unk_token_id", None)
-    if token is None:
-        raise ValueError(f"'{lm.name_or_path}' has no tokenizer with an <unk>, which stands for what is masked.")
-    return token
+    """The id of the mask token: the tokenizer's own, or else `<unk>`.
+
+    Raises:
+        InputError: There is neither, or it is BOS, EOS or PAD as well, which are tokens that the model writes.
+    """
+    tokenizer = lm.tokenizer
+    for token in (getattr(tokenizer, "mask_token_id", None), getattr(tokenizer, "unk_token_id", None)):
+        if token is not None and token not in (tokenizer.bos_token_id, tokenizer.pad_token_id, *eos_token_ids(lm)):
+            return token
+    raise InputError(
+        f"'{lm.name_or_path}' has no tokenizer with an <unk> or a mask token of its own id, which stands for what is "
+        "masked; save the model with a tokenizer that has a mask token."
+    )
 
 
 def absorbed(span_mask: torch.Tensor, share: torch.Tensor, examples: list[int], seed: int) -> torch.Tensor:

@@ -1,31 +1,46 @@
 """A Hugging Face decoder made into a denoiser of noisy simplexes.
 
-The model stays what it was, a `transformers.PreTrainedModel` with its own layers; it gains one submodule,
-`timestep_embed`, loses the causal mask, and reads mixtures of embeddings where tokens are unknown.
-`loading.py` gets one from a name or a folder.
+The model remains a `transformers.PreTrainedModel` with its own layers. It gains one submodule, `timestep_embed`,
+loses the causal mask, and reads mixtures of embeddings where tokens are unknown. `denoiser_class` makes the class of
+any decoder family; two probes check at load what the class promises. `loading.py` gets a model from a name or a folder.
 """
 
 from __future__ import annotations
 
+import functools
+import re
+from typing import Any
+
 import torch
+import transformers
 from torch import nn
-from transformers import LlamaForCausalLM, MistralForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.pytorch_utils import Conv1D
 
 from . import textbook
+from .validation import InputError
+
+OPEN_WINDOW = 2**30  # tokens; wider than any text. Some families cannot compute with a sliding window of None.
+BACKBONES = ("model", "transformer", "gpt_neox")  # attribute of a decoder that holds its layers
+FAMILIES = (
+    "mistral, llama, ministral, qwen2, qwen3, gemma, gemma2, gemma3_text, olmo, olmo2, olmo3, smollm3, phi, phi3, "
+    "starcoder2, granite, cohere, cohere2, gpt2, gpt_neox"
+)  # tested; others are accepted when they pass the same probes
 
 
 class SimplexDenoiser:
-    """Mixin for `*ForCausalLM` classes with a `.model` backbone and an `.lm_head`."""
+    """Mixin for the `*ForCausalLM` classes of transformers: a backbone of layers and an output head."""
 
     tokenizer = None  # set by `tess2lite.load`; saved with the model
 
-    def __init__(self, config):
+    def __init__(self, config: PreTrainedConfig):
         make_bidirectional(config)
         super().__init__(config)
         self.timestep_embed = nn.Linear(1, config.hidden_size, bias=False)
         self.post_init()
 
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         if module is getattr(self, "timestep_embed", None):
             # Zero: an AR model starts out as the model it was, and the same every time it is loaded.
             nn.init.zeros_(module.weight)
@@ -37,87 +52,179 @@ class SimplexDenoiser:
         return super().forward(*args, **kwargs) if run is None else run(self)
 
     def embedding_matrix(self) -> torch.Tensor:
-        """E, (V, H), as the embedding layer really computes it: through a LoRA or a trained copy that PEFT has
-        put around it, before and after saving and merging alike."""
+        """Return E, (V, H), as the embedding layer computes it.
+
+        A family's scale, a LoRA and a trained copy that PEFT has put around the layer are included, before and after
+        saving and merging alike.
+        """
         layer = self.get_input_embeddings()
         if type(layer) is nn.Embedding:
             return layer.weight
         return layer(torch.arange(self.config.vocab_size, device=self.device))
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The precision that the backbone computes in, whatever its adapters are trained in."""
+        linear = next(module for module in self.base_model.modules() if isinstance(module, (nn.Linear, Conv1D)))
+        return getattr(linear, "compute_dtype", None) or linear.weight.dtype  # 4-bit weights are stored as bytes
+
     def embed_time(self, t: torch.Tensor) -> torch.Tensor:
-        """t/T, (…) → its embedding (…, H), in the backbone's precision whatever it is trained in."""
-        return self.timestep_embed(t[..., None].to(self.timestep_embed.weight.dtype)).to(self.model.norm.weight.dtype)
+        """Embed t/T: (…) → (…, H), in the backbone's precision whatever it is trained in."""
+        weight = self.timestep_embed.weight
+        return self.timestep_embed(t[..., None].to(weight.dtype)).to(self.compute_dtype)
 
     def hidden_states(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-        """Last hidden states of the backbone, every position seeing every other.
+        """Last hidden states of the backbone, with every position attending to every other.
 
-        inputs_embeds: (B, L, H). attention_mask: (B, L), 0 on filler, None where there is none. Positions are
-        counted from each row's first real token, so left padding changes nothing. Returns (B, L, H).
+        Positions are counted from each row's first real token, so left padding changes nothing.
+
+        Args:
+            inputs_embeds: (B, L, H).
+            attention_mask: (B, L), 0 on filler; None where there is none.
+
+        Returns:
+            (B, L, H).
         """
-        position_ids = None if attention_mask is None else (attention_mask.cumsum(1) - 1).clamp(min=0)
-        return self.model(
-            inputs_embeds=inputs_embeds.to(self.model.norm.weight.dtype), use_cache=False,
-            attention_mask=attention_mask, position_ids=position_ids,
-        ).last_hidden_state  # fmt: skip
+        position_ids = None
+        if attention_mask is not None:
+            position_ids = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        embeds = inputs_embeds.to(self.compute_dtype)
+        outputs = self.base_model(
+            inputs_embeds=embeds, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
+        return outputs.last_hidden_state
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(R, H) → logits (R, V), in float32 at least."""
+        """Logits of hidden states, (R, H) → (R, V), in float32 at least, with the family's scale and softcap."""
         layer = self.get_output_embeddings()
         logits = layer(hidden.to(layer.weight.dtype))
-        return logits.float() if logits.dtype.itemsize < 4 else logits
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        return scale_logits(logits, self.config)
 
-    def logits_from_simplex(self, simplex, t, input_ids, span_mask, previous_logits=None, attention_mask=None):
-        """The textbook pass, for teaching and parity: what the model believes about every position.
+    def logits_from_simplex(
+        self,
+        simplex: torch.Tensor,
+        t: torch.Tensor,
+        input_ids: torch.Tensor,
+        span_mask: torch.Tensor,
+        previous_logits: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The textbook pass, for teaching and parity: the prediction for every position.
 
-        simplex: (B, L, V) noisy simplex. t: (B, L) float, timestep / T. input_ids: (B, L). span_mask: (B, L)
-        bool, True where the model must write. previous_logits: (B, L, V) of an earlier prediction, None for
-        none. attention_mask: (B, L), 0 on filler. Returns logits (B, L, V), aligned with the positions they
-        speak of; zeros at each row's first token.
+        Args:
+            simplex: (B, L, V) noisy simplex.
+            t: (B, L) float, timestep / T.
+            input_ids: (B, L).
+            span_mask: (B, L) bool, True where the model writes.
+            previous_logits: (B, L, V) of an earlier prediction; None for none.
+            attention_mask: (B, L), 0 on filler.
+
+        Returns:
+            Logits (B, L, V), aligned with the positions they predict; zeros at each row's first token.
         """
         return textbook.logits(self, simplex, t, input_ids, span_mask, previous_logits, attention_mask)
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, and the tokenizer goes along."""
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Save as transformers does, and the tokenizer beside the weights."""
         super().save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
 
 
-class MistralForDiffusionLM(SimplexDenoiser, MistralForCausalLM):
-    """A Mistral that denoises."""
+def scale_logits(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
+    """What some families do to their head's output: Cohere's and Granite's scale, Gemma's softcap."""
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):
+        logits = logits / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    return logits
 
 
-class LlamaForDiffusionLM(SimplexDenoiser, LlamaForCausalLM):
-    """A Llama that denoises."""
+def original_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of transformers that reads and writes this decoder from left to right.
+
+    Raises:
+        InputError: The configuration is not that of a decoder with a backbone and a head.
+    """
+    kind = config.model_type
+    if getattr(config, "text_config", None) is not None:
+        raise InputError(f"The model is a {kind}, which reads more than text; the decoders accepted are {FAMILIES}.")
+    original = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if original is None or config.is_encoder_decoder or original.base_model_prefix not in BACKBONES:
+        raise InputError(f"The model is a {kind}; the decoders accepted are {FAMILIES}.")
+    return original
 
 
-DENOISERS = {"mistral": MistralForDiffusionLM, "llama": LlamaForDiffusionLM}  # by config.model_type
+@functools.cache
+def denoiser_class(original: type[PreTrainedModel]) -> type[SimplexDenoiser]:
+    """The denoiser of a decoder family: `MistralForCausalLM` → `MistralForDiffusionLM`."""
+    family = re.sub("(ForCausalLM|LMHeadModel)$", "", original.__name__)
+    name = f"{family}ForDiffusionLM"
+    if renamed := get_checkpoint_conversion_mapping(original.__name__):  # old names of weights, by class
+        register_checkpoint_conversion_mapping(name, renamed, overwrite=True)
+    body = {"__module__": __name__, "__doc__": f"A {family} that denoises."}
+    return type(name, (SimplexDenoiser, original), body)
 
 
-def make_bidirectional(config) -> None:
-    """The supported switch. `layer.self_attn.is_causal = False` is silently causal on most attention paths."""
+def __getattr__(name: str) -> Any:
+    """Every `*ForDiffusionLM` by its name, for imports."""
+    family = name.removesuffix("ForDiffusionLM")
+    for ending in ("ForCausalLM", "LMHeadModel"):
+        if family != name and (original := getattr(transformers, family + ending, None)):
+            return denoiser_class(original)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def make_bidirectional(config: PreTrainedConfig) -> None:
+    """Switch the causal mask off, in place.
+
+    This is transformers' supported switch; `layer.self_attn.is_causal = False` is silently causal on most attention
+    paths.
+    """
     config.is_causal = False
-    config.sliding_window = None
     config.use_cache = False
+    if hasattr(config, "sliding_window"):
+        config.sliding_window = OPEN_WINDOW
+
+
+PROBE = 8  # tokens
+
+
+def probe_ids(lm: SimplexDenoiser) -> torch.Tensor:
+    """Different token ids from all over the vocabulary, (1, PROBE)."""
+    size = len(lm.get_input_embeddings().weight)
+    return torch.linspace(0, size - 1, PROBE, device=lm.device).long()[None]
 
 
 @torch.no_grad()
-def check_bidirectional(lm) -> None:
+def check_bidirectional(lm: SimplexDenoiser) -> None:
     """Change the last token and see that every earlier position notices, with and without filler.
 
-    Raises RuntimeError where the attention is causal after all.
+    Raises:
+        RuntimeError: The attention is causal after all.
     """
-    matrix = lm.embedding_matrix()
-    ids = torch.arange(6, device=matrix.device)[None] % len(matrix)
+    ids = probe_ids(lm)
     other = ids.clone()
-    other[0, -1] = len(matrix) - 1
-    filler = torch.tensor([[0, 1, 1, 1, 1, 1]], device=matrix.device)
+    other[0, -1] = ids[0, 1]
+    filler = torch.ones_like(ids)
+    filler[0, 0] = 0
+    embed = lm.get_input_embeddings()
     for attention_mask in (None, filler):
-        before, after = (lm.hidden_states(matrix[i], attention_mask)[0, 1:-1] for i in (ids, other))
-        if not (torch.isfinite(before).all() and torch.isfinite(after).all()):
-            raise ValueError("The model's weights give no finite numbers; the checkpoint is broken.")
+        before = lm.hidden_states(embed(ids), attention_mask)[0, 1:-1]
+        after = lm.hidden_states(embed(other), attention_mask)[0, 1:-1]
+        check_finite(before)
+        check_finite(after)
         if not (before != after).any(-1).all():
             raise RuntimeError(
-                "The model's attention is still causal: a later token does not reach earlier positions. "
-                f"attn_implementation is {lm.config._attn_implementation!r}; use 'sdpa' or 'eager'."
+                "The model's attention is still causal: a later token does not reach earlier positions. A "
+                f"{lm.config.model_type} with attn_implementation {lm.config._attn_implementation!r} cannot denoise; "
+                f"use 'sdpa' or 'eager', or one of the decoders {FAMILIES}."
             )
+
+
+def check_finite(numbers: torch.Tensor) -> None:
+    if not torch.isfinite(numbers).all():
+        raise InputError("The model's weights give no finite numbers, but NaN or infinity; the checkpoint is broken.")

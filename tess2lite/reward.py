@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from transformers import AutoConfig, LlamaForSequenceClassification, MistralForSequenceClassification
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForSequenceClassification, GradientCheckpointingLayer
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
 from . import loading, validation
+from .model import original_class
+from .pretrained.probes import share_modules
+from .tokens import eos_token_ids
+from .validation import InputError
 
 
 class RewardModel:
@@ -26,7 +38,7 @@ class RewardModel:
     def score_embeddings(self, embeddings: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Rewards of soft texts: (B, L, H) → (B,), in float32 at least."""
         counted = None if attention_mask is None else attention_mask.cumsum(1)  # of real positions, (B, L)
-        hidden = self.model(
+        hidden = self.base_model(
             inputs_embeds=embeddings, attention_mask=attention_mask, use_cache=False,
             position_ids=None if counted is None else (counted - 1).clamp(min=0),
         ).last_hidden_state  # fmt: skip
@@ -38,20 +50,28 @@ class RewardModel:
     def score_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Rewards of texts: whole rows of ids (B, L), as `Generation.token_ids`, → (B,)."""
         ids = ids.to(self.device)
-        ends = (ids == self.config.eos_token_id).long()
+        ends = torch.isin(ids, torch.tensor(eos_token_ids(self), device=ids.device, dtype=ids.dtype)).long()
+        ends[:, 0] = 0  # a BOS, which may be EOS, too
         mask = (ends.cumsum(1) - ends == 0).long() if self.config.read_at == "eos" else None
         return self.score_embeddings(self.get_input_embeddings()(ids), mask)
 
 
-class MistralRewardModel(RewardModel, MistralForSequenceClassification):
-    """A Mistral that judges."""
+@functools.cache
+def reward_class(original: type[PreTrainedModel]) -> type[RewardModel]:
+    """The reward model of a decoder family, by its `*ForCausalLM` class."""
+    family = original.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    classifier = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(original.config_class, None)
+    bases = (classifier,) if classifier else (GenericForSequenceClassification, original.__bases__[0])
+    body = {"__module__": __name__, "__doc__": f"A {family} that scores texts."}
+    return type(f"{family}RewardModel", (RewardModel, *bases), body)
 
 
-class LlamaRewardModel(RewardModel, LlamaForSequenceClassification):
-    """A Llama that judges."""
+MistralRewardModel = reward_class(MistralForCausalLM)
 
 
-REWARD_MODELS = {"mistral": MistralRewardModel, "llama": LlamaRewardModel}  # by config.model_type
+def scorer(config: PreTrainedConfig) -> type[RewardModel]:
+    """The reward model class of a decoder's configuration."""
+    return reward_class(original_class(config))
 
 
 def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=None, read_at: str | None = None):
@@ -66,65 +86,58 @@ def load_reward(name, load_in_4bit: bool = False, dtype=None, device=None, base=
     """
     source = loading.find_source(name)
     if read_at not in (None, "last", "eos"):
-        raise ValueError(f"read_at is {read_at!r}; choose one of last, eos.")
+        raise InputError(f"read_at is {read_at!r}; choose one of last, eos.")
     if base is not None:
         validation.check_denoiser(base, "base")
         if load_in_4bit or dtype is not None or device is not None:
-            raise ValueError("base has a precision and a device already; leave load_in_4bit, dtype and device out.")
+            raise InputError("base has a precision and a device already; leave load_in_4bit, dtype and device out.")
     with loading.plain_errors(name):
-        adapter = loading.adapter_base(source)
+        adapter_base = loading.adapter_base(source)
         if base is not None:
-            model = _on_base_of(base, adapter, name)
+            model = _on_base_of(base, adapter_base, name)
         else:
-            whole = loading.find_source(adapter) if adapter else source
-            model = load_classifier(whole, load_in_4bit, dtype, device, new_head=bool(adapter))
-        if adapter:
-            loading.check_adapter(source, model, judges=True)
-            model.load_adapter(source)
-        said = loading.read_json(source, "config.json") | loading.read_json(source, "reward.json")
-        model.config.read_at = read_at or said.get("read_at", "last")
+            whole = loading.find_source(adapter_base) if adapter_base else source
+            model = load_classifier(whole, load_in_4bit, dtype, device, new_head=bool(adapter_base))
+        if adapter_base:
+            loading.read_adapter(source, scores=True).attach(model)
+        saved = loading.read_json(source, "config.json") | loading.read_json(source, "reward.json")
+        model.config.read_at = read_at or saved.get("read_at", "last")
     return frozen(model)
 
 
 def load_classifier(source: str, load_in_4bit: bool, dtype, device, new_head: bool):
     """A reward model from a sequence classifier, or, with a new head, from any model of its family."""
+    new = {}
     if new_head:
         new = {"fresh": ("score.weight",), "num_labels": 1}
-        return loading.load_full_model(REWARD_MODELS, source, load_in_4bit, dtype, device, **new)
-    if AutoConfig.from_pretrained(source, trust_remote_code=False).num_labels != 1:
-        raise ValueError(f"'{source}' is no reward model; give a sequence classifier with one label, or an adapter.")
-    return loading.load_full_model(REWARD_MODELS, source, load_in_4bit, dtype, device)
+    elif loading.read_config(source).num_labels != 1:
+        raise InputError(f"'{source}' is not a reward model; give a sequence classifier with one label, or an adapter.")
+    model = loading.load_full_model(scorer, source, load_in_4bit, dtype, device, **new)
+    model.tokenizer = loading.find_tokenizer(source, model)
+    return model
 
 
-def _on_base_of(lm, adapter: str | None, name):
+def _on_base_of(lm, adapter_base: str | None, name):
     """A reward model for an adapter, on the base of a denoiser, if they are the same."""
-    if adapter is None:
-        raise ValueError(f"'{name}' is a whole model, no adapter; leave base out.")
-    source = loading.find_source(adapter)
+    if adapter_base is None:
+        raise InputError(f"'{name}' is a whole model, not an adapter; leave base out.")
+    source = loading.find_source(adapter_base)
     if source != loading.find_source(lm.base_name):
-        raise ValueError(f"'{name}' is an adapter on '{adapter}', base is on '{lm.base_name}'; leave base out.")
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False, num_labels=1, vocab_size=lm.config.vocab_size)
+        raise InputError(f"'{name}' is an adapter on '{adapter_base}', base is on '{lm.base_name}'; leave base out.")
+    config = loading.read_config(source, num_labels=1, vocab_size=lm.config.vocab_size)
+    config.pad_token_id = lm.config.pad_token_id
     model = sharing_base(lm, config)
     model.tokenizer = lm.tokenizer
     return model
 
 
-def sharing_base(lm, config):
+def sharing_base(lm, config: PreTrainedConfig):
     """A reward model with a new head, whose backbone is made of the very modules of a denoiser's base."""
     with torch.device("meta"):
-        model = REWARD_MODELS[config.model_type](config)
-    model.score.to_empty(device=lm.device).to(lm.model.norm.weight.dtype)  # the adapter brings its weights
-    for place, module in [*model.model.named_modules()]:
-        if module._parameters or module._buffers:
-            parent, _, leaf = place.rpartition(".")
-            setattr(model.model.get_submodule(parent), leaf, _without_adapters(lm.model.get_submodule(place)))
+        model = scorer(config)(config)
+    model.score.to_empty(device=lm.device).to(lm.compute_dtype)  # the adapter brings its weights
+    share_modules(model.base_model, lm.base_model)
     return model
-
-
-def _without_adapters(module):
-    while hasattr(module, "base_layer"):
-        module = module.base_layer
-    return getattr(module, "original_module", module)
 
 
 def frozen(model):
@@ -132,8 +145,9 @@ def frozen(model):
     model.eval().requires_grad_(False)
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)  # renamed in 5.2x
     enable({"use_reentrant": False})
-    for layer in model.model.layers:  # layers are checkpointed in training mode alone; what is in them, dropout, stays
-        layer.training = True
+    for layer in model.modules():  # layers are checkpointed in training mode alone; what is in them, dropout, stays
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
     return model
 
 

@@ -62,7 +62,7 @@ def logits(lm, simplex, t, input_ids, span_mask, previous_logits=None, attention
         attention_mask = torch.ones_like(input_ids)
     embeddings = input_embeddings(lm, self_condition(simplex, previous_logits), t, input_ids, span_mask)
     hidden = lm.hidden_states(embeddings, attention_mask)
-    return shift(lm.get_output_embeddings()(hidden), attention_mask)
+    return shift(lm.head(hidden), attention_mask)
 
 
 def loss(logits: torch.Tensor, input_ids: torch.Tensor, span_mask: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Text ↔ token ids, and texts with blanks."""
+"""Text ↔ token ids, texts with blanks, and the special tokens that a denoiser needs."""
 
 from __future__ import annotations
 
@@ -32,3 +32,10 @@ def encode_blanks(tokenizer, text: str) -> tuple[list[int], list[bool]]:
         ids += new
         mask += [i % 2 == 1] * len(new)
     return ids, mask
+
+
+def eos_token_ids(model) -> list[int]:
+    """Every id that ends a text: the tokenizer's EOS and the configuration's, which has none, one or several."""
+    ids = model.config.eos_token_id
+    ids = ids if isinstance(ids, (list, tuple)) else [ids]
+    return sorted({*ids, getattr(getattr(model, "tokenizer", None), "eos_token_id", None)} - {None})

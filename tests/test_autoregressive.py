@@ -217,10 +217,10 @@ def test_what_makes_no_sense_gets_a_sentence(own, tmp_path):
     for sentence, changes in mistakes.items():
         with pytest.raises(ValueError, match=sentence):
             recipe.PretrainingRecipe(**own(**changes))
-    (tmp_path / "gpt2").mkdir()
-    (tmp_path / "gpt2" / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match="is a gpt2; the decoders accepted are mistral, llama"):
-        build.build_trainer(recipe.PretrainingRecipe(**own(model=str(tmp_path / "gpt2"))))
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="is a bert; the decoders accepted are mistral, llama"):
+        build.build_trainer(recipe.PretrainingRecipe(**own(model=str(tmp_path / "bert"))))
     with pytest.raises(ValueError, match="There is no model"):
         build.build_trainer(recipe.PretrainingRecipe(**own(model="nothing")))
     training_run.train(recipe.Recipe(**own(lora_rank=2, steps=3)))

@@ -204,7 +204,7 @@ def test_a_source_is_found_from_anywhere(checkpoint, monkeypatch):
 def test_unknown_names(tmp_path):
     refuses("There is no model 'tinytown-bose'", "tinytown-bose")
     refuses("There is no model", str(tmp_path / "nowhere"))
-    refuses("is no model: neither here nor on the hub", "nobody/nothing")
+    refuses("is not a model: neither here nor on the hub", "nobody/nothing")
     refuses("There is no model 'None'", None)
     refuses("There is no model ''", "")
     tmp_path.joinpath("empty").mkdir()
@@ -295,6 +295,6 @@ def test_devices_and_dtypes_that_are_not_there(monkeypatch):
 def test_adapters_without_a_base_or_with_pickled_weights(tmp_path):
     for base in (None, "", "base", "runs/base", "../base", "nobody/nothing", str(tmp_path / "lost"), str(tmp_path)):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-        refuses(f"is an adapter on '{base or ''}', which is no whole model here or on the hub", tmp_path)
+        refuses(f"is an adapter on '{base or ''}', which is not a whole model here or on the hub", tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(GOLDEN / "checkpoint")}))
     refuses("no adapter_model.safetensors", tmp_path)

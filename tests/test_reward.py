@@ -201,14 +201,14 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
         with pytest.raises(ValueError, match=sentence):
             t2.load_reward(*arguments, **more)
 
-    refuses("is no reward model", GOLDEN / "checkpoint")
+    refuses("is not a reward model", GOLDEN / "checkpoint")
     refuses("There is no model", tmp_path / "nothing")
     with pytest.raises(TypeError, match="base is a str; give a denoiser"):
         t2.load_reward(made.output, base="tinytown-instruct")
     with pytest.raises(ValueError, match="'tinytown:funny' is not a preference of Tinytown; choose tinytown:cheerful"):
         reward_training.read_pairs("tinytown:funny")
     refuses("read_at is 'middle'; choose one of last, eos", GOLDEN / "reward", read_at="middle")
-    refuses("is a whole model, no adapter", GOLDEN / "reward", base=tiny())
+    refuses("is a whole model, not an adapter", GOLDEN / "reward", base=tiny())
     refuses("base is on .*; leave base out", made.output, base=t2.load("tinytown-base"))
     for more in ({"load_in_4bit": True}, {"dtype": "float64"}, {"device": "cpu"}):
         refuses("leave load_in_4bit, dtype and device out", made.output, base=t2.load(base), **more)
@@ -219,7 +219,7 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     reward.MistralRewardModel.from_pretrained(
         GOLDEN / "reward", num_labels=2, ignore_mismatched_sizes=True
     ).save_pretrained(two)
-    refuses("is no reward model; give a sequence classifier with one label", two)
+    refuses("is not a reward model; give a sequence classifier with one label", two)
     tuned = recipe.Recipe(
         model=str(base), data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
         output=str(tmp_path / "tuned"), masking="response", length=48, batch_size=4, micro_batch_size=4,
@@ -227,7 +227,7 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
         lora_rank=4, num_eval_examples=2, evaluate_every=1, save_every=1,
     )  # fmt: skip
     training_run.train(tuned)
-    refuses("is no reward model: it has no score head", tuned.output)
+    refuses("is not a reward model: it has no score head", tuned.output)
     with pytest.raises(ValueError, match="is a reward model; give it to tess2lite.load_reward"):
         t2.load(made.output)
     with pytest.raises(ValueError, match="is an adapter; merge it into its base first, or give that base"):

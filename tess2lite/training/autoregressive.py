@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..chunks import generator_for
-from ..loading import choose_device, find_source, find_tokenizer, load, plain_errors
-from ..model import DENOISERS
+from ..loading import choose_device, find_source, find_tokenizer, load, plain_errors, read_config
+from ..model import original_class
 from .recipe import PretrainingRecipe
 from .trainer import GRID_SEED, Batch, ResumableTrainer
 
@@ -86,13 +85,12 @@ def load_left_to_right(recipe: PretrainingRecipe):
     """The recipe's model as transformers has it, causal, in float32, with `lm.tokenizer`; or fresh weights for it."""
     source = find_source(recipe.model)
     with plain_errors(recipe.model):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if config.model_type not in DENOISERS:
-            raise ValueError(f"'{source}' is a {config.model_type}; the decoders accepted are {', '.join(DENOISERS)}.")
+        config = read_config(source)
+        original = original_class(config)
         for name in ("is_causal", "diffusion"):  # of a denoiser
             vars(config).pop(name, None)
         torch.manual_seed(recipe.seed)
-        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        lm = original._from_config(config, dtype=torch.float32)
         lm.tokenizer = find_tokenizer(source, lm)
     if recipe.weights == "pretrained":
         weights = load(recipe.model, dtype=torch.float32, device="cpu").state_dict()

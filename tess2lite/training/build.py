@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
 from ..loading import adapter_base, choose_device, find_source, load, plain_errors
 from ..mask_diffusion import mask_token_id
@@ -23,8 +24,6 @@ from .recipe import MaskedRecipe, PretrainingRecipe, Recipe, Training
 from .rows import TextRecipe, build_datasets
 from .timesteps import TimestepSampler, timestep_probabilities
 from .trainer import DiffusionCollator, DiffusionTrainer, ResumableTrainer
-
-EMBEDDINGS = ["embed_tokens", "lm_head"]
 
 
 def build_trainer(recipe: TextRecipe, edit: Callable | None = None) -> ResumableTrainer:
@@ -94,8 +93,14 @@ def count_steps(recipe: Training, rows: Any) -> int:
 
 def lora_targets(lm: Any) -> list[str]:
     """Names of the linear layers inside a model's backbone, 4-bit ones included."""
-    names = {name.rsplit(".", 1)[-1] for name, layer in lm.model.named_modules() if isinstance(layer, torch.nn.Linear)}
-    return sorted(names)
+    layers = lm.base_model.named_modules()
+    return sorted({name.rpartition(".")[2] for name, layer in layers if isinstance(layer, (torch.nn.Linear, Conv1D))})
+
+
+def embedding_names(lm: Any) -> list[str]:
+    """Names of the embedding and of the head, which most families call embed_tokens and lm_head."""
+    names = {layer: name.rpartition(".")[2] for name, layer in lm.named_modules()}
+    return [names[lm.get_input_embeddings()], names[lm.get_output_embeddings()]]
 
 
 def lora_config(recipe: Training, targets: list[str], modules_to_save: list[str], **more: Any) -> LoraConfig:
@@ -115,8 +120,9 @@ def apply_lora(lm: Any, recipe: Recipe) -> Any:
     torch.manual_seed(recipe.seed)  # of LoRA's first weights
     if not recipe.lora_rank:
         return lm.float()  # at a rate of 1e-5 half precision would round every update away
-    targets = check_targets(recipe, lm) + EMBEDDINGS * (recipe.embeddings == "lora")
-    whole = ["timestep_embed"] + EMBEDDINGS * (recipe.embeddings == "trained")
+    embeddings = embedding_names(lm)
+    targets = check_targets(recipe, lm) + embeddings * (recipe.embeddings == "lora")
+    whole = ["timestep_embed"] + embeddings * (recipe.embeddings == "trained")
     adapted = get_peft_model(lm, lora_config(recipe, targets, whole))
     train_in_float32_(adapted)
     scale_embedding_lora_(adapted)

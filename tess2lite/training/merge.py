@@ -7,40 +7,49 @@ import sys
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig
 
-from ..loading import adapter_base, adapter_tokenizer, check_adapter, find_source, load, plain_errors
+from ..loading import adapter_base, find_source, load_base, plain_errors, read_config
+from ..validation import InputError
 
 
-def merge(adapter, output) -> None:
-    """Adds a PEFT adapter into its base and saves the whole in a new folder, in the precision of the base's files.
+def merge(adapter: str | Path, output: str | Path) -> None:
+    """Add a PEFT adapter into its base and save the whole in a new folder, in the precision of the base's files.
 
     Of a change smaller than a 500th of a weight bfloat16 keeps nothing; that matters after a very short training only.
+
+    Raises:
+        InputError: There is nothing to merge, or the folder cannot be written.
     """
-    if Path(output).exists():
-        raise ValueError(f"'{output}' exists already; give a folder that does not.")
-    source = find_source(adapter)
-    with plain_errors(adapter):
-        base = adapter_base(source)
-        if base is None:
-            raise ValueError(f"'{adapter}' is a whole model, not an adapter; there is nothing to merge.")
-        stored = AutoConfig.from_pretrained(find_source(base), trust_remote_code=False).dtype
-        lm = load(base, dtype=stored or "float32", device="cpu")
-        if lm.config.tie_word_embeddings:  # E and the head have each learned something of their own
-            lm.config.tie_word_embeddings = False
-            lm.lm_head.weight = torch.nn.Parameter(lm.lm_head.weight.detach().clone())
-        check_adapter(source, lm)
-        lm.tokenizer = adapter_tokenizer(source, lm)
-        merged = PeftModel.from_pretrained(lm, source).merge_and_unload()
+    output = Path(output).expanduser()
+    if output.exists():
+        raise InputError(f"'{output}' exists already; give a folder that does not.")
+    merged = merged_model(adapter)
     part = Path(f"{output}.part")
     try:
         merged.save_pretrained(part)
         part.rename(output)
     except (OSError, SafetensorError) as problem:
+        raise InputError(f"Nothing can be written to '{output}' ({problem}); choose another folder.") from None
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise ValueError(f"Nothing can be written to '{output}' ({problem}); choose another folder.") from None
+
+
+def merged_model(adapter: str | Path):
+    """An adapter's base with the adapter added into its weights, in memory."""
+    source = find_source(adapter)
+    with plain_errors(adapter):
+        base = adapter_base(source)
+        if base is None:
+            raise InputError(f"'{adapter}' is a whole model, not an adapter; there is nothing to merge.")
+        stored = read_config(find_source(base)).dtype
+        lm, parts = load_base(source, base, False, stored or "float32", "cpu")
+        if lm.config.tie_word_embeddings:  # E and the head have each learned something of their own
+            lm.config.tie_word_embeddings = False
+            lm.get_output_embeddings().weight = torch.nn.Parameter(lm.get_output_embeddings().weight.detach().clone())
+        merged = parts.attach(lm, trained_precision=True).merge_and_unload()
+        merged._hf_peft_config_loaded = False  # it is a whole model again
+        return merged
 
 
 def command() -> None:
@@ -49,5 +58,5 @@ def command() -> None:
         sys.exit("Give an adapter and a new folder: python -m tess2lite.merge runs/my-adapter runs/my-model.")
     try:
         merge(*sys.argv[1:])
-    except ValueError as problem:
+    except InputError as problem:
         sys.exit(str(problem))

@@ -33,44 +33,62 @@ Run = {
   before     S·M ids       first choice before guidance; "" without guidance  (like tokens)
   gain       S·M           what guidance added to the first choice's log-probability, nats · 100   (signed 16 bit)
   noisy      S·M ids       optional: the likeliest token of the noisy page that was read           (like tokens)
-  pins       [{position, step (index), token (text)}]   optional: words written by hand
+  pins       [{position, step (index), token (text), until? (index)}]   optional: words written by hand
   why        [{step (index), position, weights: [one per position, length L], unit: "nats"}]   optional
 }
 
-explore(element, data, options) → handle. options: { actor, tour }.
+explore(element, data, options) → handle. options: { actor, tour, controls }.
+controls: { fields: [{ name, label, kind: "area" | "text" | "number" | "choice", value, choices?: [[label, value]], min?, max?,
+step?, for?: [choices of the field "action" that read it] }], says: label of the button }; pressed, it calls actor.go.
 actor (where there is something that can run the model; all optional):
   whatIf({ run, step, position, token })  write this token (an id of the run's pieces) there from step (index) on
   whatIf({ run, step, position, text })   the same with what the reader typed
   why({ run, step, position })            its answer goes to handle.addWhy(run, entry)
+  go({ values, run, step, position })     the form's values, and what is held
   stop()
 handle: addRun(run, { beside }) → its index (S may be 0), shown beside the run of that index (by default the shown one,
 null for none); addStep(i, step) with the columns of one step (S = 1, plain arrays) and
 optionally pieces: [strings to append]; endRun(i, { note }); addWhy(i, entry); say(sentence, busy);
+fail(sentence), which hides the old pictures; view(name);
 offerTour() opens the tour for a reader who never saw it; destroy().
 explore dispatches "t2-change" on the element with detail { run, step, position } whenever one of them changes.
 */
 
 const STYLE = `
 :host { display: block; max-width: 860px; container-type: inline-size; text-align: start }
-.x { --paper: #fffdf8; --ink: #16181d; --soft: #5c6068; --pale: #686a70; --line: #dedbd2; --wash: #f3f0e8; --zero: #efebe1;
+.shell { --paper: #fffdf8; --ink: #16181d; --soft: #5c6068; --pale: #686a70; --line: #dedbd2; --wash: #f3f0e8; --zero: #efebe1;
   --held: #00716b; --held-wash: #d9f3f0; --hand: #a84300; --hand-wash: #fff0e3; --curve2: #5a4fcf;
   --label: 12.5px/1.45 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif;
   --story: 17.5px/30px Charter, "Bitstream Charter", "Iowan Old Style", Georgia, "Liberation Serif", "DejaVu Serif", serif;
-  --gut: 204px; box-sizing: border-box; position: relative; display: grid; height: 560px; overflow: hidden;
+  color: var(--ink); font: var(--label); font-variant-numeric: tabular-nums }
+.x { --gut: 204px; box-sizing: border-box; position: relative; display: grid; height: 560px; overflow: hidden;
   grid-template: "head head" 36px "text card" 284px "bar bar" 58px "below below" minmax(0, 1fr) / minmax(0, 1fr) 284px;
-  color: var(--ink); background: var(--paper); border: 1px solid var(--line); border-radius: 10px; font: var(--label);
-  font-variant-numeric: tabular-nums }
-.x[data-theme=dark] { color-scheme: dark; --paper: #15171b; --ink: #f4f1ea; --soft: #a9adb6; --pale: #9096a0; --line: #33373f;
+  background: var(--paper); border: 1px solid var(--line); border-radius: 10px }
+.shell[data-theme=dark] { color-scheme: dark; --paper: #15171b; --ink: #f4f1ea; --soft: #a9adb6; --pale: #9096a0; --line: #33373f;
   --wash: #1e2127; --zero: #23272e; --held: #4fd1c5; --held-wash: #0f3532; --hand: #ffa25f; --hand-wash: #3b230f;
   --curve2: #a9a1ff }
-.x *, .x *::before, .x *::after { box-sizing: border-box }
-.x [hidden] { display: none !important }
+.shell *, .shell *::before, .shell *::after { box-sizing: border-box }
+.shell [hidden] { display: none !important }
 button, select, input { font: inherit; color: inherit }
 button { background: none; border: 1px solid var(--line); border-radius: 6px; padding: 2px 8px; cursor: pointer }
 button:hover:not(:disabled) { background: var(--wash) }
 button:disabled { cursor: default; color: var(--soft) }
 :focus-visible { outline: 2px solid var(--held); outline-offset: 1px }
 .sr { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap }
+.form { display: flex; flex-wrap: wrap; gap: 6px 12px; align-items: end; padding: 0 0 8px }
+.form label { display: flex; flex-direction: column; color: var(--soft); gap: 1px }
+.form label.wide { flex: 1 1 100% }
+.form input, .form select, .form textarea { font: var(--label); color: var(--ink); background: var(--paper); border: 1px solid var(--line);
+  border-radius: 6px; padding: 4px 8px; height: 30px }
+.form textarea { height: 52px; resize: none }
+.form input[type=number] { width: 86px }
+.form :disabled { opacity: .55 }
+.form .go { height: 30px; padding: 0 16px; background: var(--ink); color: var(--paper); border: 0 }
+.form .go:hover:not(:disabled) { background: var(--held) }
+.form .go:disabled { background: var(--line); color: var(--ink); opacity: 1 }
+.failure { position: absolute; inset: 36px 0 0; z-index: 3; background: var(--paper); padding: 40px 24px; display: flex; gap: 16px;
+  flex-direction: column; align-items: center; justify-content: center; text-align: center; font-size: 15px; overflow: auto;
+  overflow-wrap: anywhere }
 header { grid-area: head; display: flex; align-items: center; gap: 6px; padding: 0 10px; border-bottom: 1px solid var(--line);
   min-width: 0 }
 .tabs { display: flex; gap: 2px; min-width: 0; flex: 1; overflow-x: auto; scrollbar-width: none }
@@ -405,7 +423,7 @@ class Run {
     return Boolean(before) && before[m] !== this.best(s, m);
   }
 
-  pinAt(s, position) { return this.pins.find(pin => pin.position === position && this.first + s >= pin.step); }
+  pinAt(s, position) { return this.pins.find(pin => pin.position === position && this.first + s >= pin.step && this.first + s < (pin.until ?? Infinity)); }
   step(index) { return clamp(index - this.first, 0, Math.max(0, this.last)); }
 
   meanEntropy(s) {
@@ -532,14 +550,16 @@ export function explore(host, data, options = {}) {
     make("div", { class: "below" },
       keep("views", make("div", { class: "views", role: "tablist", "aria-label": "view", "aria-orientation": "vertical" })),
       keep("view", make("div", { class: "view", role: "tabpanel" }))),
+    keep("failure", make("div", { class: "failure", role: "alert", hidden: true })),
     keep("tip", make("div", { class: "tip", role: "tooltip", hidden: true })),
   );
-  root.replaceChildren(make("style", {}, STYLE), frame);
+  const shell = make("div", { class: "shell" }, ...(options.controls?.fields.length ? [makeForm(options.controls)] : []), frame);
+  root.replaceChildren(make("style", {}, STYLE), shell);
 
   const theme = () => {
     const now = themeOf();
-    if (frame.dataset.theme === now) return;
-    frame.dataset.theme = now;
+    if (shell.dataset.theme === now) return;
+    shell.dataset.theme = now;
     if (panes.length) drawAll();
   };
   const panes = [];
@@ -797,7 +817,7 @@ export function explore(host, data, options = {}) {
     $.try.hidden = none || (!actor.whatIf && !actor.why);
     if (none) {
       $.word.textContent = "";
-      $.sentence.textContent = each.S ? "Point at a word to see what the model thought there; click to hold it." : "";
+      $.sentence.textContent = !each.M ? "Nothing is written yet." : each.S ? "Point at a word to see what the model thought there; click to hold it." : "";
       $.extra.textContent = "";
       return;
     }
@@ -1414,6 +1434,42 @@ export function explore(host, data, options = {}) {
     redo();
   }
 
+  /** Fields above the frame, for who can write new runs. A field with `for` counts for those choices of `action` alone. */
+  function makeForm({ fields, says }) {
+    const form = keep("form", make("form", { class: "form", onsubmit: submit }));
+    const boxes = {};
+    for (const { name, label, kind, value, choices, ...rest } of fields) {
+      const attributes = { name, ...Object.fromEntries(["min", "max", "step"].filter(key => key in rest).map(key => [key, rest[key]])) };
+      const tag = kind === "area" ? "textarea" : kind === "choice" ? "select" : "input";
+      const box = make(tag, tag === "input" ? { ...attributes, type: kind } : attributes);
+      for (const [says, chosen] of choices ?? []) box.append(make("option", { value: chosen }, says));
+      box.value = value;
+      boxes[name] = box;
+      form.append(make("label", { class: kind === "area" ? "wide" : false }, label, box));
+    }
+    const grey = () => fields.forEach(field => { if (field.for) boxes[field.name].disabled = !field.for.includes(boxes.action.value); });
+    form.addEventListener("change", grey);
+    grey();
+    form.append(keep("write", make("button", { type: "submit", class: "go" }, says)));
+    form.noValidate = true;  // Python says what is wrong, in a sentence
+    return form;
+    function submit(event) {
+      event.preventDefault();
+      if (state.busy) return;
+      const values = Object.fromEntries(fields.map(({ name, kind }) => {
+        const { value } = boxes[name];
+        return [name, kind === "number" ? (value === "" ? null : Number(value)) : value];
+      }));
+      ask("go", { values, run: state.run, step: state.step, position: position() });
+    }
+  }
+  function fail(sentence) {
+    say("");
+    const back = make("button", { type: "button", onclick: () => { $.failure.hidden = true; } }, "Back to the last run");
+    $.failure.replaceChildren(make("div", {}, sentence), ...(run().M ? [back] : []));
+    $.failure.hidden = false;
+  }
+
   let waiting = null;
   function say(sentence, busy = false) {
     clearTimeout(waiting);
@@ -1422,6 +1478,7 @@ export function explore(host, data, options = {}) {
     state.busy = busy;
     $.stop.hidden = !busy || !actor.stop;
     $.go.disabled = busy;
+    if ($.write) $.write.disabled = busy;
     drawCard();
   }
   function giveUp() {
@@ -1432,11 +1489,14 @@ export function explore(host, data, options = {}) {
   function act(wish) {
     if (state.busy || state.held === null && state.preview === null) return;
     const at = position();
-    stop();
     hold(at, run(), true);
+    ask("whatIf", { run: state.run, step: run().first + run().step(state.step), position: at, ...wish });
+  }
+  function ask(what, wish) {
+    stop();
     say("Asked …", true);
     waiting = setTimeout(() => say("The kernel is busy or gone; this waits until it answers.", true), 700);
-    actor.whatIf({ run: state.run, step: run().first + run().step(state.step), position: at, ...wish });
+    actor[what](wish);
   }
   function tryTyped(event) {
     event.preventDefault();
@@ -1453,8 +1513,7 @@ export function explore(host, data, options = {}) {
     const s = each.step(state.step);
     state.why = !state.why;
     if (state.why && !whyEntry(each, s)) {
-      say("Looking for reasons …", true);
-      actor.why({ run: state.run, step: each.first + s, position: position() });
+      ask("why", { run: state.run, step: each.first + s, position: position() });
     }
     drawStep();
   }
@@ -1528,7 +1587,14 @@ export function explore(host, data, options = {}) {
   if ((options.tour ?? data.tour) !== false) offerTour();
 
   return {
+    fail,
+    view(name) {
+      state.view = name;
+      drawViews();
+      drawBelow();
+    },
     addRun(given, { beside = state.run } = {}) {
+      $.failure.hidden = true;
       const added = new Run(given);
       added.growing = true;
       if (runs.length === 1 && !runs[0].M) runs.length = 0;  // nothing was there
@@ -1583,15 +1649,19 @@ function render({ model, el }) {
   el.append(host);
   const actor = {
     whatIf: wish => model.send({ type: "what if", ...wish }),
+    go: wish => model.send({ type: "go", ...wish }),
     stop: () => model.send({ type: "stop" }),
   };
   if (model.get("can_explain")) actor.why = wish => model.send({ type: "why", ...wish });
-  const handle = explore(host, model.get("data"), { actor });
+  const controls = { fields: model.get("fields") ?? [], says: model.get("says") };
+  const handle = explore(host, model.get("data"), { actor, controls });
   const answers = {
-    run: message => handle.addRun(message.run),
+    run: message => handle.addRun(message.run, "beside" in message ? { beside: message.beside } : {}),
     step: message => handle.addStep(message.run, message.step),
     end: message => { handle.endRun(message.run, message.more); handle.say(""); },
     why: message => handle.addWhy(message.run, message.entry),
+    fail: message => handle.fail(message.sentence),
+    view: message => handle.view(message.view),
     say: message => handle.say(message.sentence, message.busy),
   };
   const listen = message => answers[message.type]?.(message);

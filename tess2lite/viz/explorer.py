@@ -72,13 +72,17 @@ def spread(steps: int, count: int) -> list[int]:
 
 
 def pins_of(hooks) -> list[dict]:
-    """Each pinned token of a run's hooks: position, first step (index), token id."""
-    pins = [hook for hook in hooks if type(hook).__name__ == "Pin"]
-    return [
-        {"position": position, "step": hook.start, "token": token}
-        for hook in pins
-        for position, token in hook.tokens.items()
-    ]
+    """Each pinned token of a run's hooks: position, first step (index), token id, and the step after its last."""
+    pins = []
+    for hook in hooks:
+        if type(hook).__name__ != "Pin":
+            continue
+        until = {} if hook.stop == float("inf") else {"until": hook.stop}
+        pins += [
+            {"position": position, "step": hook.start, "token": token} | until
+            for position, token in hook.tokens.items()
+        ]
+    return pins
 
 
 def run_data(trajectory, name: str = "", note: str = "") -> dict:
@@ -133,7 +137,8 @@ def _pins(trajectory) -> list[dict]:
             continue
         position, step, token = numbers
         if token in trajectory.token_strings:
-            found.append({"position": position, "step": step, "token": piece(trajectory, token)})
+            until = {"until": pin["until"]} if isinstance(pin.get("until"), int) else {}
+            found.append({"position": position, "step": step, "token": piece(trajectory, token)} | until)
     return found
 
 

@@ -1,20 +1,17 @@
-"""Panels of controls that need the kernel, in ipywidgets: the noise lab, a run, guidance, interventions in a run.
+"""Panels: the explorer with controls above it, to write runs, guide them and interfere; and a sentence under noise.
 
-Each returns a box whose `controls` names its widgets; after a run its `result` is the Generation. A mistake is shown
-as its sentence, without a traceback.
+Each panel of runs is an `Explorer` whose form asks for new ones; its `runs` are their trajectories, `result` the last
+Generation. A mistake is shown as its sentence in place of the pictures.
 """
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import math
-import threading
+from collections.abc import Callable
 
 import ipywidgets as widgets
 import torch
-from IPython.display import HTML
 
 from .. import generation, textbook, validation
 from ..chunks import generator_for
@@ -22,10 +19,200 @@ from ..guidance import RewardGuidance
 from ..hooks import Branch, Pin
 from ..schedule import SCHEDULES, TRAINING_TIMESTEPS, alpha_bar
 from ..tokens import encode
-from .explorer import as_trajectory, comparison
-from .figures import reward_curves, token_bars
+from ..validation import InputError
+from .explorer import as_trajectory
+from .widget import Explorer
 
-WIDE = widgets.Layout(width="100%")
+SETTINGS = ("steps", "seed")
+
+
+class Panel(Explorer):
+    """An explorer with a form; `work(panel, values, held)` writes what the form asks for.
+
+    Args:
+        lm: The denoiser.
+        fields: Of the form, as explorer.mjs has them.
+        says: Label of its button.
+        work: Called in a thread with the form's values, and the run, step and position that are held.
+        run: A run to begin with.
+        hooks: Those it was made with.
+    """
+
+    def __init__(self, lm, fields: list[dict], says: str, work: Callable, run=None, hooks=()):
+        super().__init__(lm, run, hooks, fields=fields, says=says)
+        self.work = work
+        self.result: generation.Generation | None = None
+
+    def go(self, values: dict | None = None, run: int = 0, step: int = 0, position: int | None = None) -> None:
+        """Press the button: the form's values, some of them replaced, and what is held. Returns when it is done."""
+        values = {field["name"]: field["value"] for field in self.fields} | (values or {})
+        self._answer(self, {"type": "go", "values": values, "run": run, "step": step, "position": position}, None)
+        self.thread.join()
+
+    def _write(self, message: dict) -> None:
+        self.result = None
+        self.say("Writing …", busy=True)
+        held = {name: message.get(name) for name in ("run", "step", "position")}
+        self.work(self, message["values"], held)
+
+    def show(self, name: str, work: Callable, hooks=(), beside: int | None = None) -> generation.Generation:
+        """Write one run in view of the reader."""
+        self.result = self.stream(name, work, hooks, beside)
+        return self.result
+
+
+def _number(name: str, label: str, value: float, least: float, most: float, step: float = 1) -> dict:
+    return {"name": name, "label": label, "kind": "number", "value": value, "min": least, "max": most, "step": step}
+
+
+def _prompt(text: str) -> dict:
+    return {"name": "prompt", "label": "prompt", "kind": "area", "value": text}
+
+
+def run_panel(lm, prompt: str, steps: int = 50) -> Panel:
+    """A prompt and all settings of `generate`; the text streams in, and any of its words can be exchanged."""
+    _check(lm, prompt, steps)
+    room = min(lm.config.max_position_embeddings - 1, 256)
+    fields = [
+        _prompt(prompt),
+        _number("steps", "steps", steps, 1, max(200, steps)),
+        _number("length", "length (0: all)", 0, 0, room),
+        _number("top_p", "top-p", 0.99, 0.01, 1, 0.01),
+        _number("temperature", "temperature", 1, 0.1, 2, 0.05),
+        _number("seed", "seed", 0, 0, 2**31),
+    ]
+
+    def work(panel: Panel, values: dict, _) -> None:
+        settings = values | {"length": values["length"] or None, "progress": False}
+        name = f"seed {values['seed']}, {values['steps']} steps"
+        panel.show(name, lambda hooks: generation.generate(lm, hooks=hooks, **settings))
+
+    return Panel(lm, fields, "Write", work)
+
+
+def guidance_panel(lm, rewards: dict, prompt: str, steps: int = 50, scale: float = 10) -> Panel:
+    """An instruction answered twice from the same noise: unguided, and pulled towards a reward.
+
+    Args:
+        lm: The denoiser.
+        rewards: Reward models by name.
+        prompt: The user's message.
+        steps: Of diffusion.
+        scale: η that the form begins with.
+    """
+    _check(lm, prompt, steps)
+    if not isinstance(rewards, dict) or not rewards:
+        raise TypeError(f"rewards is {type(rewards).__name__}; give a dict of one or more reward models by name.")
+    for reward in rewards.values():
+        RewardGuidance(reward, scale).check(lm)
+    names = [[str(name), name] for name in rewards]
+    fields = [
+        _prompt(prompt),
+        {"name": "reward", "label": "reward model", "kind": "choice", "value": names[0][1], "choices": names},
+        _number("scale", "scale η", scale, 0, 1e6, 0.25),
+        _number("inner_steps", "inner steps", 1, 1, 5),
+        _number("start", "guided from", 0, 0, 1, 0.05),
+        _number("end", "to", 1, 0, 1, 0.05),
+        _number("steps", "steps", steps, 1, max(200, steps)),
+        _number("seed", "seed", 0, 0, 2**31),
+    ]
+
+    def work(panel: Panel, values: dict, _) -> None:
+        if values["reward"] not in rewards:
+            raise InputError(f"The reward model is {values['reward']!r}; choose one of {', '.join(rewards)}.")
+        model = rewards[values["reward"]]
+        share = {"start": values["start"], "end": values["end"]}
+        pulled = RewardGuidance(model, values["scale"], values["inner_steps"], **share)
+        asked = [{"role": "user", "content": values["prompt"]}]
+        settings = {name: values[name] for name in SETTINGS} | {"progress": False}
+
+        def write(hooks):
+            return generation.generate(lm, asked, hooks=hooks, **settings)
+
+        first = len(panel.futures)
+        panel.show("unguided", write, [RewardGuidance(model, 0)])
+        if not panel.stopped:
+            panel.show(f"guided, η = {values['scale']:g}", write, [pulled], beside=first)
+            panel.send({"type": "view", "view": "curves"})
+
+    return Panel(lm, fields, "Answer twice", work)
+
+
+# What can be done at the held step beside writing another word, which the explorer itself offers.
+ACTIONS = {
+    "branch": "another seed from this step on",
+    "replace": "another word at this step alone",
+    "noise": "noise the final text and begin again at this step",
+    "rewrite": "write the held word anew, in the final text",
+}
+
+
+def intervention_panel(lm, written, hooks=()) -> Panel:
+    """Other futures for a `Generation`: hold a word at a step, exchange it, or do what the form says.
+
+    Args:
+        lm: The denoiser that wrote it.
+        written: The run.
+        hooks: Those that it was made with, such as its guidance.
+    """
+    _check(lm)
+    run = as_trajectory(written)
+    seed = run.settings.get("seed", 0) + 1
+    choices = [[says, name] for name, says in ACTIONS.items()]
+    fields = [
+        {"name": "action", "label": "at the step shown", "kind": "choice", "value": "branch", "choices": choices},
+        {"name": "word", "label": "word", "kind": "text", "value": "", "for": ["replace"]},
+        _number("seed", "seed", seed, 0, 2**31) | {"for": ["branch", "noise", "rewrite"]},
+    ]
+
+    def work(panel: Panel, values: dict, held: dict) -> None:
+        future = panel.futures[held["run"]]
+        name, hooks, more = _intervention(panel, future, values, held)
+        kept = [*future.hooks, *hooks]
+        writing = lambda hooks: generation.replay(lm, future.trajectory, hooks, progress=False, **more)  # noqa: E731
+        panel.show(name, writing, kept, beside=held["run"])
+
+    return Panel(lm, fields, "Write this future", work, run, hooks)
+
+
+def _intervention(panel: Panel, future, values: dict, held: dict) -> tuple[str, list, dict]:
+    """Name of the new run, hooks to add, and what else `replay` is given."""
+    run, step, position, seed = future.trajectory, held["step"], held["position"], values["seed"]
+    action = values["action"]
+    if action == "branch":
+        return f"seed {seed} from step {step + 1}", [Branch(step, seed)], {}
+    if action == "noise":
+        if step < 1:
+            raise InputError("Step 1 reads pure noise; choose a later step to begin again from.")
+        return f"again from step {step + 1}", [], {"start": step, "seed": seed}
+    if position is None:
+        raise InputError("No word is held; click one.")
+    if action == "replace":
+        tokens = panel.token_ids(run, position, values["word"])
+        if len(tokens) > 1:
+            raise InputError(f"{values['word']!r} is {len(tokens)} tokens, not one; type a shorter word.")
+        return f"{values['word'].strip()} at step {step + 1}", [Pin({position: tokens[0]}, start=step, count=1)], {}
+    first, end = next(word for word in run.words() if word[0] <= position < word[1])
+    mask = torch.zeros_like(run.span_mask)
+    mask[first:end] = run.span_mask[first:end]
+    return "written anew", [], {"span_mask": mask, "seed": seed}
+
+
+NOISE_STYLE = """<style>
+.t2-noise { font: 13px/1.5 system-ui, sans-serif; max-width: 860px; min-height: 268px;
+  color: var(--jp-content-font-color1, #16181d) }
+.t2-noise .columns { display: grid; gap: 8px 28px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr)) }
+.t2-noise .bar { display: grid; grid-template-columns: 7em 1fr 3.5em; gap: 8px; align-items: center; height: 20px }
+.t2-noise .bar > :first-child { white-space: pre; overflow: hidden; text-overflow: ellipsis; unicode-bidi: isolate }
+.t2-noise .bar > :last-child { text-align: right; font-variant-numeric: tabular-nums }
+.t2-noise .bar i { height: 9px; background: currentColor; border-radius: 2px; opacity: .55 }
+.t2-noise .bar.true i { background: #00897f; opacity: 1 }
+.t2-noise .bar.true > :first-child { font-weight: 600 }
+.t2-noise .line { font: 16px/1.6 Georgia, serif; white-space: pre-wrap; overflow-wrap: anywhere;
+  height: 3.2em; overflow: auto }
+</style>"""
+BARS = 6
 
 
 def noise_panel(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets.VBox:
@@ -33,21 +220,22 @@ def noise_panel(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets
     _check(lm, sentence)
     validation.check_simplex(lm)
     controls = {
-        "sentence": widgets.Text(sentence, description="sentence", layout=WIDE, continuous_update=False),
+        "sentence": widgets.Text(sentence, description="sentence", layout=widgets.Layout(width="100%")),
         "position": widgets.Dropdown(description="position"),
-        "time": widgets.FloatSlider(0.35, min=0, max=0.99, step=0.01, description="time t/T", continuous_update=False),
-        "k": widgets.FloatSlider(5, min=0.5, max=10, step=0.5, description="k", continuous_update=False),
+        "time": widgets.FloatSlider(0.35, min=0, max=0.99, step=0.01, description="time t/T"),
+        "k": widgets.FloatSlider(5, min=0.5, max=10, step=0.5, description="k"),
         "schedule": widgets.Dropdown(options=[*SCHEDULES], description="schedule"),
         "seed": widgets.IntText(0, description="seed"),
     }
-    image, text = widgets.Image(format="png", layout=widgets.Layout(max_width="100%")), widgets.HTML()
+    picture = widgets.HTML()
 
     def show(_=None):
         values = {name: control.value for name, control in controls.items()}
         try:
-            image.value, text.value = _noised(lm, **values)
-        except (ValueError, TypeError) as problem:
-            text.value = _sentence(problem)
+            shown = _noised(lm, **values)
+        except (ValueError, TypeError) as problem:  # in place of the old picture, as high
+            shown = f'<p role="alert">{html.escape(str(problem))}</p>'
+        picture.value = f'{NOISE_STYLE}<div class="t2-noise">{shown}</div>'
 
     def name_positions(_=None):
         try:
@@ -60,9 +248,13 @@ def noise_panel(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets
         show()
 
     for name, control in controls.items():
+        control.style.description_width = "initial"
         control.observe(name_positions if name == "sentence" else show, "value")
     name_positions()
-    return _panel(controls, image, text)
+    rows = widgets.Box([*controls.values()], layout=widgets.Layout(flex_flow="row wrap"))
+    box = widgets.VBox([rows, picture], layout=widgets.Layout(max_width="75em"))
+    box.controls, box.picture = controls, picture
+    return box
 
 
 def _encoded(lm, sentence: str) -> list[int]:
@@ -70,161 +262,42 @@ def _encoded(lm, sentence: str) -> list[int]:
     return [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, sentence)]
 
 
-def _noised(lm, sentence, position, time, k, schedule, seed) -> tuple[bytes, str]:
-    """Bars as PNG, and as HTML what is read position by position and what the model makes of it."""
+def _noised(lm, sentence, position, time, k, schedule, seed) -> str:
+    """HTML: what one position of the noisy page holds and what the model makes of it, and both pages whole."""
     ids = torch.tensor([_encoded(lm, sentence)])  # (B, L)
     validation.check_int("position", position, 1, ids.shape[1] - 1)
     if not (math.isfinite(k) and math.isfinite(time)):
-        raise ValueError(f"k is {k} and t/T is {time}; give finite numbers.")
+        raise InputError(f"k is {k} and t/T is {time}; give finite numbers.")
     context = lm.config.max_position_embeddings
     if ids.shape[1] > context:
-        raise ValueError(f"The sentence is {ids.shape[1]} tokens long; this model has a context of {context}.")
-    writable = torch.arange(ids.shape[1])[None] > 0
+        raise InputError(f"The sentence is {ids.shape[1]} tokens long; this model has a context of {context}.")
+    span_mask = torch.arange(ids.shape[1])[None] > 0
     simplex = textbook.token_simplex(ids, lm.config.vocab_size, k)  # (B, L, V)
     noise = torch.randn(simplex.shape, generator=generator_for(seed, 0, "noise lab", torch.device("cpu")))
     level = alpha_bar(TRAINING_TIMESTEPS, schedule)[round(time * TRAINING_TIMESTEPS)]
     noisy = textbook.add_noise(simplex, noise, level.float(), k).to(lm.device)
     with torch.no_grad():
-        belief = lm.logits_from_simplex(noisy, torch.full(ids.shape, time), ids.to(lm.device), writable.to(lm.device))
-    lines = {"noisy simplex": noisy, "the model": belief}
-    figure = token_bars(
-        {name: logits[0, position].softmax(-1).cpu() for name, logits in lines.items()},
-        int(ids[0, position]), lm.tokenizer.decode,
-    )  # fmt: skip
-    png = io.BytesIO()
-    figure.savefig(png, dpi=90)
-    read = [(name, lm.tokenizer.decode(logits.argmax(-1)[writable])) for name, logits in lines.items()]
-    text = "".join(f"<tr><td>{name}&emsp;</td><td>{html.escape(line)}</td></tr>" for name, line in read)
-    return png.getvalue(), f"signal left ᾱ = {level:.3f}; likeliest tokens:<table>{text}</table>"
+        belief = lm.logits_from_simplex(noisy, torch.full(ids.shape, time), ids.to(lm.device), span_mask.to(lm.device))
+    pages = {"The noisy page": noisy, "What the model believes": belief}
+    columns = [_column(lm, name, logits[0], int(ids[0, position]), position) for name, logits in pages.items()]
+    words = f"<p>{float(level):.1%} signal (ᾱ = {level:.3f}), {1 - float(level):.1%} noise. Likeliest words:</p>"
+    return f'{words}<div class="columns">{"".join(columns)}</div>'
 
 
-def run_panel(lm, prompt: str, steps: int = 50) -> widgets.VBox:
-    """A prompt and all settings of `generate`; the steps stream while it runs, and its explorer follows."""
-    _check(lm, prompt, steps)
-    room = min(lm.config.max_position_embeddings - 1, 256)
-    controls = {
-        "prompt": widgets.Textarea(prompt, description="prompt", layout=WIDE, rows=2),
-        "steps": widgets.IntSlider(steps, 1, max(200, steps), description="steps"),
-        "length": widgets.IntSlider(0, 0, room, description="length", tooltip="0: all the room there is"),
-        "top_p": widgets.FloatSlider(0.99, min=0.01, max=1, step=0.01, description="top-p"),
-        "temperature": widgets.FloatSlider(1, min=0.1, max=2, step=0.05, description="temperature"),
-        "seed": widgets.IntText(0, description="seed"),
-    }
-
-    def work(watch):
-        chosen = {name: control.value for name, control in controls.items()}
-        chosen["length"] = chosen["length"] or None
-        out = generation.generate(lm, **chosen, hooks=[watch], progress=False)
-        return out, out._repr_html_()
-
-    return _running(lm, controls, "Run", work)
-
-
-def guidance_panel(lm, rewards: dict, prompt: str, steps: int = 50) -> widgets.VBox:
-    """An instruction answered twice from the same noise: unguided, and pulled towards a reward.
-
-    rewards: name → model.
-    """
-    _check(lm, prompt, steps)
-    if not isinstance(rewards, dict) or not rewards:
-        raise TypeError(f"rewards is {type(rewards).__name__}; give a dict of one or more reward models by name.")
-    for reward in rewards.values():
-        RewardGuidance(reward).check(lm)
-    controls = {
-        "prompt": widgets.Textarea(prompt, description="prompt", layout=WIDE, rows=2),
-        "reward": widgets.Dropdown(options=[*rewards], description="reward model"),
-        "scale": widgets.FloatLogSlider(30, min=-1, max=4, step=0.25, description="scale η", readout_format=".3g"),
-        "inner_steps": widgets.IntSlider(1, 1, 5, description="inner steps"),
-        "part": widgets.FloatRangeSlider(value=(0, 1), min=0, max=1, step=0.05, description="guided part"),
-        "steps": widgets.IntSlider(steps, 1, max(200, steps), description="steps"),
-        "seed": widgets.IntText(0, description="seed"),
-    }
-
-    def work(watch):
-        chosen = {name: control.value for name, control in controls.items()}
-        start, end = chosen["part"]
-        if chosen["reward"] not in rewards:
-            raise ValueError(f"The reward model is {chosen['reward']!r}; choose one of {', '.join(rewards)}.")
-        model, asked = rewards[chosen["reward"]], [{"role": "user", "content": chosen["prompt"]}]
-        pulled = RewardGuidance(model, chosen["scale"], chosen["inner_steps"], start=start, end=end)
-        guides = {"unguided": RewardGuidance(model, 0), "guided": pulled}
-        runs = {
-            name: generation.generate(
-                lm, asked, chosen["steps"], seed=chosen["seed"], hooks=[guide, watch], progress=False
-            )
-            for name, guide in guides.items()
-        }  # fmt: skip
-        curves = _png(reward_curves({name: run.trajectory for name, run in runs.items()}), "Predicted reward by step")
-        return runs["guided"], comparison(runs) + curves
-
-    return _running(lm, controls, "Run", work)
-
-
-def _png(figure, says: str) -> str:
-    """A figure as an HTML image."""
-    png = io.BytesIO()
-    figure.savefig(png, dpi=90)
-    return f'<img alt="{says}" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
-
-
-# What can be done to a run, and the controls that it reads beside the step.
-ACTIONS = {
-    "pin": ("pin the token from this step on", {"position", "token"}),
-    "replace": ("replace the token at this step alone", {"position", "token"}),
-    "noise": ("noise the final text and begin again at this step", {"seed"}),
-    "branch": ("branch: another seed from this step on", {"seed"}),
-    "rewrite": ("blank the chosen words and write them anew", {"seed", "words"}),
-}
-
-
-def intervention_panel(lm, written, hooks=()) -> widgets.VBox:
-    """Another future for a `Generation`: stop at a step, change something, and see both runs side by side.
-
-    hooks: those that it was made with, such as its guidance.
-    """
-    _check(lm)
-    run, hooks = as_trajectory(written), validation.as_hooks(hooks)
-    words = [
-        "".join(run.token_strings[i] for i in run.tokens[-1, first:end].tolist()).strip() for first, end in run.words()
-    ]
-    choices = [
-        (word, place) for word, place in zip(words, run.words(), strict=True) if run.span_mask[slice(*place)].all()
-    ]
-    controls = {
-        "step": widgets.IntSlider(max(1, len(run) // 2), 1, len(run), description="step"),
-        "position": widgets.Dropdown(description="position"),
-        "action": widgets.Dropdown(options=[(says, name) for name, (says, _) in ACTIONS.items()], description="then"),
-        "token": widgets.Text(" kite", description="token"),
-        "seed": widgets.IntText(run.settings.get("seed", 0) + 1, description="seed"),
-        "words": widgets.SelectMultiple(options=choices, description="words"),
-    }
-    paused = widgets.HTML()
-
-    def pause(_=None):
-        step, places = controls["step"].value - 1, run.span_mask.nonzero()[:, 0].tolist()
-        _choices(controls["position"], [(f"{i}: {run.token_strings[int(run.tokens[step, i])]!r}", i) for i in places])
-        show()
-
-    def show(_=None):
-        if controls["position"].value is not None:  # as it is while its choices change
-            paused.value = _at(run, controls["step"].value - 1, controls["position"].value)
-
-    def work(watch):
-        chosen = {name: control.value for name, control in controls.items()}
-        other = _changed(lm, run, [*hooks, watch], **chosen)
-        return other, comparison({"as it was": run, ACTIONS[chosen["action"]][0]: other})
-
-    def grey_out(_=None):
-        used = ACTIONS[controls["action"].value][1]
-        for name in ("token", "seed", "words"):
-            controls[name].disabled = name not in used
-
-    controls["step"].observe(pause, "value")
-    controls["position"].observe(show, "value")
-    controls["action"].observe(grey_out, "value")
-    pause()
-    grey_out()
-    return _running(lm, controls, "Go on from here", work, paused)
+def _column(lm, name: str, logits: torch.Tensor, true: int, position: int) -> str:
+    """One page's likeliest words, and bars for one of its positions; the true token is marked."""
+    p = logits[position].softmax(-1).cpu()
+    listed = p.topk(min(BARS, len(p))).indices.tolist()
+    if true not in listed:
+        listed[-1] = true
+    bars = []
+    for token in listed:
+        kind = "bar true" if token == true else "bar"
+        word = html.escape(lm.tokenizer.decode([token]).strip() or "␣")
+        width = f'<i style="width:{100 * float(p[token]):.1f}%"></i>'
+        bars.append(f'<div class="{kind}"><span>{word}</span>{width}<span>{float(p[token]):.1%}</span></div>')
+    line = html.escape(lm.tokenizer.decode(logits.argmax(-1)[1:]))
+    return f'<div><b>{name}</b><div class="line">{line}</div>{"".join(bars)}</div>'
 
 
 def _choices(dropdown, options) -> None:
@@ -235,101 +308,9 @@ def _choices(dropdown, options) -> None:
         dropdown.value = kept if kept in [value for _, value in options] else options[0][1]
 
 
-def _at(run, step: int, position: int) -> str:
-    """The text at a step, and what was likely at a position, as HTML."""
-    likely = zip(run.top_ids[step, position].tolist(), run.top_p[step, position].tolist(), strict=True)
-    listed = html.escape(", ".join(f"{run.token_strings[i]!r} {p:.0%}" for i, p in likely))
-    return f"<p>step {step + 1}: {html.escape(run.texts[step])}</p><p>position {position} is likely {listed}</p>"
-
-
-def _changed(lm, run, hooks, step, position, action, token, seed, words):
-    """The run once more with one action taken; step counts from 1."""
-    more = {}
-    if action in ("pin", "replace"):
-        count = 1 if action == "replace" else None
-        hooks = [Pin({position: _token_id(lm, token)}, start=step - 1, count=count), *hooks]
-    elif action == "branch":
-        hooks = [Branch(step - 1, seed), *hooks]
-    elif action == "noise":
-        more = {"start": validation.check_int("step", step, 2) - 1, "seed": seed}
-    else:
-        mask = torch.zeros_like(run.span_mask)
-        for first, end in words:
-            mask[first:end] = True
-        if not words:
-            raise ValueError("No word is chosen; choose one or more of the list, with Ctrl for several.")
-        more = {"span_mask": mask, "seed": seed}
-    return generation.replay(lm, run, hooks, progress=False, **more)
-
-
-def _token_id(lm, text: str) -> int:
-    """The one token of a text; a word may be given without the space that it begins with."""
-    if not text.strip():
-        raise ValueError("token is empty; give one word.")
-    generation.check_texts("token", text)
-    if text in lm.tokenizer.all_special_tokens:
-        return lm.tokenizer.convert_tokens_to_ids(text)
-    spellings = [encode(lm.tokenizer, spelling) for spelling in (text, " " + text)]
-    single = [ids[0] for ids in spellings if len(ids) == 1]
-    if not single:
-        raise ValueError(f"{text!r} is {len(spellings[0])} tokens, not one; give a shorter word.")
-    return single[0]
-
-
-def _running(lm, controls, says: str, work, *above) -> widgets.VBox:
-    """A panel whose work runs in a thread, so that the kernel stays free for the Stop button."""
-    go = widgets.Button(description=says, button_style="primary")
-    stop = widgets.Button(description="Stop", disabled=True)
-    live, shown, stopped = widgets.HTML(), widgets.Output(), threading.Event()
-
-    def watch(step):
-        step.stop |= stopped.is_set()
-        text = lm.tokenizer.decode(step.tokens[0][step.span_mask[0]])
-        live.value = f"step {step.index + 1} of {step.index + step.t + 1}<p>{html.escape(text)}</p>"
-
-    def run():
-        try:
-            panel.result, page = work(watch)
-            live.value = ""
-            shown.append_display_data(HTML(page))
-        except Exception as problem:  # in a thread nothing else would show it
-            live.value = _sentence(problem)
-        finally:
-            go.disabled, stop.disabled = False, True
-
-    def start(_):
-        if panel.thread and panel.thread.is_alive():  # a second click, faster than the button greys out
-            return
-        panel.result, shown.outputs = None, ()
-        go.disabled, stop.disabled = True, False
-        stopped.clear()
-        panel.thread = threading.Thread(target=run, daemon=True)
-        panel.thread.start()
-
-    go.on_click(start)
-    stop.on_click(lambda _: stopped.set())
-    panel = _panel(controls | {"go": go, "stop": stop}, *above, live, shown)
-    panel.thread = panel.result = None
-    return panel
-
-
 def _check(lm, text: str = "", steps: int = 1) -> None:
     """What a panel begins with; its box of text may begin empty."""
     generation.check_model(lm)
     if not isinstance(text, str):
         raise TypeError(f"The panel's text is {text!r}; give a string.")
     validation.check_int("steps", steps, 1)
-
-
-def _panel(controls: dict, *shown) -> widgets.VBox:
-    for control in controls.values():
-        if not isinstance(control, widgets.Button):
-            control.style.description_width = "initial"
-    rows = widgets.Box([*controls.values()], layout=widgets.Layout(flex_flow="row wrap"))
-    box = widgets.VBox([rows, *shown], layout=widgets.Layout(max_width="75em"))
-    box.controls = controls
-    return box
-
-
-def _sentence(problem: Exception) -> str:
-    return f'<p role="alert">{html.escape(str(problem) or type(problem).__name__)}</p>'

@@ -22,6 +22,7 @@ from .byte_tokens import partial_bytes
 from .explorer import MODULE, as_trajectory, pins_of, run_data, run_header
 
 MOST_KEPT = 2**29  # bytes of step inputs that one run may keep
+SMALL = 50_000_000  # parameters of models that replay a run in the background, to be ready for wishes
 STATELESS = (Pin, RewardGuidance, NoSelfConditioning)  # hooks for which a run may begin in its middle
 
 
@@ -42,6 +43,8 @@ class Explorer(anywidget.AnyWidget):
     _esm = MODULE.read_text(encoding="utf-8")
     data = traitlets.Dict().tag(sync=True)
     can_explain = traitlets.Bool(False).tag(sync=True)
+    fields = traitlets.List().tag(sync=True)
+    says = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, lm, run=None, hooks=(), **traits):
         generation.check_model(lm)
@@ -61,13 +64,21 @@ class Explorer(anywidget.AnyWidget):
         """All trajectories, the given one first."""
         return [future.trajectory for future in self.futures]
 
-    def stream(self, name: str, work: Callable, hooks=()) -> None:
-        """Run work(hooks) → Generation, in this thread, and show its steps as they are made."""
+    def stream(self, name: str, work: Callable, hooks=(), beside: int | None = None) -> generation.Generation:
+        """Run work(hooks) → Generation in this thread, and show its steps as they are made.
+
+        Args:
+            name: Label of its tab.
+            work: Called with the hooks and one more that shows each step.
+            hooks: Those that a future of this run needs again.
+            beside: Index of the run that it is compared with.
+        """
         hooks = validation.as_hooks(hooks)
-        feed = _Feed(self, name)
+        feed = _Feed(self, name, beside=beside)
         written = work([*hooks, feed])
         feed.end()
         self._keep(Future(name, written.trajectory, hooks))
+        return written
 
     def what_if(self, run: int, step: int, position: int, tokens: list[int]) -> generation.Generation:
         """Write tokens from this position on, at a step (index) and all later ones, and stream what follows."""
@@ -77,37 +88,46 @@ class Explorer(anywidget.AnyWidget):
         strings = parent.trajectory.token_strings | self._strings(tokens)
         old = strings[int(parent.trajectory.tokens[step, position])].strip()
         new = "".join(strings[token] for token in tokens).strip()
-        feed = _Feed(self, f"{old} → {new} at step {step + 1}", parent.trajectory, step, hooks)
+        feed = _Feed(self, f"{old} → {new} at step {step + 1}", parent.trajectory, step, hooks, beside=run)
         written, inputs = parent.continued(self.lm, step, hooks, feed)
         feed.end()
         self._keep(Future(feed.name, written.trajectory, hooks, inputs))
         return written
 
+    @property
+    def stopped(self) -> bool:
+        """Whether Stop was pressed since the last wish."""
+        return self._stopped.is_set()
+
     def _keep(self, future: Future) -> None:
         self.futures.append(future)
         data = [run_data(each.trajectory, each.name) for each in self.futures]
         self.data = {"runs": data}
-        if not future.inputs:
-            threading.Thread(target=future.fill, args=(self.lm,), daemon=True).start()
+        if not future.inputs and self.lm.num_parameters() <= SMALL:
+            threading.Thread(target=future.fill, args=(self.lm,)).start()
 
     def _answer(self, _, message: dict, __) -> None:
         """A wish of the front end. Work goes on in a thread, so that the kernel stays free for Stop."""
         if message.get("type") == "stop":
             self._stopped.set()
-        elif message.get("type") in ("what if", "why"):
+        elif message.get("type") in ("what if", "why", "go"):
             if self.thread is not None and self.thread.is_alive():
                 self.say("One thing at a time: this run is still being written.", busy=True)
                 return
-            work = self._imagine if message["type"] == "what if" else self._explain
+            work = {"what if": self._imagine, "why": self._explain, "go": self._write}[message["type"]]
             self._stopped.clear()
-            self.thread = threading.Thread(target=self._guarded, args=(work, message), daemon=True)
+            self.thread = threading.Thread(target=self._guarded, args=(work, message))
             self.thread.start()
 
     def _guarded(self, work: Callable, message: dict) -> None:
         try:
             work(message)
         except Exception as problem:  # in a thread nothing else would show it
-            self.say(str(problem) or type(problem).__name__)
+            sentence = str(problem) or type(problem).__name__
+            if message["type"] == "go":
+                self.send({"type": "fail", "sentence": sentence})
+            else:
+                self.say(sentence)
 
     def _imagine(self, message: dict) -> None:
         parent = self.futures[message["run"]].trajectory
@@ -124,6 +144,10 @@ class Explorer(anywidget.AnyWidget):
             )
         self.say("Writing another future …", busy=True)
         self.what_if(message["run"], step, position, tokens)
+
+    def _write(self, message: dict) -> None:
+        """What the form above the explorer asks for; panels say what that is."""
+        raise NotImplementedError
 
     def _explain(self, message: dict) -> None:
         from ..attribution import attribute  # only where somebody asks
@@ -238,12 +262,15 @@ def _recorded(run: Trajectory, steps: int) -> list[dict]:
 class _Feed:
     """A hook that sends each step to the front end as it is made; put it last."""
 
-    def __init__(self, explorer: Explorer, name: str, parent: Trajectory | None = None, start: int = 0, hooks=()):
+    def __init__(
+        self, explorer: Explorer, name: str, parent: Trajectory | None = None, start: int = 0, hooks=(), **more
+    ):
         self.explorer = explorer
         self.name = name
         self.parent = parent
         self.start = start
         self.pins = pins_of(hooks)
+        self.more = more
         self.run = len(explorer.futures)
         self.index: dict[int, int] = {}
         self.began = False
@@ -251,7 +278,7 @@ class _Feed:
         self.k = self.recorder.k
 
     def __call__(self, step) -> None:
-        step.stop |= self.explorer._stopped.is_set()
+        step.stop |= self.explorer.stopped
         if step.index < self.start:
             return
         self.recorder(step)
@@ -279,7 +306,7 @@ class _Feed:
         run["pieces"] += self._pieces([*special["end"], *special["pad"]])
         run |= {name: [self.index[token] for token in tokens] for name, tokens in special.items()}
         run["pins"] = [self._named(pin) for pin in self.pins]
-        self.explorer.send({"type": "run", "run": run})
+        self.explorer.send({"type": "run", "run": run, **self.more})
 
     def _named(self, pin: dict) -> dict:
         """A pin that names its token by its text."""

@@ -1576,8 +1576,10 @@ export function explore(host, data, options = {}) {
   const resize = new ResizeObserver(entries => {
     const now = entries[0].contentRect.width;
     if (Math.abs(now - wide) < 0.5) return;
+    const first = wide === 0;  // the element may have been laid out before it was on the page
     wide = now;
-    if (layOut.font !== undefined) drawAll();
+    if (first) layOut();
+    drawAll();
   });
   resize.observe(host);
   cleanup.push(() => resize.disconnect());

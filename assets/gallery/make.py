@@ -43,21 +43,31 @@ def drawn(figure, dpi: int = 140) -> Image.Image:
     return Image.open(held)
 
 
-def photographed(written: str, step: int | None = None, hidden: str = "nothing") -> Image.Image:
-    """An explorer, its slider on that index of a step, without the elements of that selector."""
+def photographed(written: str, step: int, word: int, view: str = "Map", scheme: str = "light") -> Image.Image:
+    """An explorer at a step (index), with the word of that number held, in a light or dark page."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 880, "height": 1400}, device_scale_factor=1.4)
+        size = {"width": 900, "height": 620}
+        page = browser.new_page(viewport=size, device_scale_factor=1.4, color_scheme=scheme)
         page.set_content(f"<!doctype html><main>{written}</main>")
-        page.add_style_tag(content=f"b {{ font-family: system-ui }} {hidden} {{ display: none }}")
-        if step is not None:
-            page.locator("input").first.fill(str(step))
-            page.locator("input").first.blur()
-        return Image.open(io.BytesIO(page.locator("main").screenshot()))
+        page.locator("input[type=range]").fill(str(step))
+        page.locator(".pane").last.locator(".slot").nth(word).click()
+        page.get_by_role("tab", name=view).click()
+        page.mouse.move(0, 0)
+        return Image.open(io.BytesIO(page.locator(".x").screenshot()))
 
 
-def explorer() -> Image.Image:
-    return photographed(viz_explorer.explorer(story()), step=32)
+def explorer(scheme: str = "light") -> Image.Image:
+    return photographed(viz_explorer.explorer(story()), step=32, word=0, scheme=scheme)
+
+
+def explorer_dark() -> Image.Image:
+    return explorer("dark")
+
+
+def one_step() -> Image.Image:
+    """The explorer's view of one step from the inside."""
+    return photographed(viz_explorer.explorer(story()), step=32, word=0, view="This step")
 
 
 def live_page() -> Image.Image:
@@ -90,7 +100,7 @@ def guided() -> Image.Image:
     for name, scale in (("unguided", 0), ("guided, η = 10", 10)):
         hooks = [t2.RewardGuidance(cheerful, scale)]
         runs[name] = t2.generate(lm, asked, steps=25, seed=3, length=50, hooks=hooks, progress=False)
-    return photographed(viz_explorer.comparison(runs), hidden="[data-below] > div, p, details")
+    return photographed(viz_explorer.comparison(runs), step=24, word=8, view="Curves")
 
 
 def hacking() -> Image.Image:
@@ -142,7 +152,7 @@ def film() -> None:
 if __name__ == "__main__":
     if not sys.argv[1:] or "run" in sys.argv[1:]:
         film()
-    for picture in (explorer, live_page, trajectory, guided, hacking, costs, noise):
+    for picture in (explorer, explorer_dark, one_step, live_page, trajectory, guided, hacking, costs, noise):
         if not sys.argv[1:] or picture.__name__ in sys.argv[1:]:
             path = HERE / f"{picture.__name__}.png"
             picture().convert("RGB").quantize(128).save(path, optimize=True)

@@ -226,7 +226,13 @@ header > button, header > label { white-space: nowrap; flex: none }
 
 // ---------------------------------------------------------------------------------------------- numbers and words
 
-const bytes = text => Uint8Array.from(atob(text), char => char.charCodeAt(0));
+const bytes = text => {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const decoded = atob(text);
+  const found = new Uint8Array(decoded.length);
+  for (let i = 0; i < decoded.length; i++) found[i] = decoded.charCodeAt(i);
+  return found;
+};
 const column = (given, Kind) => {
   if (given === undefined || given === null || given === "") return new Kind(0);
   return typeof given === "string" ? new Kind(bytes(given).buffer) : Kind.from(given);
@@ -335,7 +341,7 @@ class Run {
       this.frames.push(frame);
     }
     this.complete = this.frames.every(frame => frame.starts[this.M] > frame.starts[0]);
-    this._settled = this._events = this._end = null;
+    this._settled = this._shares = this._events = this._end = null;
   }
 
   get S() { return this.frames.length; }
@@ -411,10 +417,15 @@ class Run {
     return this._events;
   }
 
+  /** The part of all places that have settled at a step. */
   share(s) {
-    let count = 0;
-    for (let m = 0; m < this.M; m++) count += this.settled[m] <= s;
-    return count / this.M;
+    if (!this._shares) {
+      const fresh = new Int32Array(this.S);
+      for (const step of this.settled) fresh[step]++;
+      let count = 0;
+      this._shares = Float64Array.from(fresh, more => (count += more) / this.M);
+    }
+    return this._shares[s];
   }
 
   changed(s, m) { return s > 0 && this.at(s, m) !== this.at(s - 1, m); }
@@ -444,7 +455,17 @@ const partsAt = (a, b) => {
   for (let s = 0; s < a.S; s++) if (a.positions.some(position => differ(a, s, b, position))) return s;
   return null;
 };
-const aligned = (a, b) => a.L === b.L && a.M === b.M && a.positions.every((position, m) => b.positions[m] === position);
+const ALIKE = 0.3;  // share of equal last tokens from which on two texts are worth aligning word by word
+/** Whether two runs share their rows: the same places, and texts that have something in common. */
+const aligned = (a, b) => {
+  if (a === b) return true;
+  if (a.L !== b.L || a.M !== b.M || a.positions.some((position, m) => b.positions[m] !== position)) return false;
+  if (a.growing || b.growing || !a.S || !b.S) return true;
+  const reach = Math.min(a.M, Math.max(a.endAt, b.endAt) + 1);
+  let alike = 0;
+  for (let m = 0; m < reach; m++) alike += a.text(a.last, m) === b.text(b.last, m);
+  return alike >= ALIKE * reach;
+};
 
 // ---------------------------------------------------------------------------------------------- elements
 
@@ -634,6 +655,8 @@ export function explore(host, data, options = {}) {
       pane.box = box;
       panes.push(pane);
       $.text.append(box);
+      const first = pane.slots.find(Boolean);
+      if (first) box.scrollTop = Math.max(0, first.slot.offsetTop - (shown.length > 1 ? 26 : 70));  // past a long beginning
     });
   }
 
@@ -652,8 +675,9 @@ export function explore(host, data, options = {}) {
     const { run: each, words } = pane;
     const { endAt, begins, breaks } = shapeOf(together);
     const lastShown = state.unfolded ? each.M - 1 : endAt;
+    const blank = make("span", { class: "slot", role: "button", tabindex: -1, "aria-pressed": "false" }, make("i", {}, make("b")));
     let group = null;
-    let column = words;
+    const column = words;
     each.known.forEach((text, at) => {
       const m = each.order.get(at);
       if (m === undefined) {
@@ -671,8 +695,9 @@ export function explore(host, data, options = {}) {
         group = make("span", { class: "word" });
         column.append(group);
       }
-      const ink = make("b");
-      const slot = make("span", { class: "slot", role: "button", tabindex: m === 0 ? 0 : -1, "aria-pressed": "false" }, make("i", {}, ink));
+      const slot = blank.cloneNode(true);
+      const ink = slot.firstChild.firstChild;
+      if (m === 0) slot.tabIndex = 0;
       slot.style.width = `${Math.max(widest[m], 0.01)}px`;
       slot.dataset.m = m;
       pane.slots[m] = { slot, ink, width: widest[m] };
@@ -845,7 +870,7 @@ export function explore(host, data, options = {}) {
     } else if (twin && n !== undefined && twin.S) {
       const t = twin.step(state.step);
       const differs = twin.text(t, n) !== each.text(s, m);
-      $.extra.textContent = `${differs ? "Elsewhere" : "The same"} in ${twin.name}: ${nameOf(twin, twin.at(t, n))}${drawnP(twin, t, n) ? `, ${drawnP(twin, t, n)}` : ""}.`;
+      $.extra.textContent = `${differs ? "In" : "The same in"} ${twin.name}: ${nameOf(twin, twin.at(t, n))}${drawnP(twin, t, n) ? `, ${drawnP(twin, t, n)}` : ""}.`;
     } else {
       const settled = each.settled[m];
       $.extra.textContent = each.growing ? "" : settled === 0 ? "Its first choice never changed." : `Settled at step ${each.first + settled + 1}: ${nameOf(each, each.best(each.last, m))}.`;
@@ -959,7 +984,6 @@ export function explore(host, data, options = {}) {
       if (!each.S) return;
       const main = i === all.length - 1;
       pen.beginPath();
-      pen.moveTo(x(each.first, wide), base);
       for (let s = 0; s < each.S; s++) pen.lineTo(x(each.first + s, wide), base - each.share(s) * reach);
       pen.strokeStyle = colour(main ? "ink" : "soft");
       pen.setLineDash(main ? [] : [4, 3]);
@@ -967,6 +991,7 @@ export function explore(host, data, options = {}) {
       pen.stroke();
       if (!main) return;
       pen.lineTo(x(each.first + each.last, wide), base);
+      pen.lineTo(x(each.first, wide), base);
       pen.globalAlpha = 0.12;
       pen.fillStyle = colour("ink");
       pen.fill();
@@ -1080,30 +1105,38 @@ export function explore(host, data, options = {}) {
     $.view.append(canvas, rowMark, cursor, legend);
     const [pen, , high] = canvasOf(canvas);
     const height = high - 28;
-    const cellWide = width / count();
+    const columns = count();
+    const from = each.first - start();
+    const cellWide = width / columns;
     const cellHigh = height / rows;
-    const image = new OffscreenCanvas(count(), rows);
+    const image = new OffscreenCanvas(columns, rows);
     const paint = image.getContext("2d");
-    const pixels = paint.createImageData(count(), rows);
+    const pixels = paint.createImageData(columns, rows);
+    const pads = each.pads.size > 0;
     const orange = rgb(colour("hand")).map((value, c) => Math.round(0.65 * value + 0.35 * mapScale[0][c]));
     for (let s = 0; s < each.S; s++) {
       for (let m = 0; m < rows; m++) {
         let tone = mapScale[Math.round(each.sure(s, m) * 32)];
         if (twin) tone = differ(each, s, twin, each.positions[m]) ? orange : mapScale[1];
-        else if (each.pads.has(each.at(s, m))) tone = mapScale[(s + m) % 3 ? 0 : 6];
-        pixels.data.set([...tone, 255], 4 * (m * count() + each.first + s - start()));
+        else if (pads && each.pads.has(each.at(s, m))) tone = mapScale[(s + m) % 3 ? 0 : 6];
+        const at = 4 * (m * columns + from + s);
+        pixels.data[at] = tone[0];
+        pixels.data[at + 1] = tone[1];
+        pixels.data[at + 2] = tone[2];
+        pixels.data[at + 3] = 255;
       }
     }
     paint.putImageData(pixels, 0, 0);
     pen.imageSmoothingEnabled = rows > height * 1.2;
     pen.drawImage(image, left, 0, width, height);
     if (!twin) {
+      const [paper, ink] = [colour("paper"), colour("ink")];
       for (let s = 1; s < each.S; s++) {
         for (let m = 0; m < rows; m++) {
-          const conviction = Math.max(each.sure(s, m), each.sure(s - 1, m));
-          if (each.best(s, m) === each.best(s - 1, m) || conviction < 0.3) continue;
-          pen.fillStyle = colour(each.sure(s, m) > 0.55 ? "paper" : "ink");
-          pen.fillRect(left + (each.first + s - start()) * cellWide - 0.75, m * cellHigh, 1.5, Math.max(1, cellHigh * 0.9));
+          if (each.best(s, m) === each.best(s - 1, m)) continue;
+          if (Math.max(each.sure(s, m), each.sure(s - 1, m)) < 0.3) continue;
+          pen.fillStyle = each.sure(s, m) > 0.55 ? paper : ink;
+          pen.fillRect(left + (from + s) * cellWide - 0.75, m * cellHigh, 1.5, Math.max(1, cellHigh * 0.9));
         }
       }
     }
@@ -1209,7 +1242,7 @@ export function explore(host, data, options = {}) {
     const kinds = [
       { name: "settled", tone: "ink", of: (each, s) => each.share(s), low: 0, high: 1, say: percent },
       { name: "signal read", tone: "held", of: (each, s) => each.frames[s].alpha, low: 0, high: 1, say: percent },
-      { name: "wavers between", tone: "curve2", of: (each, s) => each.meanEntropy(s), low: 0, say: v => `${Math.exp(v).toFixed(Math.exp(v) < 10 ? 1 : 0)} words` },
+      { name: "wavers between", tone: "curve2", of: (each, s) => each.meanEntropy(s), low: 0, say: v => Math.exp(v).toFixed(Math.exp(v) < 10 ? 1 : 0), unit: " words" },
       { name: "reward", tone: "hand", of: (each, s) => each.frames[s].reward, say: v => v.toFixed(2) },
     ].filter(kind => kind.of(run(), 0) !== null && kind.of(run(), 0) !== undefined);
     const values = shownRuns().map(each => kinds.map(kind => each.frames.map((_, s) => kind.of(each, s))));
@@ -1251,7 +1284,7 @@ export function explore(host, data, options = {}) {
       cursor.style.left = `${left + x(state.step, width)}px`;
       numbers.replaceChildren(...kinds.map((kind, k) => {
         const now = shownRuns().map((each, i) => values[i][k][each.step(state.step)]).map(value => value === null || value === undefined ? "–" : kind.say(value));
-        const line = make("div", {}, `${kind.name}`, make("br"), make("b", {}, now.reverse().join(" / ")));
+        const line = make("div", {}, `${kind.name}`, make("br"), make("b", {}, `${now.reverse().join(" / ")}${kind.unit ?? ""}`));
         line.style.color = colour(kind.tone);
         line.style.marginBottom = "4px";
         return line;
@@ -1284,7 +1317,7 @@ export function explore(host, data, options = {}) {
         fill.style.width = `${100 * share}%`;
         return make("div", { class: "meter" }, fill);
       };
-      const read = make("div", {}, make("strong", {}, "1 Reads a noisy page"), meter(signal),
+      const read = make("div", {}, make("strong", {}, "1 Reads noise"), meter(signal),
         make("p", {}, `${percent(signal)} `, term("signal", "signal"), `, ${percent(1 - signal)} noise.`));
       const under = s > 0 ? each.text(s - 1, m) : null;
       if (under !== null) read.append(make("p", {}, "Under the noise: ", story(nameOf(each, each.at(s - 1, m)))));
@@ -1572,7 +1605,7 @@ export function explore(host, data, options = {}) {
   if (run().S) state.preview = run().positions[run().events.at(-1)?.m ?? 0];
   layOut();
   drawAll();
-  let wide = 0;
+  let wide = host.isConnected ? host.getBoundingClientRect().width : 0;
   const resize = new ResizeObserver(entries => {
     const now = entries[0].contentRect.width;
     if (Math.abs(now - wide) < 0.5) return;
@@ -1622,7 +1655,7 @@ export function explore(host, data, options = {}) {
     endRun(i, more = {}) {
       Object.assign(runs[i], more);
       runs[i].growing = false;
-      runs[i]._settled = runs[i]._events = runs[i]._end = null;
+      runs[i]._settled = runs[i]._shares = runs[i]._events = runs[i]._end = null;
       redo();
     },
     addWhy(i, entry) {
@@ -1635,6 +1668,7 @@ export function explore(host, data, options = {}) {
     offerTour,
     go,
     hold: at => hold(at, run(), true),
+    get runs() { return data.runs; },
     get state() { return { run: state.run, beside: state.beside, step: state.step, held: state.held }; },
     destroy() {
       cleanup.forEach(end => end());

@@ -76,8 +76,8 @@ class Explorer(anywidget.AnyWidget):
         hooks = validation.as_hooks(hooks)
         feed = _Feed(self, name, beside=beside)
         written = work([*hooks, feed])
-        feed.end()
         self._keep(Future(name, written.trajectory, hooks))
+        feed.end()
         return written
 
     def what_if(self, run: int, step: int, position: int, tokens: list[int]) -> generation.Generation:
@@ -90,8 +90,8 @@ class Explorer(anywidget.AnyWidget):
         new = "".join(strings[token] for token in tokens).strip()
         feed = _Feed(self, f"{old} → {new} at step {step + 1}", parent.trajectory, step, hooks, beside=run)
         written, inputs = parent.continued(self.lm, step, hooks, feed)
-        feed.end()
         self._keep(Future(feed.name, written.trajectory, hooks, inputs))
+        feed.end()
         return written
 
     @property
@@ -111,6 +111,8 @@ class Explorer(anywidget.AnyWidget):
         if message.get("type") == "stop":
             self._stopped.set()
         elif message.get("type") in ("what if", "why", "go"):
+            if self.thread is not None:
+                self.thread.join(0.3)  # it may just have sent its last message
             if self.thread is not None and self.thread.is_alive():
                 self.say("One thing at a time: this run is still being written.", busy=True)
                 return

@@ -460,6 +460,61 @@ def test_no_sideways_scrolling(opened, futures, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def with_actor(html):
+    """The explorer's page with something that can act: its wishes are kept, and `handle` answers them."""
+    end = html.rindex(");\n})();")
+    actor = "{ whatIf: wish => window.wishes.push(wish), stop: () => window.wishes.push('stop') }"
+    start = html.rindex("explore(document.getElementById")
+    call = html[start:end]
+    return f"{html[:start]}window.wishes = []; window.handle = {call}, {{ actor: {actor} }}{html[end:]}"
+
+
+def test_wishes_name_step_place_and_word_and_silence_is_said(opened, written):
+    run = written.trajectory
+    page = opened(with_actor(explorer(written)))
+    go(page, 4)
+    page.locator(".slot").nth(5).click()
+    page.locator("button.bar").first.click()
+    position = int(run.span_mask.nonzero()[5, 0])
+    wish = page.evaluate("window.wishes[0]")
+    assert (wish["run"], wish["step"], wish["position"]) == (0, 3, position)
+    drawn = int(run.tokens[3, position])
+    first_other = next(token for token in run.top_ids[3, position].tolist() if token != drawn)
+    assert sorted(run.token_strings)[wish["token"]] == first_other
+    assert page.locator("button.bar:not(:disabled)").count() == 0  # one wish at a time
+    page.locator(".say", has_text="The kernel is busy or gone").wait_for(timeout=2_000)
+    page.get_by_role("button", name="Stop").click()
+    assert page.locator(".say").inner_text() == "" and page.evaluate("window.wishes[1]") == "stop"
+    page.locator(".try input").fill("kite")
+    page.locator(".try input").press("Enter")
+    assert page.evaluate("window.wishes[2].text") == "kite"
+
+
+def test_a_future_streams_in_beside_the_old_run_without_moving_it(opened, written):
+    run = written.trajectory
+    page = opened(with_actor(explorer(written)))
+    page.locator(".slot").nth(5).click()
+    header = "{ ...given, name: 'new', tokens: [], top: [], counts: [], p: [], sure: [], entropy: [], alpha_bar: [] }"
+    start = "() => { window.given = window.handle.runs[0]; window.handle.addRun(" + header + "); }"
+    page.evaluate(start)
+    old = page.locator(".pane").first.locator(".slot")
+    places = old.evaluate_all(PLACES)
+    count = int(run.span_mask.sum())
+    for step in range(3):
+        columns = {"tokens": [step] * count, "sure": [99] * count, "counts": [1] * count, "top": [step] * count}
+        columns |= {"p": [99] * count, "entropy": [9] * count, "alpha_bar": 0.1}
+        page.evaluate("columns => window.handle.addStep(1, columns)", columns)
+        assert label(page) == f"step {step + 1}/{STEPS}"
+        assert old.evaluate_all(PLACES) == places
+        assert page.locator(".pane").nth(1).locator(".slot").evaluate_all(PLACES)[0][0] == places[0][0]
+    page.evaluate("window.handle.endRun(1)")
+    assert page.get_by_role("tab", name="new").get_attribute("aria-selected") == "true"
+    page.evaluate("window.handle.fail('It did not work.')")
+    assert page.get_by_role("alert").inner_text().startswith("It did not work.")
+    page.get_by_role("button", name="Back to the last run").click()
+    assert not page.locator(".failure").is_visible()
+
+
 def test_export_is_the_same_explorer(browser, written, tmp_path):
     path = export(written.trajectory, tmp_path / "run.html")
     page = browser.new_context(offline=True, color_scheme="dark").new_page()

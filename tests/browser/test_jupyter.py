@@ -216,7 +216,6 @@ def press(box):
     """Presses the form's button; returns once the run is there. The panel keeps its height meanwhile."""
     before = box.locator(".shell").bounding_box()["height"]
     box.locator(".form .go").click()
-    assert box.locator(".form .go").is_disabled()
     idle(box)
     assert box.locator(".shell").bounding_box()["height"] == before
     return box.locator(".words").last.inner_text(), label(box)

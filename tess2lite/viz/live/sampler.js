@@ -204,7 +204,9 @@ export class Sampler {
         if (p > 0) entropy[row] -= p * Math.log(p);
       }
       const draw = (p, offset) => sampleNucleus(p, offset, V, this.topP, (attempt) => uniform(row, attempt));
-      const drawn = uniform === null ? top.ids[0] : tempered ? draw(tempered, 0) : draw(memory, at);
+      // A run ends with the likeliest tokens, as the official code shows them.
+      const isGreedy = uniform === null || isLast;
+      const drawn = isGreedy ? top.ids[0] : tempered ? draw(tempered, 0) : draw(memory, at);
       const token = this.pinned(positions[row], index) ?? drawn;
       tokens[positions[row]] = token;
       if (!isLast) this.renoise(at, noise, row, token, level);

@@ -30,3 +30,8 @@ export function informativeTimes(curve, steps) {
   };
   return Array.from({ length: steps }, (_, i) => timeBelow(steps === 1 ? 1 : 1 - i / (steps - 1)));
 }
+
+// The times of a run of so many steps, as the model's config asks for.
+export function timesOf(config, steps) {
+  return config.timestep_spacing === "informative" ? informativeTimes(config.loss_curve, steps) : evenTimes(steps);
+}

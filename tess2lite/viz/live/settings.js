@@ -1,6 +1,6 @@
 // What a run is made from, how a link holds it, and the sentences that refuse what cannot be run.
 
-import { evenTimes, informativeTimes } from "./schedule.js";
+import { timesOf } from "./schedule.js";
 
 // Says to the reader, in one sentence, what was given, what is accepted and what to do.
 export class InputError extends Error {}
@@ -103,7 +103,6 @@ export function prepare(settings, tokenizer, config) {
     }
     return { position, from, token: tokenOf(tokenizer, text) };
   });
-  const isInformative = config.timestep_spacing === "informative";
-  const times = isInformative ? informativeTimes(config.loss_curve, settings.steps) : evenTimes(settings.steps);
+  const times = timesOf(config, settings.steps);
   return { ids, mask, times, pins, isInfilling };
 }

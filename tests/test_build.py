@@ -11,14 +11,18 @@ from tess2lite.training import reward as reward_training
 from tess2lite_course.experiments import build, instruct, rewards
 
 
+def shortened(phase):
+    return replace(phase, steps=2, tokens=512)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp("tinytown")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "DOCUMENTS", 300)
+        patch.setattr(build, "SAMPLE", 2_000)
         patch.setattr(build, "SCORED", 2)
-        patch.setattr(build, "PHASES", {name: [replace(p[0], steps=2, batch=2)] for name, p in build.PHASES.items()})
-        patch.setattr(instruct, "EXAMPLES", dict.fromkeys(instruct.EXAMPLES, 6))
+        patch.setattr(build, "PHASES", {name: [shortened(phase) for phase in p] for name, p in build.PHASES.items()})
+        patch.setattr(build, "has_fast_bfloat16", lambda device: False)  # compiling takes longer than two steps
         patch.setattr(instruct, "PER_SEED", 1)
         patch.setattr(instruct, "STEPS", 2)
         patch.setattr(reward_training, "TINYTOWN_PAIRS", 200)

@@ -134,6 +134,11 @@ def _told_densely(rng: random.Random) -> DenseTeller:
     return dense_story(rng, "never")
 
 
+def told(kind: str) -> tuple:
+    """The tellings that passages of a kind are made by: "drill" short and plain, "dense" stories of all sorts."""
+    return (_drilled,) if kind == "drill" else (_told, _told_densely)
+
+
 def asked_about(rng: random.Random, tellings, turns: int) -> list[dict[str, str]]:
     """A chat: a passage with a question, then more questions about it."""
     teller = _tell(rng, tellings)
@@ -239,7 +244,7 @@ def _make(kind: str, rng: random.Random, split: str) -> Document:
         return mixed_facts(rng, split)
     if kind == "chat":
         return chat(rng, split)
-    tellings = (_drilled,) if kind == "drill" else (_told, _told_densely)
+    tellings = told(kind)
     if rng.random() < 0.5:
         return plain_questions(rng, tellings)
     return asked_about(rng, tellings, rng.randint(1, MAX_TURNS))

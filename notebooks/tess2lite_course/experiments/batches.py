@@ -85,10 +85,10 @@ class PlannedBatches(torch.utils.data.Dataset):
         return batches[:BATCHES_PER_POOL]
 
 
-def padded(rows: list[list[int]], filler: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows made equally long. Returns ids (B, L) and their lengths (B,); L is a multiple of `ROUND_TO`."""
+def padded(rows: list[list[int]], filler: int, width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows made equally long. Returns ids (B, L) and their lengths (B,); L is `width`, or a multiple of `ROUND_TO`."""
     lengths = torch.tensor([len(ids) for ids in rows])
-    width = -(-int(lengths.max()) // ROUND_TO) * ROUND_TO
+    width = width or -(-int(lengths.max()) // ROUND_TO) * ROUND_TO
     ids = torch.full((len(rows), width), filler)
     for row, given in zip(ids, rows, strict=True):
         row[: len(given)] = torch.tensor(given)

@@ -1,67 +1,57 @@
 """Makes the bundled models from nothing: `python -m tess2lite_course.experiments.build [OUT]`.
 
-corpus and tokenizer → tinytown-ar (a small Mistral, trained left to right) → tinytown-base (the same weights,
-adapted to simplex diffusion) → tinytown-instruct (tuned on chats of all tasks, beside an AR model that is tuned on
-the same ones) → tinytown-reward and tinytown-reward-brief (adapters that judge its answers). A stage whose folder
-exists is skipped, one that was interrupted goes on from its last checkpoint, and each leaves a card with what was
-done, how long it took and how well it went.
+Word tokenizer → tinytown-ar (a small Mistral, autoregressive) → tinytown-base (the same weights, adapted to simplex
+diffusion) → tinytown-instruct (tuned on chats of all tasks, beside an AR model that is tuned on the same ones) →
+tinytown-reward and tinytown-reward-brief (adapters that judge its answers). A stage whose folder exists is skipped,
+one that was interrupted resumes from its last checkpoint, and each leaves a card with what was done, how long it
+took and how well it went.
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 from transformers import (
     AutoTokenizer,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedTokenizerFast,
     Trainer,
-    TrainerState,
     TrainingArguments,
 )
 
 from tess2lite.generation import generate
 from tess2lite.loading import load
-from tess2lite.tinytown.language import skeletons, split_sentences, words
-from tess2lite.tinytown.stories import corpus, stories
+from tess2lite.tinytown.documents import ECHO_FIRST, KINDS, LOOKUP_NEXT, document
+from tess2lite.tinytown.language import skeletons, split_sentences
+from tess2lite.tinytown.stories import stories
 from tess2lite.tinytown.world import verify
-from tess2lite.training.autoregressive import PretrainingCollator, PretrainingTrainer
-from tess2lite.training.data import Rows, pack
-from tess2lite.training.trainer import DiffusionCollator, DiffusionTrainer, last_checkpoint
+from tess2lite.training.autoregressive import PretrainingTrainer
+from tess2lite.training.trainer import DiffusionTrainer, last_checkpoint
 
 from . import instruct, rewards
-from .muon import MuonAdamW
+from .batches import CausalCollator, PlannedBatches, as_text
+from .denoising_batches import Answers, PlannedChats, WriteOrFill
+from .look_up_prior import look_up_prior_
+from .muon import MuonAdamW, has_fast_bfloat16
+from .word_tokenizer import make_tokenizer
 
-SEED, LENGTH, VOCABULARY, DOCUMENTS = 0, 128, 1024, 150_000
-SCORED = 200  # test stories
-EOS = 2
+SEED = 0
+LENGTH = 256
+SAMPLE = 30_000  # documents whose pieces become the vocabulary
+SCORED = 400  # test stories
+SAVE_EVERY = 250  # steps
+WARMUP = 50  # steps
+OTHERS = 2.5  # learning rate of embeddings, head and norms, beside the matrices'
 AIMS = {"tinytown-ar": 0.95, "tinytown-base": 0.85}  # share of valid stories
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training with a cosine of its own."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-
-
-PHASES = {
-    "tinytown-ar": [Phase(2_500, 32, 6e-3)],
-    "tinytown-base": [Phase(4_000, 24, 5e-3)],
-    "tinytown-instruct": [Phase(3_600, 24, 3e-3)],
-    "tinytown-ar-instruct": [Phase(3_600, 24, 3e-3)],  # to compare with; not bundled
-}
 
 TRAINED_FROM = {
     "tinytown-ar": "nothing",
@@ -70,121 +60,220 @@ TRAINED_FROM = {
     "tinytown-ar-instruct": "tinytown-ar",
 }
 
-# Words that stories lack and tasks need, so that the tokenizer has tokens for them too.
-TASK_TEXT = """<|user|>
-Write a story about Anna and a red kite. Use the words drum and pond. Write five sentences. End with a question.
-<|assistant|>
-Where is the red kite? Who has the drum now? How many apples are left? Read this passage and answer the question.
-Sort these words: owl, fox, goat, cat. Answer: cat, fox, goat, owl. not ( True or False ) and True is False.
-Count the animals. 3 + 4 = 7, 12 - 5 = 7, 2 * 6 = 12. #### 7 #### 10 #### 15 #### 8 Tell me something cheerful about
-the town. Please tell a gloomy story. What do foxes eat? Each bag holds 6 nuts. How many nuts does she have in all?
-"""
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    steps: of the optimizer. tokens: a step, about. first_rate, last_rate: learning rate of the matrices, linear in
+    between. reads: "echo", "look-up" or "all" documents, or "chats".
+    """
+
+    steps: int
+    tokens: int
+    first_rate: float
+    last_rate: float
+    reads: str = "all"
+
+
+PHASES = {
+    "tinytown-ar": [
+        Phase(250, 1024, 5e-4, 5e-4, "echo"),
+        Phase(1_250, 1024, 7e-4, 1e-3, "look-up"),
+        Phase(2_500, 1024, 1e-3, 1e-3),
+        Phase(2_500, 2048, 1e-3, 0.0),
+    ],
+    "tinytown-base": [Phase(3_500, 2048, 1e-3, 0.0)],
+    "tinytown-instruct": [Phase(2_500, 2048, 8e-4, 0.0, "chats")],
+    "tinytown-ar-instruct": [Phase(1_500, 2048, 8e-4, 0.0, "chats")],  # to compare with; not bundled
+}
+READS = {"echo": ECHO_FIRST, "look-up": LOOKUP_NEXT, "all": KINDS}
 
 
 def build(out: Path) -> None:
     """All stages, each skipped where it is done."""
-    tokenizer, rows = prepare(out)
-    causal = PretrainingCollator("causal", SEED, EOS)
-    train(out, "tinytown-ar", lambda: new_model(tokenizer), PretrainingTrainer, causal, tokenizer, rows)
-    denoised = DiffusionCollator("ul2", SEED)
-    train(out, "tinytown-base", lambda: load(out / "tinytown-ar"), DiffusionTrainer, denoised, tokenizer, rows)
-    chats = instruct.rows(tokenizer, LENGTH, SEED)
-    given = DiffusionCollator("given", SEED)
-    train(out, "tinytown-instruct", lambda: load(out / "tinytown-base"), DiffusionTrainer, given, tokenizer, chats)
-    train(
-        out, "tinytown-ar-instruct", lambda: MistralForCausalLM.from_pretrained(out / "tinytown-ar"),
-        PretrainingTrainer, causal, tokenizer, chats,
-    )  # fmt: skip
-    instruct.score_models(out, LENGTH)
+    tokenizer = prepare(out)
+    train_stage(out, "tinytown-ar", tokenizer, lambda: new_model(tokenizer))
+    train_stage(out, "tinytown-base", tokenizer, lambda: load_trainable(out / "tinytown-ar"))
+    train_stage(out, "tinytown-instruct", tokenizer, lambda: load_trainable(out / "tinytown-base"))
+    train_stage(out, "tinytown-ar-instruct", tokenizer, lambda: load_autoregressive(out / "tinytown-ar"))
     for name in rewards.KINDS:
         rewards.build_reward(out, name, LENGTH)
-    score(out / "tinytown-ar", continue_left_to_right, "left to right, temperature 1")
+    score(out / "tinytown-ar", continue_autoregressively, "autoregressive, temperature 1")
     score(out / "tinytown-base", continue_by_denoising, "100 diffusion steps, top-p 0.99, temperature 1")
+    instruct.score_models(out, LENGTH)
 
 
-def prepare(out: Path) -> tuple[PreTrainedTokenizerFast, list[list[int]]]:
-    """A tokenizer made from the corpus, and the corpus in packed rows."""
-    texts = corpus("train", DOCUMENTS, SEED)
-    if not (out / "tokenizer").exists():
-        train_tokenizer(texts[:20_000]).save_pretrained(out / "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
-    return tokenizer, list(pack(tqdm(texts, desc="packing the corpus", leave=False), tokenizer, LENGTH))
+def prepare(out: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer, made from a sample of the corpus."""
+    folder = out / "tokenizer"
+    if not folder.exists():
+        make_tokenizer(as_text(document("train", i, SEED)) for i in range(SAMPLE)).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
-def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: any text can be encoded, Tinytown's words are mostly one token each."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>", "[PAD]"]
-    every_word = " ".join(" ".join(w) for w in words().values())
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    bpe.train_from_iterator([*texts, *[TASK_TEXT, every_word] * 20], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="[PAD]"
-    )
-
-
-def new_model(tokenizer) -> MistralForCausalLM:
+def new_model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
+    """A fresh Mistral of 2.9 M parameters, with look-up half wired."""
     torch.manual_seed(SEED)
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=384, num_hidden_layers=6,
-        num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=LENGTH, sliding_window=None,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id, initializer_range=0.04,
-    )  # fmt: skip
-    return MistralForCausalLM(config)
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=LENGTH,
+        sliding_window=None,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e5},
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.04,
+        attn_implementation="eager",
+    )
+    model = MistralForCausalLM(config)
+    look_up_prior_(model)
+    return model
 
 
-def train(out: Path, name: str, make, trainer_class, collator, tokenizer, rows: list[list[int]]) -> None:
-    """One stage: train phase by phase, from the last checkpoint where there is one, and save with a card."""
+def load_trainable(folder: Path):
+    """A denoiser in float32, from a denoiser or from an AR model."""
+    lm = load(folder, dtype=torch.float32)
+    lm.set_attn_implementation("eager")  # on a CPU faster than sdpa to train: see tests/benchmarks
+    return lm
+
+
+def load_autoregressive(folder: Path) -> MistralForCausalLM:
+    return MistralForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+class PlannedTraining:
+    """Mixin for Trainers whose data set is a plan of whole batches, read in order."""
+
+    def _get_train_sampler(self, *_):
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class AutoregressiveStage(PlannedTraining, PretrainingTrainer):
+    """Next-token training on planned batches."""
+
+
+class DenoisingStage(PlannedTraining, DiffusionTrainer):
+    """Diffusion training on planned batches."""
+
+
+class Plan(torch.utils.data.ConcatDataset):
+    """The batches of all phases, one after the other."""
+
+
+def plan(name: str, tokenizer: PreTrainedTokenizerFast) -> Plan:
+    """What a stage reads. Denoisers read other documents than the AR model did."""
+    first = 0 if name == "tinytown-ar" else 2_000_000
+    parts = []
+    for phase in PHASES[name]:
+        parts.append(_planned(name, phase, tokenizer, first))
+        first += phase.steps * phase.tokens // 40
+    return Plan(parts)
+
+
+def _planned(name: str, phase: Phase, tokenizer: PreTrainedTokenizerFast, first: int) -> torch.utils.data.Dataset:
+    shared = {"tokens": phase.tokens, "steps": phase.steps, "longest": LENGTH, "seed": SEED, "first_document": first}
+    pad = tokenizer.pad_token_id
+    if phase.reads == "chats":
+        collate = instruct.NextTokens(pad) if name.endswith("ar-instruct") else Answers(pad, phase.tokens, LENGTH)
+        return PlannedChats(lambda chat: instruct.encode_pair(tokenizer, chat), collate, **shared)
+    collate = (
+        CausalCollator(pad, unread_tokens(tokenizer))
+        if name == "tinytown-ar"
+        else WriteOrFill(pad, tokenizer.bos_token_id, phase.tokens, LENGTH)
+    )
+    return PlannedBatches(tokenizer, collate=collate, kinds=READS[phase.reads], **shared)
+
+
+def unread_tokens(tokenizer: PreTrainedTokenizerFast, sample: int = 3_000) -> list[int]:
+    """Ids that training texts do not use: bytes, and words of held-out sentences alone."""
+    texts = [as_text(document("train", i, SEED)) for i in range(sample)]
+    read = {i for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for i in ids}
+    return [i for i in range(tokenizer.pad_token_id + 1, len(tokenizer)) if i not in read]
+
+
+def learning_rate(name: str, step: int) -> float:
+    """Of the matrices, at a step of a stage."""
+    warm = min(1, (step + 1) / WARMUP)
+    for phase in PHASES[name]:
+        if step < phase.steps:
+            return warm * (phase.first_rate + (phase.last_rate - phase.first_rate) * step / phase.steps)
+        step -= phase.steps
+    return PHASES[name][-1].last_rate
+
+
+def make_optimizer(name: str, model: torch.nn.Module):
+    """Muon and AdamW, and the schedule of their learning rates."""
+    optimizer = MuonAdamW(model, 1.0)
+    optimizer.param_groups[1]["lr"] = OTHERS
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(name, step))
+
+
+def train_stage(out: Path, name: str, tokenizer: PreTrainedTokenizerFast, make: Callable) -> None:
+    """One stage: from the last checkpoint where there is one; saved with a card."""
     if (out / name).exists():
         return
-    model, losses, start = make(), [], time.monotonic()
-    for number, phase in enumerate(PHASES[name]):
-        work = out / f"{name}-training" / f"phase-{number}"
-        trainer = trainer_class(
-            model=model,
-            args=_arguments(work, phase, number),
-            train_dataset=Rows(rows, phase.steps * phase.batch, SEED + number),
-            data_collator=collator,
-            processing_class=tokenizer,
-            optimizers=(MuonAdamW(model, phase.learning_rate), None),
-        )
-        newest = last_checkpoint(work)
-        if newest and newest.endswith(f"-{phase.steps}"):  # this phase is done: only its weights are needed
-            trainer._load_from_checkpoint(newest)
-            trainer.state = TrainerState.load_from_json(f"{newest}/trainer_state.json")
-        else:
-            trainer.train(resume_from_checkpoint=newest)
-        losses.append(round(_last_loss(trainer), 3))
-    whole = out / f"{name}-training" / "whole"
-    model.save_pretrained(whole)
-    tokenizer.save_pretrained(whole)
+    model = make()
+    work = out / f"{name}-training"
+    stage = AutoregressiveStage if name in ("tinytown-ar", "tinytown-ar-instruct") else DenoisingStage
+    trainer = stage(
+        model=model,
+        args=training_arguments(name, work),
+        train_dataset=plan(name, tokenizer),
+        data_collator=lambda batches: batches[0],
+        processing_class=tokenizer,
+        optimizers=make_optimizer(name, model),
+    )
+    if has_fast_bfloat16(trainer.args.device):
+        model.model.compile(dynamic=True)
+    start = time.monotonic()
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    save_stage(out, name, model, tokenizer, trainer, time.monotonic() - start)
+
+
+def training_arguments(name: str, work: Path) -> TrainingArguments:
+    """Of one process on whatever there is; bfloat16 where the hardware multiplies it."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps = sum(phase.steps for phase in PHASES[name])
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=steps,
+        per_device_train_batch_size=1,
+        logging_steps=min(50, steps),
+        save_steps=SAVE_EVERY,
+        save_total_limit=2,
+        report_to=[],
+        seed=SEED,
+        use_cpu=device.type == "cpu",
+        bf16=has_fast_bfloat16(device),
+        remove_unused_columns=False,
+    )
+
+
+def save_stage(out: Path, name: str, model, tokenizer, trainer: Trainer, seconds: float) -> None:
+    """Write the model in bfloat16 and its card; a folder of that name is always complete."""
+    complete = out / f"{name}-training" / "complete"
+    model.set_attn_implementation("sdpa")
+    model.to(torch.bfloat16).save_pretrained(complete)
+    tokenizer.save_pretrained(complete)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     write_card(
-        whole,
+        complete,
         model=name,
         trained_from=TRAINED_FROM[name],
         data_seed=SEED,
-        **({"examples": instruct.EXAMPLES} if name.endswith("instruct") else {"documents": DOCUMENTS}),
         phases=[asdict(phase) for phase in PHASES[name]],
-        tokens=sum(phase.steps * phase.batch * LENGTH for phase in PHASES[name]),
-        final_losses=losses,
-        minutes_of_last_run=round((time.monotonic() - start) / 60, 1),
-        device=torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
+        tokens=sum(phase.steps * phase.tokens for phase in PHASES[name]),
+        final_loss=round(_last_loss(trainer), 3),
+        minutes_of_last_run=round(seconds / 60, 1),
+        device=gpu or f"{platform.machine()} CPU",
     )
-    whole.rename(out / name)  # a folder of that name is always whole
-
-
-def _arguments(folder: Path, phase: Phase, number: int) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder), max_steps=phase.steps, learning_rate=phase.learning_rate, lr_scheduler_type="cosine",
-        warmup_steps=50, per_device_train_batch_size=phase.batch, bf16=torch.cuda.is_available(),
-        logging_steps=min(50, phase.steps), save_steps=250, save_total_limit=2, report_to=[], seed=SEED + number,
-        use_cpu=not torch.cuda.is_available(), remove_unused_columns=False,
-    )  # fmt: skip
+    complete.rename(out / name)
 
 
 def _last_loss(trainer: Trainer) -> float:
@@ -195,38 +284,47 @@ def _last_loss(trainer: Trainer) -> float:
 
 
 def write_card(folder: Path, **facts) -> None:
-    """Adds facts to a model's card.json."""
+    """Add facts to a model's card.json."""
     path = folder / "card.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(known | facts, indent=1, ensure_ascii=False) + "\n")
 
 
-def continue_left_to_right(folder: Path, prompts: list[str]) -> list[str]:
+def continue_autoregressively(folder: Path, prompts: list[str]) -> list[str]:
     """What the AR model writes after each prompt, sampled at temperature 1."""
-    model = MistralForCausalLM.from_pretrained(folder).eval()
+    model = MistralForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     torch.manual_seed(SEED)
-    inputs = tokenizer(["<s>" + prompt for prompt in prompts], return_tensors="pt", padding=True)
-    room = LENGTH - inputs["input_ids"].shape[1]
-    with torch.inference_mode():
-        ids = model.generate(
-            **{key: inputs[key] for key in ("input_ids", "attention_mask")}, do_sample=True, top_k=0,
-            max_new_tokens=room, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-    return tokenizer.batch_decode(ids[:, -room:], skip_special_tokens=True)
-
-
-def continue_by_denoising(folder: Path, prompts: list[str]) -> list[str]:
-    """What the denoiser writes after each prompt, in 100 steps at top-p 0.99."""
-    lm, texts = load(folder), []
+    texts = []
     for start in range(0, len(prompts), 50):
-        batch = prompts[start : start + 50]
-        texts += [out.text for out in generate(lm, batch, seed=range(start, start + len(batch)))]
+        inputs = tokenizer(
+            ["<s>" + prompt for prompt in prompts[start : start + 50]], return_tensors="pt", padding=True
+        )
+        with torch.inference_mode():
+            ids = model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=LENGTH - inputs["input_ids"].shape[1],
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        texts += tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
 
 
-def score(folder: Path, complete, sampled: str) -> None:
-    """Completes the first two sentences of test stories and counts how many become valid stories."""
+def continue_by_denoising(folder: Path, prompts: list[str], steps: int = 100) -> list[str]:
+    """What the denoiser writes after each prompt, at top-p 0.99."""
+    lm = load(folder)
+    texts = []
+    for start in range(0, len(prompts), 50):
+        batch = prompts[start : start + 50]
+        texts += [out.text for out in generate(lm, batch, steps=steps, seed=range(start, start + len(batch)))]
+    return texts
+
+
+def score(folder: Path, complete: Callable[[Path, list[str]], list[str]], sampled: str) -> None:
+    """Complete the first two sentences of test stories and count how many become valid stories."""
     if "stories_valid" in json.loads((folder / "card.json").read_text()):
         return
     prompts = [" ".join(split_sentences(text)[:2]) for text in stories("test", SCORED, SEED)]
@@ -242,6 +340,12 @@ def score(folder: Path, complete, sampled: str) -> None:
         stories_valid=sum(problem is None for problem in problems) / SCORED,
         what_was_wrong=[problem for problem in problems if problem][:5],
     )
+
+
+def install(out: Path, assets: Path) -> None:
+    """Copy what is bundled, models and judges, into the assets."""
+    for name in ("tinytown-ar", "tinytown-base", "tinytown-instruct", *rewards.KINDS):
+        shutil.copytree(out / name, assets / name, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

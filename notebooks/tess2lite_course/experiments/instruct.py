@@ -5,35 +5,45 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from datasets import concatenate_datasets
 from tqdm import tqdm
 from transformers import AutoTokenizer, MistralForCausalLM
 
 from tess2lite.chat_template import chat_prompt
 from tess2lite.generation import generate
 from tess2lite.loading import load
-from tess2lite.tinytown.tasks import TASKS, Example, as_chat, examples, fitting, score
-from tess2lite.tokens import encode
-from tess2lite.training.data import chat_rows
+from tess2lite.tinytown.tasks import TASKS, Example, examples, fitting, score
+from tess2lite.tokens import encode, encode_continuation
 
-# Different examples of each task. There are only so many facts: they are asked again and again.
-EXAMPLES = {
-    "constraints": 20_000, "reading": 28_000, "knowledge": 122, "arithmetic": 12_000, "puzzle": 16_000,
-    "request": 7_000,
-}  # fmt: skip
-FACTS_ASKED = 30  # times
+from .batches import padded
 
 
-def rows(tokenizer, length: int, seed: int):
-    """All tasks' training examples as rows; those that do not fit into `length` are left out."""
-    chats = []
-    for task, number in EXAMPLES.items():
-        made = as_chat(examples(task, "train", number, seed))
-        chats += [made] * (FACTS_ASKED if task == "knowledge" else 1)
-    return chat_rows(concatenate_datasets(chats), tokenizer, length)[0]
+def encode_pair(tokenizer, messages: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+    """A chat as (ids up to the last answer, ids of that answer with EOS)."""
+    context = [tokenizer.bos_token_id, *encode(tokenizer, chat_prompt(messages[:-1]))]
+    answer = [*encode_continuation(tokenizer, messages[-1]["content"].strip()), tokenizer.eos_token_id]
+    return context, answer
+
+
+@dataclass
+class NextTokens:
+    """Chats for an AR model: next-token loss on the last answer and its end.
+
+    Args:
+        filler: id of [PAD], which makes rows equally long.
+    """
+
+    filler: int
+
+    def __call__(self, rows: list[tuple[list[int], list[int]]], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        ids, _ = padded([context + answer for context, answer in rows], self.filler)
+        labels = torch.full_like(ids, -100)
+        for label, (context, answer) in zip(labels, rows, strict=True):
+            label[len(context) : len(context) + len(answer)] = torch.tensor(answer)
+        return {"input_ids": ids, "labels": labels}
 
 
 AIMS = {"reading": 0.85, "knowledge": 0.85, "constraints": 0.80, "sorting": 0.60, "counting": 0.60}

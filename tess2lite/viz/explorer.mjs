@@ -610,15 +610,23 @@ export function explore(host, data, options = {}) {
   };
   const plain = text => BYTE.test(text) ? visible(text) : text.replace(ODD, char => SIGNS[char] ?? codePoint(char));
 
+  /** Width of a slot whose word is still to come: that of the vocabulary's middle word. */
+  function roomForWords(one) {
+    const words = one.pieces.filter(text => /^ ?\p{L}{2,}$/u.test(text));
+    const wide = words.map(text => widthOf(text.trim())).sort((a, b) => a - b);
+    return clamp(wide[wide.length >> 1] ?? 0, 34, 60);
+  }
+
   /** Widths of all slots of runs that share their lines, and what they show at the end. */
   function slotWidths(each, together) {
     const widest = new Float32Array(each.M);
     const complete = together.filter(one => one.S && !one.growing);
     for (const one of complete.length ? complete : together) {
       const final = one.S ? spell(one.positions.map((_, m) => one.text(one.last, m))) : null;
+      const room = !final || one.growing ? roomForWords(one) : 0;
       for (let m = 0; m < each.M; m++) {
         if (!final || one.growing) {
-          widest[m] = Math.max(widest[m], 34);
+          widest[m] = Math.max(widest[m], room);
           continue;
         }
         const text = plain(final[m]).replace(/^ /, "");

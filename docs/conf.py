@@ -16,6 +16,29 @@ ROOT = Path(__file__).parent.parent
 LIVE_PAGE = ROOT / "build" / "page.html"
 sys.path[:0] = [str(ROOT)]
 
+# The method's modules; others at the top level follow by name.
+READING_ORDER = [
+    "textbook",
+    "schedule",
+    "span_masks",
+    "simplex",
+    "nucleus",
+    "chunks",
+    "model",
+    "loading",
+    "loss",
+    "sampling",
+    "hooks",
+    "guidance",
+    "reward",
+    "trajectory",
+    "chat_template",
+    "tokens",
+    "generation",
+    "mask_diffusion",
+    "validation",
+]
+
 project = "tess2lite"
 release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
@@ -25,6 +48,7 @@ include_patterns = [
     "*.md",
     "assets/**/README.md",
     "docs/*.md",
+    "docs/reference/*.md",
     "notebooks/*.ipynb",
     "notebooks/solutions/*.ipynb",
     "tests/*/README.md",
@@ -45,7 +69,34 @@ myst_dmath_double_inline = True  # $$ within a paragraph, as Jupyter shows it
 myst_heading_anchors = 4
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}
+napoleon_use_ivar = True  # a dataclass lists its fields already
 default_role = "code"  # `name` in a docstring is code, as in Markdown
+
+
+def write_reference() -> None:
+    """Write docs/reference: a page for the method, one for each folder of the package."""
+    package = ROOT / "tess2lite"
+    names = {path.stem for path in package.glob("*.py")} - {"__init__"}
+    ordered = [name for name in READING_ORDER if name in names]
+    pages = {
+        "1_method": (
+            "The method",
+            ["tess2lite", *(f"tess2lite.{name}" for name in ordered + sorted(names - {*ordered}))],
+        )
+    }
+    for folder in sorted(path.parent for path in package.glob("*/__init__.py")):
+        paths = [path.relative_to(ROOT).with_suffix("") for path in sorted(folder.rglob("*.py"))]
+        modules = [".".join(path.parts) for path in paths if path.name not in ("__init__", "__main__")]
+        pages[folder.name] = (folder.name, modules)
+    target = ROOT / "docs" / "reference"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    for name, (title, modules) in pages.items():
+        parts = [
+            f"## {module.removeprefix('tess2lite.')}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```"
+            for module in modules
+        ]
+        (target / f"{name}.md").write_text("\n\n".join([f"# {title}", *parts]) + "\n")
 
 
 def escape(app, what, name, obj, options, lines):
@@ -67,6 +118,9 @@ def front_page(app, error):
     if error is None:
         site = Path(app.outdir)
         shutil.copy(site / "README.html", site / "index.html")
+
+
+write_reference()
 
 
 def setup(app):

@@ -102,10 +102,15 @@ def test_time_against_length_draws_each_arm():
 
 def test_the_live_curve_follows_the_trainer(monkeypatch):
     shown = []
-    handle = SimpleNamespace(update=shown.append)
-    monkeypatch.setattr("tess2lite_course.tools.live.display", lambda *args, **more: handle)
+    progress = []
+    handles = [SimpleNamespace(update=updates.append) for updates in (progress, shown)]
+    monkeypatch.setattr("tess2lite_course.tools.live.display", lambda *args, **more: handles.pop(0))
     callbacks = []
-    live = LiveCurve(SimpleNamespace(add_callback=callbacks.append))
+    removed = []
+    live = LiveCurve(SimpleNamespace(add_callback=callbacks.append, remove_callback=removed.append))
+    assert [callback.__name__ for callback in removed] == ["NotebookProgressCallback"]  # a table of ten columns
+    live.on_step_end(None, SimpleNamespace(global_step=3, max_steps=80), None)
+    assert progress == ["step 3 of 80"]
     state = SimpleNamespace(log_history=[{"step": 5, "loss": 2.0}, {"step": 5, "eval_loss": 9.0}])
     callbacks[0].on_log(None, state, None, logs={})
     state.log_history.append({"step": 10, "loss": 1.0})

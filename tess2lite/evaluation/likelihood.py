@@ -53,22 +53,24 @@ class _WeightedRun:
 
     def __call__(self, step: Step) -> None:
         alphas_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar(step.index + step.t + 1)])
+        level = alphas_bar[step.t]  # of the step that follows
         sequences = step.span_mask.nonzero()[:, 0]  # (N,)
         truth = self.truth[step.span_mask]
         drawn = truth.clone()
+        noise = self.noise.of_step(step.index) if step.t else None
         for rows, logits in step.logit_blocks():
             sequence = int(sequences[rows.start])  # a block lies in one
-            offset = rows.start - int((sequences < sequence).sum())
             log_p = logits.double().log_softmax(1)
             if step.t == 0:
-                log_weights = log_p.gather(1, truth[rows, None])[:, 0]
+                log_weights = _at(log_p, truth[rows])
                 self.log_p_final[rows] = log_weights
             else:
-                generator = generator_for(self.seeds[sequence], step.index, f"proposal {offset}", logits.device)
+                offset = rows.start - int((sequences < sequence).sum())
+                purpose = f"proposal {offset}"
+                generator = generator_for(self.seeds[sequence], step.index, purpose, logits.device)
                 log_r = _proposal(log_p, truth[rows], self.advantage[rows])
                 drawn[rows] = torch.multinomial(log_r.exp(), 1, generator=generator)[:, 0]
-                epsilon = self.noise.of_step(step.index)[rows]
-                log_weights = _log_ratio(log_p, log_r, drawn[rows], alphas_bar[step.t], epsilon)
+                log_weights = _log_ratio(log_p, log_r, drawn[rows], level, noise[rows])
             self.log_weights[sequence] += log_weights.sum()
         tokens = self.truth.clone()
         tokens[step.span_mask] = drawn
@@ -88,8 +90,10 @@ class _Noise:
         counts = self.mask.sum(1).tolist()
         parts = []
         for seed, count in zip(self.seeds, counts, strict=True):
-            generator = generator_for(seed, step, "likelihood", self.mask.device)
-            parts.append(torch.randn(count, self.vocabulary, generator=generator, device=self.mask.device))
+            device = self.mask.device
+            generator = generator_for(seed, step, "likelihood", device)
+            noise = torch.randn(count, self.vocabulary, generator=generator, device=device)
+            parts.append(noise)
         return torch.cat(parts)
 
     def __call__(self, step: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -98,13 +102,20 @@ class _Noise:
         return noise
 
 
+def _at(log_p: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(R, V) at the tokens of the rows, (R,)."""
+    return log_p.gather(1, tokens[:, None])[:, 0]
+
+
 def _proposal(log_p: torch.Tensor, truth: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
     """log r, (R, V): logit λ = logit p(w) + advantage for the true token; the rest in p's proportions."""
-    log_p_true = log_p.gather(1, truth[:, None]).clamp(max=-1e-9)  # (R, 1)
+    truth = truth[:, None]
+    log_p_true = log_p.gather(1, truth).clamp(max=-1e-9)  # (R, 1)
     log_p_rest = torch.log(-torch.expm1(log_p_true))
     logit = log_p_true - log_p_rest + advantage[:, None]
-    log_r = log_p + F.logsigmoid(-logit) - log_p_rest
-    return log_r.scatter(1, truth[:, None], F.logsigmoid(logit))
+    log_rest = F.logsigmoid(-logit) - log_p_rest
+    log_r = log_p + log_rest
+    return log_r.scatter(1, truth, F.logsigmoid(logit))
 
 
 def _log_ratio(
@@ -112,9 +123,10 @@ def _log_ratio(
 ) -> torch.Tensor:
     """log Σ p(v)·N(x; v) − log Σ r(v)·N(x; v) for the noisy simplex x of the drawn tokens at ᾱ = level, (R,)."""
     if level == 1:
-        return (log_p - log_r).gather(1, drawn[:, None])[:, 0]
+        return _at(log_p - log_r, drawn)
     x = noisy_simplex_(noise.double(), drawn, level.to(noise.device))
-    x.mul_(float(2 * level.sqrt() / ((1 - level) * SIMPLEX_VALUE)))
+    scaled_variance = (1 - level) * SIMPLEX_VALUE
+    x.mul_(float(2 * level.sqrt() / scaled_variance))
     return (log_p + x).logsumexp(1) - (log_r + x).logsumexp(1)
 
 
@@ -149,20 +161,25 @@ def log_likelihood(
         own_seeds = [each + (number << SEED_BITS) for each in seeds]
         noise = _Noise(mask, lm.config.vocab_size, own_seeds)
         hook = _WeightedRun(truth, own_seeds, advantage, noise)
-        for _ in denoise(lm, batch, steps, top_p=1.0, seed=own_seeds, hooks=[hook], noise=noise):
+        chain = denoise(lm, batch, steps, top_p=1.0, seed=own_seeds, hooks=[hook], noise=noise)
+        for _ in chain:
             pass
         return hook
 
-    certain = torch.full((int(mask.sum()),), CERTAIN, dtype=torch.float64, device=lm.device)
-    right, wrong = (
-        torch.stack([run(samples_before + i, sign * certain).log_p_final for i in range(PILOTS)]).logsumexp(0)
-        for samples_before, sign in ((1, 1), (1 + PILOTS, -1))
-    )
+    def pilot(first: int, log_odds: float) -> torch.Tensor:
+        """Log-probability of the true tokens at the end of pilot runs, up to a constant, (N,)."""
+        odds = torch.full((int(mask.sum()),), log_odds, dtype=torch.float64, device=lm.device)
+        ends = [run(first + i, odds).log_p_final for i in range(PILOTS)]
+        return torch.stack(ends).logsumexp(0)
+
+    right = pilot(1, CERTAIN)
+    wrong = pilot(1 + PILOTS, -CERTAIN)
     advantage = (right - wrong).clamp(-CERTAIN, CERTAIN)
     runs = [run(1 + 2 * PILOTS + i, advantage) for i in range(samples)]
     log_weights = torch.stack([each.log_weights for each in runs])  # (samples, B)
     bound = log_weights.logsumexp(0) - math.log(samples)
     if samples == 1:
-        return bound, torch.full_like(bound, torch.inf)
+        unknown = torch.full_like(bound, torch.inf)
+        return bound, unknown
     relative = (log_weights - bound).exp()
     return bound, relative.std(0) / samples**0.5

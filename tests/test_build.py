@@ -63,4 +63,6 @@ def test_scores_by_hand(monkeypatch):
     found = instruct.scores(lambda prompts, seed: [known[p] if seed == 0 else "" for p in prompts], tokenizer, 128)
     assert found["arithmetic"]["by_seed"] == [1, 0, 0] and found["arithmetic"]["n"] == 12
     assert found["arithmetic"]["score"] == pytest.approx(1 / 3, abs=1e-3)
-    assert found["arithmetic"]["half_width"] == pytest.approx(1.96 * (4 / 12 * 8 / 11) ** 0.5 / 12**0.5, abs=1e-3)
+    assert found["arithmetic"]["low"] < 0.15 and 0.6 < found["arithmetic"]["high"] < 0.75
+    facts = found["knowledge"]  # of which there are few, so that seeds ask the same
+    assert facts["questions"] <= facts["n"] == 12

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, MistralForCausalLM
 
 from tess2lite.chat_template import chat_prompt
+from tess2lite.evaluation.intervals import mean_interval
 from tess2lite.generation import generate
 from tess2lite.loading import load
 from tess2lite.tinytown.tasks import TASKS, Example, examples, fitting, score
@@ -66,27 +67,38 @@ def kind(example: Example) -> str:
     return found[0] if found else "boolean" if example.prompt.endswith(" is") else "tracking"
 
 
-def scores(answer, tokenizer, length: int) -> dict[str, dict]:
-    """By task: mean score with its 95 % half width, number of prompts, and the mean of each seed.
+def scores(answer: Callable[[list[str], int], list[str]], tokenizer, length: int) -> dict[str, dict]:
+    """Returns, by task, the mean score with its 95 % interval by question, numbers, and the mean of each seed.
 
-    answer: (list of prompts, seed) → texts.
+    Args:
+        answer: (list of prompts, sampling seed) → texts.
+        tokenizer: Of the models that are compared.
+        length: Tokens that prompt and reference answer may have.
     """
     found = {}
     for task in tqdm(TASKS, desc="scoring"):
         for seed in SEEDS:
             asked = test_examples(task, tokenizer, length, seed)
-            for example, text in zip(asked, answer([example.prompt for example in asked], seed), strict=True):
-                found.setdefault(kind(example), {}).setdefault(seed, []).append(score(example, text))
-    return {name: _mean(by_seed) for name, by_seed in found.items()}
+            texts = answer([example.prompt for example in asked], seed)
+            for example, text in zip(asked, texts, strict=True):
+                answers = found.setdefault(kind(example), [])
+                answers.append((example.prompt, seed, score(example, text)))
+    return {name: _summary(answers) for name, answers in found.items()}
 
 
-def _mean(by_seed: dict[int, list[float]]) -> dict:
-    every = [value for values in by_seed.values() for value in values]
+def _summary(answers: list[tuple[str, int, float]]) -> dict:
+    """Of (prompt, seed, score) triples."""
+    prompts, seeds, every = zip(*answers, strict=True)
+    interval = mean_interval(every, prompts, bounds=(0, 1))
+    by_seed = [statistics.mean(s for _, own, s in answers if own == seed) for seed in dict.fromkeys(seeds)]
     return {
-        "score": round(statistics.mean(every), 4),
-        "half_width": round(1.96 * statistics.stdev(every) / math.sqrt(len(every)), 4),
+        "score": round(interval.mean, 4),
+        "low": round(interval.low, 4),
+        "high": round(interval.high, 4),
+        "half_width": round(interval.half_width, 4),
         "n": len(every),
-        "by_seed": [round(statistics.mean(values), 4) for values in by_seed.values()],
+        "questions": len(set(prompts)),
+        "by_seed": [round(mean, 4) for mean in by_seed],
     }
 
 

@@ -183,7 +183,8 @@ def prepare(lm) -> None:
     # Settings of AR sampling mean nothing to a denoiser, and some of them cannot be saved again.
     lm.generation_config = GenerationConfig.from_model_config(lm.config)
     if getattr(lm, "hf_quantizer", None) and not getattr(lm, "is_loaded_in_4bit", False):  # dequantised from a GGUF
-        vars(lm.config).pop("quantization_config", None)
+        for name in ("quantization_config", "_is_quantized"):
+            vars(lm.config).pop(name, None)
         del lm.hf_quantizer
         lm.is_quantized = False
     for module in lm.modules():

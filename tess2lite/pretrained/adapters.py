@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 from ..validation import InputError
 from .tokenizers import add_rows
 
+REPEATED = r"\.(original_module|modules_to_save)\.(weight|bias)$"  # what PEFT saves twice where a vocabulary grew
 PREFIX = "base_model.model."  # PEFT's, before each name of an adapter file
 INNER = ("weight", "bias", "base_layer.weight", "base_layer.bias")  # an embedding or a head, whole, beside LoRA
 
@@ -30,8 +33,8 @@ class Adapter:
         self.config = PeftConfig.from_pretrained(source)
         if self.config.peft_type != PeftType.LORA or getattr(self.config, "alora_invocation_tokens", None):
             raise InputError(f"'{source}' is a {self.config.peft_type} adapter; LoRA adapters are accepted.")
-        tensors = load_file(path)
-        self.tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(path).items()}
+        self.tensors = {name: tensor for name, tensor in tensors.items() if not re.search(REPEATED, name)}
 
     @property
     def scores(self) -> bool:

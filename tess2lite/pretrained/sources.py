@@ -155,9 +155,10 @@ def _is_whole(source: str) -> bool:
     """Whether a source is a whole model, not an adapter."""
     if source.endswith(".gguf"):
         return True
-    if find_file(source, "config.json") is None:
-        return False
-    return find_file(source, "adapter_config.json") is None or find_file(source, *WEIGHTS) is not None
+    is_adapter = find_file(source, "adapter_config.json") is not None
+    if is_adapter and find_file(source, *WEIGHTS) is not None:
+        raise InputError(f"'{source}' holds a whole model and an adapter; give each a folder of its own.")
+    return not is_adapter and find_file(source, "config.json") is not None
 
 
 def adapter_base(source: str) -> str | None:

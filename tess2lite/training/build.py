@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -126,9 +127,21 @@ def apply_lora(lm: Any, recipe: Recipe) -> Any:
     adapted = get_peft_model(lm, lora_config(recipe, targets, whole))
     train_in_float32_(adapted)
     scale_embedding_lora_(adapted)
-    # PEFT would put the base's own E and head beside their LoRA: half a gigabyte for a Mistral-7B.
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.save_pretrained = partial(_save_adapter, adapted.save_pretrained, type(lm).__bases__[-1])
     return adapted
+
+
+def _save_adapter(save: Callable, original: type, folder: str, **settings: Any) -> None:
+    """Saves as PEFT does, but without the base's own E and head, half a gigabyte for a Mistral-7B.
+
+    The class named in it is the base's own: PEFT's AutoPeftModel imports no other package than transformers.
+    """
+    save(folder, save_embedding_layers=False, **settings)
+    path = Path(folder, "adapter_config.json")
+    if path.exists():  # the process that writes
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["auto_mapping"] = {"base_model_class": original.__name__, "parent_library": original.__module__}
+        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def check_targets(recipe: Training, lm: Any) -> list[str]:

@@ -48,7 +48,7 @@ class Explorer(anywidget.AnyWidget):
 
     def __init__(self, lm, run=None, hooks=(), **traits):
         generation.check_model(lm)
-        super().__init__(can_explain=find_spec("tess2lite.attribution") is not None, **traits)
+        super().__init__(can_explain=find_spec("tess2lite.insides.attribution") is not None, **traits)
         self.lm = lm
         self.futures: list[Future] = []
         self.thread: threading.Thread | None = None
@@ -152,7 +152,7 @@ class Explorer(anywidget.AnyWidget):
         raise NotImplementedError
 
     def _explain(self, message: dict) -> None:
-        from ..attribution import attribute  # only where somebody asks
+        from ..insides.attribution import attribute  # only where somebody asks
 
         future = self.futures[message["run"]]
         self.say("Looking for reasons …", busy=True)

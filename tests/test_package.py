@@ -21,7 +21,13 @@ def test_a_wheel_holds_models_grammar_and_recipes(tmp_path):
     for model in ("tinytown-ar", "tinytown-base"):
         for file in ("config.json", "model.safetensors", "tokenizer.json", "card.json"):
             assert f"tess2lite/models/{model}/{file}" in files
-    others = ("tinytown/grammar.txt", "training/recipes/mistral-7b-nf4.yaml", "viz/explorer.mjs")
+    others = (
+        "tinytown/grammar.txt",
+        "training/recipes/mistral-7b-nf4.yaml",
+        "viz/explorer.mjs",
+        "viz/live/page.html",
+        "viz/live/worker.js",
+    )
     assert {f"tess2lite/{file}" for file in others} <= files
     assert {"tess2lite_course/tools/checks.py", "tess2lite_course/experiments/recipes/01.yaml"} <= files
 

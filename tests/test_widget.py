@@ -58,7 +58,7 @@ def test_a_chosen_alternative_gives_the_run_of_replay_with_pin(lm, written, open
     expected = t2.replay(lm, run, [Pin({position: token}, start=step)], progress=False).trajectory
     assert same(explorer.runs[1], expected)
     assert (explorer.runs[1].settings, explorer.runs[1].texts) == (expected.settings, expected.texts)
-    assert [message["type"] for message in sent] == ["say", "run", *["step"] * (STEPS - step), "end"]
+    assert [message["type"] for message in sent] == ["say", "run", *["step"] * (STEPS - step), "end", "say"]
 
 
 def test_what_streams_is_what_is_recorded(written, opened):

@@ -1594,6 +1594,9 @@ export function explore(host, data, options = {}) {
     drawAll();
   }
 
+  $.typed.addEventListener("keydown", event => {  // a notebook may take Enter before the form sees it
+    if (event.key === "Enter") tryTyped(event);
+  });
   tablist($.tabs);
   frame.addEventListener("keydown", event => {
     if (event.key === "Escape") {
@@ -1702,7 +1705,7 @@ function render({ model, el }) {
   const answers = {
     run: message => handle.addRun(message.run, "beside" in message ? { beside: message.beside } : {}),
     step: message => handle.addStep(message.run, message.step),
-    end: message => { handle.endRun(message.run, message.more); handle.say(""); },
+    end: message => handle.endRun(message.run, message.more),
     why: message => handle.addWhy(message.run, message.entry),
     fail: message => handle.fail(message.sentence),
     view: message => handle.view(message.view),

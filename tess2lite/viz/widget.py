@@ -74,7 +74,7 @@ class Explorer(anywidget.AnyWidget):
             beside: Index of the run that it is compared with.
         """
         hooks = validation.as_hooks(hooks)
-        feed = _Feed(self, name, beside=beside)
+        feed = _Feed(self, name, hooks=hooks, beside=beside)
         written = work([*hooks, feed])
         self._keep(Future(name, written.trajectory, hooks))
         feed.end()
@@ -124,6 +124,7 @@ class Explorer(anywidget.AnyWidget):
     def _guarded(self, work: Callable, message: dict) -> None:
         try:
             work(message)
+            self.say("")
         except Exception as problem:  # in a thread nothing else would show it
             sentence = str(problem) or type(problem).__name__
             if message["type"] == "go":

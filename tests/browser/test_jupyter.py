@@ -256,11 +256,11 @@ def test_the_guidance_panel_compares_both_answers(live):
     box = cell(live, GUIDANCE)
     set_field(box, "prompt", "Tell me something about the barn.")
     press(box)
-    unguided, guided = words(box, 0), words(box, 1)
-    assert "reward" in box.locator(".view").inner_text()
+    unguided, guided = slot_labels(box, 0)[:6], slot_labels(box, 1)[:6]
+    assert "reward" in box.locator(".view").inner_text() and unguided != guided
     set_field(box, "scale", 2000)
     press(box)
-    assert words(box, 0) == unguided and words(box, 1) not in (guided, unguided)
+    assert slot_labels(box, 0)[:6] == unguided and slot_labels(box, 1)[:6] != unguided
 
 
 def test_an_intervention_at_the_held_word(live):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -17,6 +18,11 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What IPython prints in place of the frames; `%tb` still gives the long form."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def expand_path(path: str | os.PathLike) -> str:
+    """Returns a user's path with `~` and environment variables replaced."""
+    return os.path.expandvars(os.path.expanduser(os.fspath(path)))
 
 
 def check_int(name: str, value, least: int, most: float = math.inf) -> int:

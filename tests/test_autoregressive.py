@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM, TrainingArguments
 
 import tess2lite as t2
 from tess2lite.training import build, recipe
 from tess2lite.training import run as training_run
-from tess2lite.training.autoregressive import PretrainingCollator
+from tess2lite.training.autoregressive import PretrainingCollator, PretrainingTrainer
+from tess2lite.training.data import Rows
 
 EOS, PAD, UNK = 2, 3, 0
 TOKENIZER = Path(__file__).parent / "golden" / "tokenizer"
@@ -226,3 +227,18 @@ def test_what_makes_no_sense_gets_a_sentence(own, tmp_path):
     training_run.train(recipe.Recipe(**own(lora_rank=2, steps=3)))
     with pytest.raises(ValueError, match="is an adapter; merge it into its base first"):
         build.build_trainer(recipe.PretrainingRecipe(**own(model=own()["output"], output=str(tmp_path / "more"))))
+
+
+def test_labels_count_by_their_weights(tmp_path):
+    """By hand: weights of a batch scale each label's cross-entropy in the sum."""
+    lm = new_model()
+    arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to=[])
+    made = PretrainingTrainer(lm, args=arguments, train_dataset=Rows([[1, 5, 6, 7]], 8, 0))
+    ids = torch.tensor([[1, 5, 6, 7], [1, 8, 9, 2]])
+    labels = ids.masked_fill(torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]]).bool(), -100)
+    weights = torch.tensor([[9.0, 0.5, 1, 2], [9, 9, 3, 1]])
+    batch = {"input_ids": ids, "labels": labels, "loss_weights": weights}
+    log_p = lm(input_ids=ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+    counted = weights[:, 1:] * (labels[:, 1:] != -100)
+    expected = -(log_p * counted).sum() / counted.sum()
+    assert made.compute_loss(lm, batch).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -606,3 +606,16 @@ def test_a_rehearsal_finds_the_disk_too_small(own, monkeypatch):
 def test_a_rehearsal_finds_the_hub_unreachable(own):
     with pytest.raises(ValueError, match="Nothing can be pushed to the hub"):
         rehearsal.rehearse(recipe.Recipe(**own(push_to_hub="me/mine")), training_run.train)
+
+
+def test_a_finished_run_knows_where_its_loss_changes(own):
+    """For informative timesteps, in sampling and in training that starts from it; also through an adapter."""
+    for changes in ({}, {"lora_rank": 4, "output": own()["output"] + "-lora"}):
+        fields = own(steps=4, evaluate_every=2, **changes)
+        training_run.train(recipe.Recipe(**fields))
+        curve = t2.load(fields["output"]).config.loss_curve
+        assert curve["t"][0] == 0.05 and len(curve["loss"]) == len(trainer.GRID)
+    tuned = own(model=own()["output"], output=own()["output"] + "-more", timestep_sampling="informative", steps=3)
+    made = build.build_trainer(recipe.Recipe(**tuned))
+    assert made.data_collator.timesteps is not None
+    made.train()

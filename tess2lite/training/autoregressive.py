@@ -9,70 +9,111 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from ..chunks import generator_for
 from ..loading import choose_device, find_source, find_tokenizer, load, plain_errors, read_config
 from ..model import original_class
+from ..validation import InputError
 from .recipe import PretrainingRecipe
 from .trainer import GRID_SEED, Batch, ResumableTrainer
 
-HIDDEN = 0.15  # share of tokens, of the masked objective
+MASK_RATIO = 0.15  # of the masked objective
 
 
 @dataclass
 class PretrainingCollator:
     """Rows of ids → a batch as a transformers model takes it; what is random is a function of (seed, example).
 
-    labels: (B, L), ids where there is a loss and −100 elsewhere; with a `span_mask` in the rows the loss is on the
+    `labels` (B, L) are ids where there is a loss and −100 elsewhere. With a `span_mask` in the rows the loss is on the
     response and its EOS alone: what writes from left to right needs no padding to end.
+
+    Attributes:
+        objective: "causal", "prefix" or "masked".
+        seed: Of everything that is random.
+        eos: Token id that ends a response.
+        unknown: Token id of `<unk>`, for the masked objective.
     """
 
     objective: str
     seed: int
     eos: int
-    unknown: int | None = None  # id of `<unk>`, for the masked objective
+    unknown: int | None = None
 
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict]) -> Batch:
         ids = torch.tensor([row["input_ids"] for row in rows])  # (B, L)
-        counted = torch.arange(ids.shape[1]).expand_as(ids) > 0
-        if "span_mask" in rows[0]:
-            mask = torch.tensor([row["span_mask"] for row in rows])
-            ends = (mask & (ids == self.eos)).int()
-            counted = mask & (ends.cumsum(1) - ends == 0)
         if self.objective == "causal":
-            return {"input_ids": ids, "labels": ids.masked_fill(~counted, -100)}
-        streams = [generator_for(self.seed, row["example"], self.objective, torch.device("cpu")) for row in rows]
-        return _prefix(ids, streams) if self.objective == "prefix" else _masked(ids, streams, self.unknown)
+            is_label = self._response(rows, ids) if "span_mask" in rows[0] else _after_first(ids)
+            return {"input_ids": ids, "labels": ids.masked_fill(~is_label, -100)}
+        cpu = torch.device("cpu")
+        generators = [generator_for(self.seed, row["example"], self.objective, cpu) for row in rows]
+        if self.objective == "prefix":
+            return _prefix(ids, generators)
+        if self.unknown is None:
+            raise InputError("objective is 'masked', but no id of <unk> is given; give `unknown`.")
+        return _masked(ids, generators, self.unknown)
+
+    def _response(self, rows: list[dict], ids: torch.Tensor) -> torch.Tensor:
+        """(B, L), True on a response up to its EOS."""
+        mask = torch.tensor([row["span_mask"] for row in rows])
+        ends = (mask & (ids == self.eos)).int()
+        ends_before = ends.cumsum(1) - ends
+        return mask & (ends_before == 0)
 
 
-def _prefix(ids: torch.Tensor, streams) -> dict[str, torch.Tensor]:
+def _after_first(ids: torch.Tensor) -> torch.Tensor:
+    """(B, L), True on all tokens but the first of each row."""
+    return torch.arange(ids.shape[1]).expand_as(ids) > 0
+
+
+def _prefix(ids: torch.Tensor, generators: list[torch.Generator]) -> Batch:
     """Loss after the prefix, which is 1 … L−1 tokens in half of the rows and 1, the same as causal, in the others."""
-    places = torch.arange(ids.shape[1])
-    ends = [torch.randint(1, len(places), (), generator=s) if torch.rand((), generator=s) < 0.5 else 1 for s in streams]
-    inside = places < torch.tensor(ends)[:, None]
-    seen = (places[:, None] >= places) | inside[:, None, :]  # (B, L, L): whether position i sees position j
-    added = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]  # to the attention's scores
-    return {"input_ids": ids, "labels": ids.masked_fill(inside, -100), "attention_mask": added}
-
-
-def _masked(ids: torch.Tensor, streams, unknown: int) -> dict[str, torch.Tensor]:
-    """Loss on the hidden tokens, each read at its own position: `shift_labels` tells transformers not to shift."""
     length = ids.shape[1]
-    number = max(1, round(HIDDEN * (length - 1)))
-    places = 1 + torch.stack([torch.randperm(length - 1, generator=s)[:number] for s in streams])  # (B, number)
-    hidden = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, places, True)
-    labels = ids.masked_fill(~hidden, -100)
-    seen = torch.zeros(len(ids), 1, length, length)  # added to the attention's scores: all is seen
-    ids = ids.masked_fill(hidden, unknown)
-    return {"input_ids": ids, "labels": labels, "shift_labels": labels, "attention_mask": seen}
+    ends = []
+    for generator in generators:
+        is_prefix = torch.rand((), generator=generator) < 0.5
+        end = torch.randint(1, length, (), generator=generator) if is_prefix else 1
+        ends.append(int(end))
+    places = torch.arange(length)
+    in_prefix = places < torch.tensor(ends)[:, None]  # (B, L)
+    is_causal = places[:, None] >= places  # (L, L), whether position i sees position j
+    is_seen = is_causal | in_prefix[:, None, :]  # (B, L, L)
+    scores = torch.zeros(is_seen.shape).masked_fill(~is_seen, -torch.inf)  # added to the attention's
+    return {"input_ids": ids, "labels": ids.masked_fill(in_prefix, -100), "attention_mask": scores[:, None]}
+
+
+def _masked(ids: torch.Tensor, generators: list[torch.Generator], unknown: int) -> Batch:
+    """Loss on the masked tokens, each read at its own position: `shift_labels` tells transformers not to shift."""
+    length = ids.shape[1]
+    number = max(1, round(MASK_RATIO * (length - 1)))
+    orders = [torch.randperm(length - 1, generator=generator) for generator in generators]
+    masked_idx = 1 + torch.stack([order[:number] for order in orders])  # (B, number)
+    is_masked = torch.zeros_like(ids, dtype=torch.bool)
+    is_masked.scatter_(1, masked_idx, True)
+    labels = ids.masked_fill(~is_masked, -100)
+    return {
+        "input_ids": ids.masked_fill(is_masked, unknown),
+        "labels": labels,
+        "shift_labels": labels,
+        "attention_mask": torch.zeros(len(ids), 1, length, length),  # added to the attention's scores: all is seen
+    }
 
 
 class PretrainingTrainer(ResumableTrainer):
-    """transformers' own loss. `evaluate` gives the mean over all labels, with prefixes and hidden tokens that are
-    the same in every run."""
+    """transformers' own loss; with `loss_weights` (B, L) in a batch each label's cross-entropy counts by its weight.
+
+    `evaluate` gives the mean over all labels, with prefixes and masked tokens that are the same in every run.
+    """
 
     def _batch_loss(self, model: torch.nn.Module, inputs: Batch, seed: int) -> torch.Tensor:
-        return model(**inputs, num_items_in_batch=1, use_cache=False).loss  # the sum: compute_loss divides
+        inputs = dict(inputs)
+        weights = inputs.pop("loss_weights", None)
+        if weights is None:
+            return model(**inputs, num_items_in_batch=1, use_cache=False).loss  # the sum: compute_loss divides
+        labels = inputs.pop("labels")[:, 1:]
+        logits = model(**inputs, use_cache=False).logits[:, :-1]  # (B, L−1, V)
+        losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
+        return (losses * weights[:, 1:].flatten()).sum()
 
     def _evaluation_loss(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
         return self._batch_loss(model, inputs, GRID_SEED)

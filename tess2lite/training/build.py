@@ -27,7 +27,7 @@ from .timesteps import TimestepSampler, timestep_probabilities
 from .trainer import DiffusionCollator, DiffusionTrainer, ResumableTrainer
 
 
-def build_trainer(recipe: TextRecipe, edit: Callable | None = None) -> ResumableTrainer:
+def build_trainer(recipe: Training, edit: Callable | None = None) -> ResumableTrainer:
     """Returns a trainer with everything loaded and checked; `.train()` is what is left to do.
 
     Args:
@@ -35,22 +35,13 @@ def build_trainer(recipe: TextRecipe, edit: Callable | None = None) -> Resumable
         edit: lm → lm, an experiment on the model before it is adapted.
     """
     check_run(recipe)
-    is_autoregressive = isinstance(recipe, PretrainingRecipe)
-    lm = load_left_to_right(recipe) if is_autoregressive else load(recipe.model, recipe.load_in_4bit, recipe.dtype)
-    check_context_length(recipe, lm)
-    set_attention(recipe, lm)
-    if edit:
-        lm = edit(lm)
-    train_rows, held_out = build_datasets(recipe, lm.tokenizer)
-    shared = {
-        "args": TrainingArguments(**training_arguments(recipe, count_steps(recipe, train_rows))),
-        "train_dataset": train_rows,
-        "eval_dataset": held_out,
-        "processing_class": lm.tokenizer,
-        "callbacks": early_stopping(recipe),
-    }
-    if is_autoregressive:
-        return PretrainingTrainer(lm, data_collator=_pretraining_collator(recipe, lm), **shared)
+    if isinstance(recipe, PretrainingRecipe):
+        lm = _edited(recipe, load_left_to_right(recipe), edit)
+        return PretrainingTrainer(lm, data_collator=_pretraining_collator(recipe, lm), **_shared(recipe, lm))
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"recipe is a {type(recipe).__name__}; prepare_reward makes its trainer.")
+    lm = _edited(recipe, load(recipe.model, recipe.load_in_4bit, recipe.dtype), edit)
+    shared = _shared(recipe, lm)
     collator = _collator(recipe, lm)
     vars(lm.config).pop("diffusion", None)  # what it was before; a MaskedTrainer sets it again
     shared |= {"data_collator": collator, "clip_per_group": recipe.clip_per_group}
@@ -58,6 +49,25 @@ def build_trainer(recipe: TextRecipe, edit: Callable | None = None) -> Resumable
     if isinstance(recipe, MaskedRecipe):
         return MaskedTrainer(adapted, **shared)
     return DiffusionTrainer(adapted, self_conditioning=recipe.self_conditioning, **shared)
+
+
+def _edited(recipe: TextRecipe, lm: Any, edit: Callable | None) -> Any:
+    """The loaded model, checked, as the experiment wants it."""
+    check_context_length(recipe, lm)
+    set_attention(recipe, lm)
+    return edit(lm) if edit else lm
+
+
+def _shared(recipe: TextRecipe, lm: Any) -> dict[str, Any]:
+    """What every trainer is given."""
+    train_rows, held_out = build_datasets(recipe, lm.tokenizer)
+    return {
+        "args": TrainingArguments(**training_arguments(recipe, count_steps(recipe, train_rows))),
+        "train_dataset": train_rows,
+        "eval_dataset": held_out,
+        "processing_class": lm.tokenizer,
+        "callbacks": early_stopping(recipe),
+    }
 
 
 def _pretraining_collator(recipe: PretrainingRecipe, lm: Any) -> PretrainingCollator:

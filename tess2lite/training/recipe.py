@@ -14,11 +14,10 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 
 import yaml
 
-from ..validation import InputError
-from .sources import expand_path, parse_sources
+from ..validation import InputError, expand_path
+from .sources import parse_sources
 
 NAMED = Path(__file__).parent / "recipes"
-Masking = Literal["ul2", "prefix", "response"]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 CONSTANT = ("constant", "constant_with_warmup")  # runs of these may be extended
 
@@ -161,7 +160,9 @@ class Recipe(Training):
     """
 
     column: str = option("text", "of texts in files and hub datasets; Dolma's name")
-    masking: Masking = option("ul2", "the paper's, for adaptation: a third each of short spans, long spans, prefix")
+    masking: Literal["ul2", "prefix", "response", "all"] = option(
+        "ul2", "the paper's, for adaptation: a third each of short spans, long spans, prefix"
+    )
     chat_turns: Literal["all", "first"] = option(
         "all", "of a chat; 'first': its first question and answer without a system prompt, as in the official code"
     )
@@ -189,6 +190,8 @@ class Recipe(Training):
             raise InputError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
         if self.embeddings != "lora" and not self.lora_rank:
             raise InputError(f"embeddings is {self.embeddings!r}, but without LoRA all is trained; set lora_rank.")
+        if self.masking == "all" and not isinstance(self, MaskedRecipe):
+            raise InputError("masking is 'all'; choose one of ul2, prefix, response.")
         if self.masking != "response":
             official = {"chat_turns": "all", "pad_weight": 1.0, "pad_to": "length"}
             for name, value in official.items():
@@ -205,15 +208,17 @@ class MaskedRecipe(Recipe):
     masking: which positions may be masked; "all" but the first is LLaDA's, "response" for chats.
     """
 
-    masking: Literal["all", "ul2", "prefix", "response"] = option("all", "which positions may be masked; LLaDA's")
+    masking: Literal["ul2", "prefix", "response", "all"] = option("all", "which positions may be masked; LLaDA's")
     self_conditioning: float = option(0.0, "there is none")
 
     def _check_consistency(self) -> None:
         super()._check_consistency()
         if self.self_conditioning:
             raise InputError(f"self_conditioning is {self.self_conditioning}; masked diffusion has none: leave it out.")
-        if self.timestep_sampling != "uniform":
-            raise InputError("timestep_sampling is 'informative'; masked diffusion has uniform ones: leave it out.")
+        plain = {"timestep_sampling": "uniform", "loss_weighting": "token", "pad_weight": 1.0, "pad_to": "length"}
+        for name, value in plain.items():
+            if getattr(self, name) != value:
+                raise InputError(f"{name} is {getattr(self, name)!r}; masked diffusion has {value!r}: leave it out.")
 
 
 @dataclass

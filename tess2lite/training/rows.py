@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import ConcatDataset
@@ -69,10 +69,10 @@ def mix(recipe: Training, sources: Sequence[Source], parts: Sequence[Sequence]) 
         examples = round(recipe.epochs * total / recipe.batch_size) * recipe.batch_size
     if not examples:
         raise InputError(f"epochs is {recipe.epochs}, less than one step on {total} rows; give more, or steps.")
-    weights = [source.weight for source in sources]
-    if len(parts) > 1 and None not in weights:
+    weights = [source.weight for source in sources if source.weight is not None]
+    if len(parts) > 1 and weights:
         return MixedRows(parts, weights, examples, recipe.seed)
-    together = parts[0] if len(parts) == 1 else ConcatDataset(parts)
+    together: Any = parts[0] if len(parts) == 1 else ConcatDataset(cast(Any, parts))
     return Rows(together, examples, recipe.seed)
 
 
@@ -203,7 +203,7 @@ def _streamed_rows(recipe: TextRecipe, sources: Sequence[Source], tokenizer: Any
         held_out += rows
     if len(streams) == 1:
         return endless(streams[0], recipe.seed), as_held_out(held_out)
-    weights = [source.weight for source in sources]
+    weights = [source.weight for source in sources if source.weight is not None]
     return endless(partial(interleave, streams, weights, recipe.seed), recipe.seed), as_held_out(held_out)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..validation import InputError
+from ..validation import InputError, expand_path
 
 Record = dict[str, Any]
 # A record's number, from 1, and the record, or what made it unreadable.
@@ -24,11 +23,6 @@ SPLIT_WORD = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 WRAPPERS = ("data", "rows", "examples", "train")  # keys under which .json files keep their list of records
 csv.field_size_limit(2**31 - 1)
-
-
-def expand_path(path: str | os.PathLike) -> str:
-    """Replace `~` and environment variables in a user's path."""
-    return os.path.expandvars(os.path.expanduser(os.fspath(path)))
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,13 @@ def timestep_probabilities(vocabulary: int, loss_curve: Mapping[str, list[float]
         raise InputError("The model's loss_curve does not rise with t; set timestep_sampling: uniform.")
     steps = torch.arange(TRAINING_TIMESTEPS, dtype=torch.float64) / TRAINING_TIMESTEPS
     interval = torch.searchsorted(times, steps, right=True) - 1  # (T,), −1 below the first time
-    is_inside = (interval >= 0) & (interval < len(change))
+    last = len(change) - 1
+    is_inside = (interval >= 0) & (interval <= last)
     slope = change / times.diff()
-    density = torch.where(is_inside, slope[interval.clamp(0, len(change) - 1)], 0.0)
-    uniform = torch.full_like(density, 1 / TRAINING_TIMESTEPS)
-    return (1 - UNIFORM_SHARE) * density / density.sum() + UNIFORM_SHARE * uniform
+    density = slope[interval.clamp(0, last)] * is_inside
+    informative = density / density.sum()
+    uniform = 1 / TRAINING_TIMESTEPS
+    return (1 - UNIFORM_SHARE) * informative + UNIFORM_SHARE * uniform
 
 
 def reader_without_context(vocabulary: int) -> dict[str, list[float]]:
@@ -56,10 +58,12 @@ def reader_without_context(vocabulary: int) -> dict[str, list[float]]:
     for _ in range(SAMPLES):
         noise = torch.randn(vocabulary, generator=generator)
         for place, signal in enumerate(signals):
-            scaled = noise * signal
-            scaled[0] += signal**2
-            losses[place] += -(scaled[0] - scaled.logsumexp(0)).double() / SAMPLES
-    return {"t": (grid / TRAINING_TIMESTEPS).tolist(), "loss": losses.tolist()}
+            logits = noise * signal
+            logits[0] += signal**2
+            losses[place] -= logits.log_softmax(0)[0].double()
+    times = grid / TRAINING_TIMESTEPS
+    mean = losses / SAMPLES
+    return {"t": times.tolist(), "loss": mean.tolist()}
 
 
 class TimestepSampler:

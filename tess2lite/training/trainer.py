@@ -229,7 +229,7 @@ class ResumableTrainer(CompleteCheckpoints, Trainer):
         metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in self._measure(rows).items()}
         self.model.train()
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _mean_loss(self, rows: Sequence[dict], collate: Callable[[list[dict]], Batch]) -> float:
@@ -261,6 +261,19 @@ class GridTrainer(ResumableTrainer):
 
     grid_masking = "ul2"
 
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._loss_curve: dict[str, list[float]] | None = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers, and the loss curve of the last evaluation with it."""
+        if self._loss_curve is not None:
+            self.model.config.loss_curve = self._loss_curve
+        super().save_model(output_dir, _internal_call)
+        is_adapter = hasattr(self.model, "peft_config")  # which has no config of the model
+        if self.args.should_save and is_adapter and self._loss_curve is not None:
+            save_diffusion_config(output_dir or self.args.output_dir, loss_curve=self._loss_curve)
+
     def _measure(self, rows: Sequence[dict]) -> dict[str, float]:
         masking = "given" if "span_mask" in rows[0] else self.grid_masking
         given = self.data_collator
@@ -273,7 +286,7 @@ class GridTrainer(ResumableTrainer):
             return lambda batch: collate(batch) | {"t": torch.full((len(batch),), t)}
 
         losses = {t: self._mean_loss(rows, collate_at(t)) for t in GRID}
-        self._curve = {"t": [t / TRAINING_TIMESTEPS for t in GRID], "loss": list(losses.values())}
+        self._loss_curve = {"t": [t / TRAINING_TIMESTEPS for t in GRID], "loss": list(losses.values())}
         by_time = {f"loss_at_{t}": loss for t, loss in losses.items()}
         return {"loss": sum(losses.values()) / len(losses)} | by_time
 

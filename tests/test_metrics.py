@@ -11,6 +11,7 @@ from tess2lite.tinytown.language import split_sentences
 from tess2lite.tinytown.stories import stories
 from tess2lite.tinytown.tasks import score
 from tess2lite.tinytown.world import verify
+from tess2lite.tokens import encode
 from tess2lite_course.experiments import instruct, metrics, runner
 from tess2lite_course.experiments.diversity import longest_copied_run, sentence_runs
 from tess2lite_course.experiments.metrics import ModelUnderTest
@@ -138,3 +139,16 @@ def test_longest_copied_run_by_hand():
         "": 0,
     }
     assert {text: longest_copied_run(text, known) for text in copied} == copied
+
+
+def test_a_long_prompt_leaves_less_room_than_was_asked_for(lm, prompts):
+    context = lm.config.max_position_embeddings
+    long = "The dog saw the cat. " * (context // 12)
+    room = context - 1 - len(encode(lm.tokenizer, long))
+    assert 0 < room < context
+    model = ModelUnderTest(lm, steps=2, length=room + 1)
+    asked = [prompts[0], long, prompts[1]]
+    together = model.write(asked, [1, 2, 3])
+    alone = [model.write([prompt], [seed])[0] for seed, prompt in enumerate(asked, 1)]
+    assert together == alone
+    assert t2.generate(lm, long, steps=2, seed=2, progress=False).text == together[1][0]

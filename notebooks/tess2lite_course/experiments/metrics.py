@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM
 
+from tess2lite.chat_template import chat_prompt
 from tess2lite.generation import generate
 from tess2lite.hooks import NoSelfConditioning
 from tess2lite.loading import bundled
@@ -60,7 +61,7 @@ class ModelUnderTest:
         lm: A denoiser, or an autoregressive model with its `tokenizer`.
         trainer: Of the run that made it; None if it was loaded.
         steps: Of the sampler.
-        length: Tokens to write; None for the rest of the context.
+        length: Tokens to write, at most; None for the rest of the context.
         self_condition: Whether each step reads the last prediction.
         patience: Take each text where `Halt` of this patience would have stopped it; 0 for never.
         sampling: Further settings of `generate`, such as timestep_spacing and final.
@@ -88,31 +89,45 @@ class ModelUnderTest:
         """Returns (text, steps it took) for each prompt; an autoregressive model takes 0."""
         if not self.is_denoiser:
             return [(autoregressive_text(self.lm, prompt), 0) for prompt in prompts]
-        written = []
-        for start in range(0, len(prompts), BATCH):
-            some = prompts[start : start + BATCH]
-            recorder = HaltRecorder(len(some), self.lm.tokenizer)
-            hooks = [] if self.self_condition else [NoSelfConditioning()]
-            if self.patience:
-                hooks.append(recorder)
-            outs = generate(
-                self.lm,
-                some,
-                self.steps,
-                seed=seeds[start : start + BATCH],
-                length=self.length,
-                hooks=hooks,
-                record=1,
-                progress=False,
-                **self.sampling or {},
-            )
-            if self.patience:
-                for halted in recorder.halted:
-                    steps, text = halted[self.patience]
-                    written.append((text, steps))
-            else:
-                written += [(out.text, self.steps) for out in outs]
-        return written
+        found = {}
+        groups = {}
+        for place, prompt in enumerate(prompts):
+            groups.setdefault(self._length(prompt), []).append(place)
+        for length, places in groups.items():
+            for start in range(0, len(places), BATCH):
+                batch = places[start : start + BATCH]
+                texts = self._denoise([prompts[i] for i in batch], [seeds[i] for i in batch], length)
+                found.update(zip(batch, texts, strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    def _length(self, prompt) -> int | None:
+        """Tokens to write after a prompt; None for the rest of the context where less than `length` is left."""
+        if self.length is None:
+            return None
+        text = chat_prompt(prompt) if isinstance(prompt, list) else prompt
+        room = self.context - 1 - len(encode(self.lm.tokenizer, text))
+        return self.length if self.length <= room else None
+
+    def _denoise(self, prompts: list, seeds: list[int], length: int | None) -> list[tuple[str, int]]:
+        recorder = HaltRecorder(len(prompts), self.lm.tokenizer)
+        hooks = [] if self.self_condition else [NoSelfConditioning()]
+        if self.patience:
+            hooks.append(recorder)
+        outs = generate(
+            self.lm,
+            prompts,
+            steps=self.steps,
+            seed=seeds,
+            length=length,
+            hooks=hooks,
+            record=1,
+            progress=False,
+            **self.sampling or {},
+        )
+        if not self.patience:
+            return [(out.text, self.steps) for out in outs]
+        halted = [row[self.patience] for row in recorder.halted]
+        return [(text, steps) for steps, text in halted]
 
 
 def loss(model: ModelUnderTest, **_) -> dict[str, float]:
@@ -193,7 +208,7 @@ def latency(model: ModelUnderTest, seed: int, lengths: list[int], **_) -> dict[s
     for length in lengths:
         started = time.monotonic()
         if model.is_denoiser:
-            generate(lm, prompt, model.steps, seed=seed, length=length, record=1, progress=False)
+            generate(lm, prompt, steps=model.steps, seed=seed, length=length, record=1, progress=False)
         else:
             with torch.inference_mode():
                 lm.generate(

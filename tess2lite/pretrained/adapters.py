@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftConfig, PeftModel, PeftType, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from ..validation import InputError
@@ -14,6 +14,9 @@ from .tokenizers import add_rows
 REPEATED = r"\.(original_module|modules_to_save)\.(weight|bias)$"  # what PEFT saves twice where a vocabulary grew
 PREFIX = "base_model.model."  # PEFT's, before each name of an adapter file
 INNER = ("weight", "bias", "base_layer.weight", "base_layer.bias")  # an embedding or a head, whole, beside LoRA
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class Adapter:
@@ -30,6 +33,8 @@ class Adapter:
             InputError: It is not a LoRA adapter.
         """
         self.source = source
+        from peft import PeftConfig, PeftType  # late, as loading a plain model does not need it
+
         self.config = PeftConfig.from_pretrained(source)
         if self.config.peft_type != PeftType.LORA or getattr(self.config, "alora_invocation_tokens", None):
             raise InputError(f"'{source}' is a {self.config.peft_type} adapter; LoRA adapters are accepted.")
@@ -80,6 +85,8 @@ class Adapter:
         self._fit_pad(model)
         embedding, head = _names(model)
         self.config.inference_mode = True
+        from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
         wrapped = PeftModel(model, self.config, autocast_adapter_dtype=trained_precision)
         wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
         shapes = {name.removeprefix(PREFIX): tensor.shape for name, tensor in wanted.items()}

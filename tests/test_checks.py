@@ -74,6 +74,8 @@ WRONG = {
         levels[((weights / weights.abs().max())[..., None] - levels).abs().argmin(-1)] * weights.abs().max()
     ),
     "lora_weights": lambda shapes, rank: sum(rank * inputs for inputs, _ in shapes),
+    "restored": lambda patched, target, source, a, b: (patched[..., a] - patched[..., b]) / (source[a] - source[b]),
+    "silence": lambda mixed, head, width: mixed.index_fill(-1, torch.arange(head, mixed.shape[-1], width), 0),
     "self_conditioning": lambda simplex, previous, E: ((simplex + previous) / 2).softmax(-1) @ E,
 }
 

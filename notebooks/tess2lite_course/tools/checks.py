@@ -136,6 +136,16 @@ GUIDES = {
         "Two thin ones beside each: (in, r) and (r, out).",
         "At which rank has the adapter as many weights as the matrix?",
     ),
+    "restored": Guide(
+        "What is the margin before anything is patched, and what is it in the twin?",
+        "The target's own margin is subtracted from both: (patched − target) / (source − target).",
+        "What does a share above 1, or below 0, say about a patch?",
+    ),
+    "silence": Guide(
+        "Which columns belong to one head?",
+        "The heads lie side by side: columns head · width up to (head + 1) · width, in a copy.",
+        "What would replacing the head's part by its mean over texts measure instead?",
+    ),
 }
 _wrong_answers: Counter[str] = Counter()
 
@@ -467,3 +477,31 @@ def lora_weights(function: Callable) -> Verdict:
     layer = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 14336), (4096, 14336), (14336, 4096)]
     cases = [((layer, 64), 64 * 81_920), (([(10, 3)], 2), 26), (([], 8), 0)]
     return _compared("lora_weights", function, cases)
+
+
+def restored(function: Callable) -> Verdict:
+    """Checks function(patched (…, V), target (V,), source (V,), a, b) → (…,) share of the way from target to source."""
+    torch.manual_seed(0)
+    target = torch.randn(12)
+    source = torch.randn(12)
+    shares = torch.tensor([[0.0, 0.25, 1.0], [0.5, -0.5, 1.5]])
+    patched = target + shares[..., None] * (source - target)  # so far on the way, in every logit
+    shifted = patched + 3  # which changes no probability
+    cases = [((patched, target, source, 2, 7), shares), ((shifted, target, source, 5, 1), shares)]
+    return _compared("restored", function, cases)
+
+
+def silence(function: Callable) -> Verdict:
+    """Checks function(mixed (B, L, heads · width), head, width) → the same with one head's part zero, in a copy."""
+    torch.manual_seed(0)
+    cases = []
+    copies = []
+    for heads, head, width in ((4, 2, 3), (6, 0, 5), (2, 1, 8)):
+        mixed = torch.randn(2, 5, heads * width)
+        kept = torch.tensor([i != head for i in range(heads) for _ in range(width)])
+        cases.append(((mixed, head, width), mixed.double() * kept))
+        copies.append((mixed, mixed.clone()))
+    verdict = _compared("silence", function, cases)
+    if verdict.passed and not all(torch.equal(mixed, copy) for mixed, copy in copies):
+        return Verdict(False, "your function changes `mixed` itself; edit a copy.")
+    return verdict

@@ -7,18 +7,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it 
 # It advises a package for a kernel that rounds differently and passes no gradients (see loading.py).
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from .generation import Chat, Generation, Interrupted, generate, infill, replay  # noqa: E402
+from .generation import Chat, Generation, Interrupted, SamplingParams, generate, infill, replay  # noqa: E402
 from .guidance import RewardGuidance, best_of  # noqa: E402
 from .insides.attribution import attribute  # noqa: E402
 from .loading import bundled, load  # noqa: E402
-from .notebook import short_mistakes  # noqa: E402
 from .reward import load_reward  # noqa: E402
 from .sampling import Step, denoise  # noqa: E402
 from .trajectory import Trajectory  # noqa: E402
-
-short_mistakes()
+from .validation import InputError  # noqa: E402
 
 __all__ = [
-    "Chat", "Generation", "Interrupted", "RewardGuidance", "Step", "Trajectory", "attribute", "best_of", "bundled",
-    "denoise", "generate", "infill", "load", "load_reward", "replay",
+    "Chat", "Generation", "InputError", "Interrupted", "RewardGuidance", "SamplingParams", "Step", "Trajectory",
+    "attribute", "best_of", "bundled", "denoise", "generate", "infill", "load", "load_reward", "replay",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .tokens import encode, encode_continuation
+from .validation import InputError
 
 ROLES = ("system", "user", "assistant")
 
@@ -10,18 +11,18 @@ ROLES = ("system", "user", "assistant")
 def check_chat(messages) -> None:
     """Messages as a chat has them: perhaps a system prompt, then user and assistant in turn, none empty."""
     if not isinstance(messages, list) or not messages:
-        raise ValueError("A chat has no messages; give a list of {'role': …, 'content': …}.")
+        raise InputError("A chat has no messages; give a list of {'role': …, 'content': …}.")
     for message in messages:
         role = message.get("role") if isinstance(message, dict) else None
         if role not in ROLES:
-            raise ValueError(f"A message has the role {role!r}; roles are {', '.join(ROLES)}.")
+            raise InputError(f"A message has the role {role!r}; roles are {', '.join(ROLES)}.")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise ValueError(f"The {role}'s message has no content; give its text.")
+            raise InputError(f"The {role}'s message has no content; give its text.")
     roles = [message["role"] for message in messages]
     turns = roles[roles[0] == "system" :]
     if turns != [ROLES[1 + i % 2] for i in range(len(turns))]:
         said = ", ".join(roles)
-        raise ValueError(f"The roles come as {said}; they are perhaps a system prompt, then user, assistant in turn.")
+        raise InputError(f"The roles come as {said}; they are perhaps a system prompt, then user, assistant in turn.")
 
 
 def chat_prompt(messages: list[dict[str, str]]) -> str:
@@ -32,7 +33,7 @@ def chat_prompt(messages: list[dict[str, str]]) -> str:
     """
     check_chat(messages)
     if messages[-1]["role"] != "user":
-        raise ValueError("The last message is not the user's; the assistant answers a user.")
+        raise InputError("The last message is not the user's; the assistant answers a user.")
     turns = [f"<|{message['role']}|>\n{message['content'].strip()}\n" for message in messages]
     return "".join(turns) + "<|assistant|>\n"
 

@@ -5,149 +5,197 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import validation
-from .reward import check_reward_model
+from .reward import RewardModel, check_reward_model
+from .validation import InputError
 
-LARGEST = 1e6  # scale; text falls apart long before, numbers after
+if TYPE_CHECKING:
+    from .generation import Generation
+    from .model import SimplexDenoiser
+    from .sampling import Step
+
+MAX_SCALE = 1e6  # text falls apart long before, numbers after
 
 
 class LogitUpdate:
-    """What a step's logits gain. By the chain rule ∇_Ŝ R = p·(u − Σ p·u) with u = ∂R/∂(p·E)·Eᵀ: nothing V wide is kept.
+    """What guidance adds to a step's logits, computed on any of their rows.
 
-    matrices: E_R of each reward model, (V, H_R). gradients: for each inner step ∂R/∂(p·E_R) by each model, (N, H_R).
+    By the chain rule ∇_Ŝ R = p·(u − Σ p·u) with u = ∂R/∂(p·E)·Eᵀ, so only (N, H_R) gradients are kept.
+
+    Args:
+        scale: η.
+        matrices: E_R of each reward model, (V, H_R).
+
+    Attributes:
+        gradients: For each inner step ∂R/∂(p·E_R) by each model, (N, H_R).
     """
 
     def __init__(self, scale: float, matrices: list[torch.Tensor]):
-        self.scale, self.matrices, self.gradients = scale, matrices, []
-        self.argmax_before_guidance, self.logprob_gain = (
-            {},
-            {},
-        )  # by first row: ids before, and what the likeliest token gained, in nats
+        self.scale = scale
+        self.matrices = matrices
+        self.gradients: list[list[torch.Tensor]] = []
 
     def __call__(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Logits (R, V) of some rows after all ascents, in place: each V wide tensor counts."""
+        """Adds all inner steps to the logits (R, V) of some rows, in place, and returns them."""
         for gradients in self.gradients:
-            logits.add_(self.by_logits(logits, gradients, rows), alpha=self.scale)
+            logits.add_(self.gradient(logits, gradients, rows), alpha=self.scale)
         return logits
 
-    def by_logits(self, logits: torch.Tensor, gradients: list[torch.Tensor], rows: slice) -> torch.Tensor:
+    def gradient(self, logits: torch.Tensor, gradients: list[torch.Tensor], rows: slice) -> torch.Tensor:
         """∇_Ŝ R of some rows, (R, V)."""
         p = logits.softmax(1)
-        u = sum((g[rows] @ matrix.T).to(p) for g, matrix in zip(gradients, self.matrices, strict=True))
+        u = torch.zeros_like(p)
+        for gradient, matrix in zip(gradients, self.matrices, strict=True):
+            u += (gradient[rows] @ matrix.T).to(p)
         return u.sub_(torch.linalg.vecdot(p, u)[:, None]).mul_(p)
-
-    def recorded(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """The same, with a record of what it changed."""
-        before, log_z = logits.argmax(1), logits.logsumexp(1)
-        kept = logits.clone()
-        raised = self(logits, rows)
-        best = raised.argmax(1, keepdim=True)
-        after = raised.gather(1, best)[:, 0] - raised.logsumexp(1)
-        self.argmax_before_guidance[rows.start], self.logprob_gain[rows.start] = (
-            before,
-            after - (kept.gather(1, best)[:, 0] - log_z),
-        )
-        return raised
 
 
 class RewardGuidance:
     """A hook: Ŝ ← Ŝ + scale·∇_Ŝ R(softmax(Ŝ)·E_R), inside the mask, before Ŝ is projected to tokens.
 
-    reward_model: from `tess2lite.load_reward`; several are added up, R = Σ weightᵢ·Rᵢ, and a negative weight steers
-    away. scale: η of the paper, 0 … 1e6; 0.25 was its best, 0 reads the reward and changes nothing. inner_steps:
-    ascents in one diffusion step, each from a fresh gradient; the paper takes one. weights: one each, by default 1.
-    start, end: the guided part of the run, as shares of its steps. The reward is read in all of them.
+    It records, in every step, `reward` (B,) of the prediction as it was before, `argmax_before_guidance` (B, L) and
+    `logprob_gain` (B, L), what it added to the log-probability of the token that is now the most likely, in nats.
+
+    Args:
+        reward_model: From `tess2lite.load_reward`, or several: R = Σ weightᵢ·Rᵢ.
+        scale: η of the paper, 0 … 1e6; 0.25 was its best. 0 reads the reward and changes nothing.
+        inner_steps: Ascents per diffusion step, each from a fresh gradient; the paper takes one.
+        weights: One per reward model, 1 by default; a negative one steers away.
+        start, end: The guided part of the run, as fractions of its steps. The reward is read in all of them.
     """
 
-    ascent = LogitUpdate
+    logit_update = LogitUpdate
 
-    def __init__(self, reward_model, scale=0.25, inner_steps=1, weights=None, start=0.0, end=1.0):
+    def __init__(
+        self,
+        reward_model: RewardModel | Sequence[RewardModel],
+        scale: float = 0.25,
+        inner_steps: int = 1,
+        weights: Iterable[float] | None = None,
+        start: float = 0.0,
+        end: float = 1.0,
+    ):
         self.models = list(reward_model) if isinstance(reward_model, Sequence) else [reward_model]
         for model in self.models:
             check_reward_model(model)
-        _number("scale", scale, 0, LARGEST)
-        self.scale, self.inner_steps = scale, validation.check_int("inner_steps", inner_steps, 1)
+        _check_number("scale", scale, 0, MAX_SCALE)
+        self.scale = scale
+        self.inner_steps = validation.check_int("inner_steps", inner_steps, 1)
         if not isinstance(weights, Iterable | None):
-            raise TypeError(f"weights is {weights!r}; give a list with one for each reward model.")
+            raise InputError(f"weights is {weights!r}; give a list with one for each reward model.")
         self.weights = [1.0] * len(self.models) if weights is None else list(weights)
         if not self.models or len(self.weights) != len(self.models):
-            raise ValueError(
+            raise InputError(
                 f"There are {len(self.models)} reward models and {len(self.weights)} weights; give one weight each."
             )
         for weight in self.weights:
-            _number("weight", weight, -LARGEST, LARGEST)
-        _number("start", start, 0, 1)
-        _number("end", end, start, 1)
-        self.start, self.end = start, end
+            _check_number("weight", weight, -MAX_SCALE, MAX_SCALE)
+        _check_number("start", start, 0, 1)
+        _check_number("end", end, start, 1)
+        self.start = start
+        self.end = end
 
-    def check(self, lm) -> None:
-        """Raises ValueError unless reward models and denoiser read the same tokens."""
+    def check(self, lm: SimplexDenoiser) -> None:
+        """Raises InputError unless reward models and a simplex denoiser read the same tokens."""
+        validation.check_simplex(lm)
+        size = lm.get_input_embeddings().weight.shape[0]
         for model in self.models:
-            ours, theirs = model.get_input_embeddings().weight, lm.get_input_embeddings().weight
-            if len(ours) != len(theirs):
-                raise ValueError(
-                    f"The reward model reads {len(ours)} tokens, the denoiser writes {len(theirs)}; "
+            reads = model.get_input_embeddings().weight.shape[0]
+            if reads != size:
+                raise InputError(
+                    f"The reward model reads {reads} tokens, the denoiser writes {size}; "
                     "guidance needs a reward model with the denoiser's own tokenizer."
                 )
             if model.tokenizer and lm.tokenizer and model.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
-                raise ValueError(
+                raise InputError(
                     "The reward model's tokenizer has other tokens than the denoiser's, though as many; "
                     "guidance needs a reward model with the denoiser's own tokenizer."
                 )
 
-    def __call__(self, step) -> None:
-        steps = step.index + step.t + 1
-        guided = self.scale > 0 and self.start <= step.index / steps < self.end
-        ascent = self.ascent(self.scale, [model.get_input_embeddings().weight.detach() for model in self.models])
+    def __call__(self, step: Step) -> None:
+        guided = self.scale > 0 and self.start <= step.index / step.steps < self.end
+        matrices = [model.get_input_embeddings().weight.detach() for model in self.models]
+        update = self.logit_update(self.scale, matrices)
+        argmax = torch.cat([logits.argmax(1) for _, logits in step.logit_blocks()])
+        before = step.input_ids.flatten().index_copy(0, step.masked_idx, argmax)
+        step.records["argmax_before_guidance"] = before.view_as(step.input_ids)
+        gain = torch.zeros(step.span_mask.shape, device=step.span_mask.device)
+        step.records["logprob_gain"] = gain
         for inner in range(self.inner_steps if guided else 1):
-            rewards, gradients = self._gradient(step, ascent, guided)
+            rewards, gradients = self._gradient(step, update, guided)
             if inner == 0:
-                step.reward = rewards
-            ascent.gradients.append(gradients)
+                step.records["reward"] = rewards
+            update.gradients.append(gradients)
         if guided:
-            step.ascent = ascent
-            step.edit_logits(ascent.recorded)
+            step.edit_logits(_recorded(update, gain.view(-1), step.masked_idx))
 
-    def _gradient(self, step, ascent, wanted: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Rewards (B,) of the prediction after the ascents so far, and for each model ∂R/∂(p·E_R), (N, H_R)."""
-        total, gradients = 0, []
-        for model, weight, matrix in zip(self.models, self.weights, ascent.matrices, strict=True):
-            soft = [ascent(logits, rows).softmax(1).to(matrix) @ matrix for rows, logits in step.logit_blocks()]
-            soft = torch.cat(soft).requires_grad_(wanted)  # (N, H_R)
+    def _gradient(self, step: Step, update: LogitUpdate, wanted: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Rewards (B,) of the prediction after the ascents so far, and ∂R/∂(p·E_R) by each model, (N, H_R)."""
+        total = torch.zeros(len(step.input_ids), device=step.span_mask.device)
+        gradients: list[torch.Tensor] = []
+        for model, weight, matrix in zip(self.models, self.weights, update.matrices, strict=True):
+            blocks = [update(logits, rows).softmax(1).to(matrix) @ matrix for rows, logits in step.logit_blocks()]
+            soft = torch.cat(blocks).requires_grad_(wanted)  # (N, H_R)
             with torch.set_grad_enabled(wanted):
                 embeddings = matrix[step.input_ids.to(matrix.device)]  # (B, L, H_R)
                 embeddings = embeddings.masked_scatter(step.span_mask[..., None].to(matrix.device), soft)
-                rewards = weight * model.score_embeddings(embeddings, _read_mask(model, step))  # (B,)
-                gradients += torch.autograd.grad(rewards.sum(), soft) if wanted else ()
-            total = total + rewards.detach().to(step.span_mask.device)
+                rewards = weight * model.score_embeddings(embeddings, _attention_mask(model, step))  # (B,)
+                if wanted:
+                    gradients += torch.autograd.grad(rewards.sum(), soft)
+            total = total + rewards.detach().to(total.device)
         return total, gradients
 
 
-def _read_mask(model, step) -> torch.Tensor | None:
-    """The attention mask of the text as the reward model learned to read it: to the end of the row, or up to EOS."""
+def _recorded(update: LogitUpdate, gain: torch.Tensor, masked_idx: torch.Tensor) -> Any:
+    """The update as an edit of logits that writes what it gained into `gain` (B·L)."""
+
+    def edit(logits: torch.Tensor, rows: slice) -> torch.Tensor:
+        before = logits.clone()
+        after = update(logits, rows)
+        best = after.argmax(1, keepdim=True)
+        gained = _log_probability(after, best) - _log_probability(before, best)
+        gain[masked_idx[rows]] = gained.to(gain.dtype)
+        return after
+
+    return edit
+
+
+def _log_probability(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """log p of one id per row, (R,). ids: (R, 1)."""
+    return logits.gather(1, ids)[:, 0] - logits.logsumexp(1)
+
+
+def _attention_mask(model: RewardModel, step: Step) -> torch.Tensor | None:
+    """The text as the reward model was trained to read it: to the end of the row, or up to EOS."""
     if model.config.read_at == "last":
         return step.attention_mask
     seen = step.text_mask | ~step.span_mask
     return (seen if step.attention_mask is None else seen & step.attention_mask.bool()).long()
 
 
-def _number(name: str, value, least: float, most: float) -> None:
-    fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}; give a number from {least:g} to {most:g}.")
+def _check_number(name: str, value: Any, least: float, most: float) -> None:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}; give a number from {least:g} to {most:g}.")
 
 
-def best_of(reward_model, generations: list) -> tuple[int, torch.Tensor]:
-    """Best-of-n: the index of the generation that a reward model likes best, and the rewards of all, (n,).
+def best_of(reward_model: RewardModel, generations: list[Generation]) -> tuple[int, torch.Tensor]:
+    """Best-of-n, the baseline of guidance: `best_of(rm, generate(lm, [prompt] * n, seed=range(n)))`.
 
-    The baseline of guidance: `texts = generate(lm, [prompt] * n, seed=range(n))`.
+    Args:
+        reward_model: From `tess2lite.load_reward`.
+        generations: What `generate` returned for a list of prompts.
+
+    Returns:
+        The index of the generation with the highest reward, and the rewards of all, (n,).
     """
     check_reward_model(reward_model)
-    several = isinstance(generations, (list, tuple)) and generations
-    if not several or not all(hasattr(g, "token_ids") for g in generations):
-        raise ValueError("generations holds no texts of generate; give what generate returned for a list of prompts.")
+    is_list = isinstance(generations, (list, tuple)) and len(generations) > 0
+    if not is_list or not all(hasattr(g, "token_ids") for g in generations):
+        raise InputError("generations holds no texts of generate; give what generate returned for a list of prompts.")
     rewards = torch.stack([reward_model.score_ids(torch.tensor([g.token_ids]))[0] for g in generations])
     return int(rewards.argmax()), rewards

@@ -1,86 +1,161 @@
-"""Interventions in a run, as hooks: pin tokens, take another turn, forget, stop early."""
+"""The hook protocol, and hooks that intervene in a run or record it: pin, branch, stop early, record."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from . import validation
+from .sampling import Step
+from .trajectory import Trajectory
+from .validation import InputError
+
+
+class Hook(Protocol):
+    """Any callable on a `Step`; it may read all of it, and assign or edit what `Step` allows.
+
+    Two attributes are optional. `check(lm)` is called before the run and raises InputError where the hook cannot work
+    with this model. `top_k`, a whole number, is how many of the most likely tokens the hook reads of each position:
+    they are then found in the one pass over the vocabulary.
+    """
+
+    def __call__(self, step: Step) -> None:
+        """Called once per step, after the prediction and before the next step."""
 
 
 class Pin:
-    """Holds positions at given tokens, so that the rest is written around them.
+    """Fixes positions at given tokens, so that the rest is written around them.
 
-    tokens: position → id, written positions of every sequence of the batch. start, count: first step (index) that is
-    edited, and how many are; by default all that follow. With a count of 1 the model may change its mind again.
+    Args:
+        tokens: Position → id, inside the span mask of every sequence of the batch.
+        start: First step (index) that is edited.
+        count: How many steps are; None for all that follow. After a count of 1 the model may change its mind again.
     """
 
     def __init__(self, tokens: dict[int, int], start: int = 0, count: int | None = None):
         if not isinstance(tokens, dict) or not tokens:
-            raise ValueError(f"tokens is {tokens!r}; give a dict of positions and token ids, such as {{17: 42}}.")
+            raise InputError(f"tokens is {tokens!r}; give a dict of positions and token ids, such as {{17: 42}}.")
         self.tokens = {
-            validation.check_int("position", i, 0): validation.check_int("token", id, 0) for i, id in tokens.items()
+            validation.check_int("position", position, 0): validation.check_int("token", token, 0)
+            for position, token in tokens.items()
         }
         self.start = validation.check_int("start", start, 0)
         self.stop = float("inf") if count is None else start + validation.check_int("count", count, 1)
 
-    def __call__(self, step) -> None:
-        _within_the_run("start", self.start, step)
+    def __call__(self, step: Step) -> None:
+        _check_step_exists("start", self.start, step)
         if not self.start <= step.index < self.stop:
             return
-        if outside := [i for i in self.tokens if i >= step.span_mask.shape[1] or not step.span_mask[:, i].all()]:
-            raise ValueError(f"Position {outside[0]} is not written by this run; pin one inside the span mask.")
-        tokens = step.tokens
         for position, token in self.tokens.items():
-            tokens[:, position] = token
-        step.tokens = tokens
+            if position >= step.span_mask.shape[1] or not step.span_mask[:, position].all():
+                raise InputError(f"Position {position} is not written by this run; pin one inside the span mask.")
+            step.set_token(position, token)
 
 
 class Branch:
-    """Another future of the same past: the run's own seeds up to `step` (index), `seed` from there on."""
+    """Another future of the same past: the run's own seeds before `step` (index), `seed` from there on."""
 
     def __init__(self, step: int, seed: int):
-        self.step, (self.seed,) = validation.check_int("step", step, 0), validation.expand_seeds(seed, 1)
+        self.step = validation.check_int("step", step, 0)
+        (self.seed,) = validation.expand_seeds(seed, 1)
         self.seen = False
 
-    def __call__(self, step) -> None:
-        _within_the_run("step", self.step, step)
+    def __call__(self, step: Step) -> None:
+        _check_step_exists("step", self.step, step)
         if not self.seen and step.index > self.step:
-            raise ValueError(f"step is {self.step}; this run begins at step {step.index}.")
-        self.seen = step.t > 0  # a hook may serve one run after another
+            raise InputError(f"step is {self.step}; this run begins at step {step.index}.")
+        self.seen = not step.is_last  # a hook may serve one run after another
         if step.index == self.step:
             step.reseed(self.seed)
 
 
-def _within_the_run(name: str, index: int, step) -> None:
-    if index > step.index + step.t:
-        raise ValueError(f"{name} is {index}; this run has steps 0 to {step.index + step.t}.")
+def _check_step_exists(name: str, index: int, step: Step) -> None:
+    if index >= step.steps:
+        raise InputError(f"{name} is {index}; this run has steps 0 to {step.steps - 1}.")
 
 
 class NoSelfConditioning:
-    """Sampling without self-conditioning: no step is shown what the one before it predicted. Put it first."""
+    """Disables self-conditioning. Must come first in `hooks`."""
 
-    def __call__(self, step) -> None:
+    def __call__(self, step: Step) -> None:
         step.self_condition = False
 
 
 class Halt:
-    """Stops the run when no likeliest token of the text has changed for `patience` steps and the prediction is sure.
+    """Stops the run when the most likely tokens of the text have not changed for `patience` steps and it is certain.
 
-    entropy: mean over the text that counts as sure, in nats. The text ends at EOS: what is written after it may go on
-    changing. All sequences of a batch stop together.
+    The text ends at EOS: what comes after it may go on changing. All sequences of a batch stop together.
+
+    Args:
+        patience: Unchanged steps that are needed.
+        entropy: Mean over the text below which a prediction counts as certain, in nats per token.
     """
 
     def __init__(self, patience: int = 12, entropy: float = 0.3):
-        self.patience, self.entropy = validation.check_int("patience", patience, 1), entropy
+        self.patience = validation.check_int("patience", patience, 1)
         if not (isinstance(entropy, (int, float)) and entropy >= 0):
-            raise ValueError(f"entropy is {entropy!r}; give a number of nats, 0 or more.")
-        self.last, self.unchanged, self.index = None, 0, -1
+            raise InputError(f"entropy is {entropy!r}; give a number of nats, 0 or more.")
+        self.entropy = entropy
+        self.last: torch.Tensor | None = None
+        self.unchanged = 0
+        self.index = -1
 
-    def __call__(self, step) -> None:
+    def __call__(self, step: Step) -> None:
         if step.index <= self.index:  # a hook may serve one run after another
             self.last = None
         self.index = step.index
-        text = torch.where(step.text_mask, step.argmax, -1)
+        mask = step.text_mask
+        text = torch.where(mask, step.argmax, -1)
         same = self.last is not None and torch.equal(text, self.last)
-        self.last, self.unchanged = text, self.unchanged + 1 if same else 0
-        step.stop |= self.unchanged >= self.patience and bool(step.entropy[step.text_mask].mean() <= self.entropy)
+        self.unchanged = self.unchanged + 1 if same else 0
+        self.last = text
+        if self.unchanged >= self.patience and float(step.entropy[mask].mean()) <= self.entropy:
+            step.stop = True
+
+
+@dataclass
+class Recorder:
+    """Keeps every step of a run, on the model's device until the end. Must come last in `hooks`.
+
+    Args:
+        top_k: How many of the most likely tokens to keep of each position.
+    """
+
+    top_k: int = 5
+    steps: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    alphas_bar: list[float] = field(default_factory=list)
+
+    def __call__(self, step: Step) -> None:
+        top_ids, top_p = step.top(self.top_k)
+        kept = {"top_ids": top_ids, "top_p": top_p, "tokens": step.tokens, "entropy": step.entropy}
+        self.steps.append(kept | step.records)
+        self.alphas_bar.append(step.alpha_bar)
+
+    def trajectory(
+        self, row: int, span_mask: torch.Tensor, decode: Callable[..., str], shown_from: int, settings: dict
+    ) -> Trajectory:
+        """One sequence's trajectory.
+
+        Args:
+            row: Which sequence of the batch.
+            span_mask: (L,), cut to the sequence's real length.
+            decode: Ids → text.
+            shown_from: Position that texts begin at.
+            settings: What a replay needs.
+        """
+        if not self.steps:
+            raise InputError("Nothing was recorded: the run was stopped before its first step.")
+        length = len(span_mask)
+        columns = {}
+        for name in [name for name in self.steps[0] if all(name in step for step in self.steps)]:
+            values = torch.stack([step[name][row] for step in self.steps]).cpu()  # (S, …)
+            values = values[:, :length] if values.dim() > 1 else values
+            columns[name] = values.float() if values.is_floating_point() else values.int()
+        shown = {name: columns.pop(name) for name in ("tokens", "top_ids", "top_p", "entropy")}
+        return Trajectory.decoded(
+            **shown, records=columns, alpha_bar=torch.tensor(self.alphas_bar), span_mask=span_mask.cpu(),
+            decode=decode, shown_from=shown_from, settings=settings,
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabu
     def noise(rows: slice) -> torch.Tensor:
         chunk = starting[rows.start]
         out = torch.empty(sum(chunk.counts), vocabulary, device=device)
-        return chunk.standard_normal_(out, chunk.streams(keys, "training noise", device))
+        return chunk.standard_normal_(out, chunk.generators(keys, "training noise", device))
 
     return noise, [chunk.rows for chunk in chunks]
 
@@ -69,6 +70,58 @@ def diffusion_loss(
     hidden = path.forward(soft, belief, t, matrix)
     weights = None if loss_weights is None else loss_weights.flatten()[path.masked_idx]  # (N,)
     return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(len(matrix), matrix.device), weights)
+
+
+def seeded_loss(
+    lm: Any,
+    input_ids: torch.Tensor,
+    span_mask: torch.Tensor,
+    t: torch.Tensor,
+    seed: int = 0,
+    example: torch.Tensor | None = None,
+    self_condition: bool = False,
+    loss_weights: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`diffusion_loss` with noise that is a function of (seed, example).
+
+    Args:
+        lm, input_ids, span_mask, t, self_condition, loss_weights, attention_mask: As of `diffusion_loss`.
+        seed: Of the noise.
+        example: (B,) the number of each row; None for 0 … B−1.
+    """
+    examples = list(range(len(input_ids))) if example is None else example.tolist()
+    noise, blocks = seeded_noise(seed, examples, span_mask, lm.config.vocab_size)
+    return diffusion_loss(
+        lm, input_ids, span_mask, t, noise, blocks, self_condition, loss_weights, attention_mask
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def measure_loss_curve(
+    lm: Any, input_ids: torch.Tensor, span_mask: torch.Tensor, points: int = 20, seed: int = 0
+) -> dict[str, list[float]]:
+    """The denoiser's self-conditioned loss by time, for `timestep_spacing="informative"`.
+
+    `lm.config.loss_curve = measure_loss_curve(lm, input_ids, span_mask)` stores it with the model.
+
+    Args:
+        lm: A denoiser.
+        input_ids: (B, L) texts like those it was trained on.
+        span_mask: (B, L) bool, True where it would write.
+        points: How many times t/T, evenly from 0 to 1.
+        seed: Of the noise, the same at each time.
+
+    Returns:
+        `t`, rising times t/T, and `loss`, in nats per masked position.
+    """
+    timesteps = torch.linspace(0, TRAINING_TIMESTEPS - 1, points).round().long()
+    losses = []
+    for timestep in timesteps:
+        t = timestep.expand(len(input_ids)).to(input_ids.device)
+        total = lm(input_ids, span_mask, t, seed=seed, self_condition=True)
+        losses.append(float(total / span_mask.sum()))
+    return {"t": (timesteps / TRAINING_TIMESTEPS).tolist(), "loss": losses}
 
 
 class _SoftPath:

@@ -8,6 +8,7 @@ and masks are those of simplex diffusion, as DiffuLLaMA (Gong et al. 2025) has t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +16,14 @@ import torch.nn.functional as F
 from . import validation
 from .chunks import generator_for, rows_per_chunk
 from .loss import cross_entropy
-from .sampling import Hook, SamplerState, Step, loop
+from .sampling import Prediction, SamplerState, Step, loop
+from .schedule import sampling_times
 from .tokens import eos_token_ids
 from .validation import InputError
+
+if TYPE_CHECKING:
+    from .hooks import Hook
+    from .model import SimplexDenoiser
 
 MASKED = "masked"  # `config.diffusion` of these models; others have none
 
@@ -48,106 +54,115 @@ def absorbed(span_mask: torch.Tensor, share: torch.Tensor, examples: list[int], 
     return span_mask & (u.to(share.device) < share[:, None])
 
 
-def masked_loss(lm, input_ids, gone, share, token: int) -> torch.Tensor:
+def masked_loss(lm, input_ids, gone, share, token: int, attention_mask=None) -> torch.Tensor:
     """Σ 1/t · −log p(w) over the absorbed positions: LLaDA's equation 3 and, once `compute_loss` has divided it by the
     number of positions that could be absorbed in all rows together, its algorithm 1.
 
     input_ids, gone: (B, L). share: (B,), t of the paper. token: what the absorbed positions show.
     """
     matrix = lm.embedding_matrix()
-    hidden = lm.hidden_states(F.embedding(input_ids.masked_fill(gone, token), matrix), None)
+    hidden = lm.hidden_states(F.embedding(input_ids.masked_fill(gone, token), matrix), attention_mask)
     weights = (1 / share)[gone.nonzero()[:, 0]]  # (N,)
     size = rows_per_chunk(len(matrix), matrix.device)
     return cross_entropy(lm.head, hidden[:, :-1][gone[:, 1:]], input_ids[gone], size, weights)
 
 
 class MaskedState(SamplerState):
-    """What stays the same through a run; its input are token ids alone."""
+    """What stays the same through a run; its steps read token ids."""
 
-    def __init__(self, lm, *settings):
-        super().__init__(lm, *settings)
+    def __init__(self, lm: SimplexDenoiser, batch: Mapping[str, torch.Tensor], times: torch.Tensor, *settings: Any):
+        super().__init__(lm, batch, times, *settings)
         self.token = mask_token_id(lm)
-        # Index t+1: the share that is revealed.
-        self.levels = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64).tolist()
+        self.levels = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64).tolist()  # the revealed ratio
+        planned = [[round(count * ratio) for count in self.counts] for ratio in self.levels[1:]]
+        self.planned = torch.tensor(planned, device=lm.device)  # (S, B) revealed positions after each step
 
-    def first_input(self, *_) -> torch.Tensor:
-        return self.input_ids.masked_fill(self.span_mask, self.token)  # (B, L)
+    def first_input(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
+        """The context, and mask tokens, (B, L)."""
+        return self.input_ids.masked_fill(self.span_mask, self.token)
 
-    def embeddings(self, ids: torch.Tensor, _) -> torch.Tensor:
+    def embeddings(self, ids: torch.Tensor, index: int) -> torch.Tensor:
+        """What the backbone reads, (B, L, H)."""
         return self.embedding[ids]
+
+    def constrain_(self, logits: torch.Tensor) -> torch.Tensor:
+        """Never samples the mask token."""
+        logits[:, self.token] = torch.finfo(logits.dtype).min
+        return logits
+
+    def next_input(self, *_: Any, **__: Any) -> None:
+        """None: the next step reads tokens, see `MaskedStep.finish`."""
 
 
 class MaskedStep(Step):
-    """One step: every absorbed position is predicted, and the surest are revealed, for good.
+    """One step: every masked position is predicted, and those with the highest confidence are revealed, for good.
 
-    Read as `sampling.Step`, with these differences. tokens: what is revealed after the step, the absorbing token
-    elsewhere; the last step's, and those of one whose `stop` is set, are all revealed. Tokens that are replaced are
-    what the next step reads. alpha_bar: share of the positions that was revealed before, as planned. top, argmax,
-    confidence, entropy: of the prediction; what was revealed before is sure.
+    Read as `sampling.Step`, with these differences. tokens: what is revealed after the step, mask tokens elsewhere;
+    in the last step, and in one whose `stop` is set, all are revealed. Assigned tokens are what the next step reads.
+    alpha_bar: the ratio of positions that were planned to be revealed before. top, argmax, confidence, entropy: of the
+    prediction; what was revealed before has probability 1.
     """
 
-    def __init__(self, run: MaskedState, index: int, ids: torch.Tensor, k: int):
-        super().__init__(run, index, ids, k)
-        self._ids, self._gone = ids, self.span_mask & (ids == run.token)  # (B, L)
+    __slots__ = ("_ids", "_is_masked")
 
-    @Step.tokens.getter
-    def tokens(self) -> torch.Tensor:
-        if self._edited is not None:
-            return self._edited.clone()
-        drawn = self._spread("tokens", self._ids)
-        revealed = ~self._gone | self.stop | self._surest()
-        return torch.where(revealed, drawn, self._run.token)
+    def __init__(self, run: MaskedState, index: int, ids: torch.Tensor, top_k: int):
+        super().__init__(run, index, ids, top_k)
+        self._ids = ids
+        self._is_masked = self.span_mask & (ids == run.token)  # (B, L)
 
-    def _surest(self) -> torch.Tensor:
-        """The round(N·(i+1)/S) surest of a sequence's N positions, (B, L); those revealed before come first."""
-        sure = self._spread("sure", torch.full(self._ids.shape, -1.0, device=self._ids.device))
-        rank = sure.argsort(dim=1, descending=True, stable=True).argsort(1)  # (B, L); ties from left to right
-        wanted = [round(n * (self.index + 1) / self._run.steps) for n in self._run.counts]
-        return rank < torch.tensor(wanted, device=rank.device)[:, None]
+    def current_tokens(self) -> torch.Tensor:
+        """(B, L) ids that are revealed, and mask tokens."""
+        run = self._run
+        drawn = super().current_tokens()
+        if self.is_last:
+            return drawn
+        unsampled = torch.full(self._ids.shape, -1.0, device=self._ids.device)
+        confidence = run.scatter_masked(self.prediction().token_p, unsampled)
+        rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(1)  # (B, L); ties from left to right
+        revealed = ~self._is_masked | (rank < run.planned[self.index][:, None])
+        return torch.where(revealed | self.is_assigned, drawn, run.token)
 
-    def _logits_of(self, chunk, hidden: torch.Tensor) -> torch.Tensor:
-        logits = super()._logits_of(chunk, hidden)
-        logits[:, self._run.token] = torch.finfo(logits.dtype).min  # nothing is revealed as what stands for the unknown
-        return logits
-
-    def _project(self) -> dict[str, torch.Tensor]:
-        if self._projected is None:
-            out, run = super()._project(), self._run
-            known, gone = run.gather_masked(self._ids), run.gather_masked(self._gone)  # (N,)
-            alone = torch.eye(1, self._k, device=gone.device)  # all on the first
-            out["top_p"] = torch.where(gone[:, None], out["top_p"], alone)
-            out["top_ids"] = torch.where(gone[:, None], out["top_ids"], known[:, None])
-            out["entropy"] = out["entropy"] * gone
-            out["tokens"] = torch.where(gone, out["tokens"], known)
-            out["sure"] = torch.where(gone, out["sure"], 2)  # before any probability
-        return self._projected
-
-    def _kept(self, chunk, p: torch.Tensor, tokens: torch.Tensor, _) -> dict:
-        return {"sure": p.gather(1, tokens[:, None])[:, 0]}
+    def prediction(self) -> Prediction:
+        """Of masked positions as in `Step`; what was revealed before is certain."""
+        if self._prediction is None:
+            out = super().prediction()
+            run = self._run
+            ids = run.gather_masked(self._ids)  # (N,)
+            is_masked = run.gather_masked(self._is_masked)
+            certain = torch.eye(1, self._top_k, device=ids.device)
+            out.top_p = torch.where(is_masked[:, None], out.top_p, certain)
+            out.top_ids = torch.where(is_masked[:, None], out.top_ids, ids[:, None])
+            out.entropy = out.entropy * is_masked
+            out.tokens = torch.where(is_masked, out.tokens, ids)
+            out.token_p = torch.where(is_masked, out.token_p, 2)  # ranks before any probability
+        return self._prediction
 
     def finish(self) -> torch.Tensor:
         """What the next step reads, (B, L)."""
-        return self.tokens
+        super().finish()
+        return self.current_tokens()
 
 
 def denoise(
-    lm,
+    lm: SimplexDenoiser,
     batch: Mapping[str, torch.Tensor],
-    steps: int = 100,
+    steps: int | None = None,
     top_p: float | None = 0.99,
     temperature: float = 1.0,
     seed: int | Iterable[int] = 0,
-    hooks: Iterable[Hook] = (),
+    hooks: Hook | Iterable[Hook] = (),
     start: int = 0,
+    timestep_spacing: str | None = None,
+    final: str = "argmax",
 ) -> Iterator[MaskedStep]:
-    """Reveal all masked positions in `steps` steps, low-confidence remasking (LLaDA, section 2.4).
+    """Reveal all masked positions step by step: low-confidence remasking (LLaDA, section 2.4).
 
     Arguments, errors and seeds as in `sampling.denoise`. After step i of S, round(N·(i+1)/S) of a sequence's N
     positions are revealed: the candidates, drawn as there, that the model gives the highest probability.
     """
-    run, hooks = MaskedState(lm, batch, steps, top_p, temperature, seed), validation.as_hooks(hooks)
+    if timestep_spacing not in (None, "uniform"):
+        raise InputError(f"timestep_spacing is {timestep_spacing!r}; a masked model has no timesteps: leave it out.")
     if start:
-        raise ValueError(f"start is {start}; a masked model has no noise to begin a text again from: begin at step 0.")
-    if any(hasattr(hook, "check") for hook in hooks):
-        raise ValueError("Guidance moves the logits of a simplex model, and this one is masked; leave it out.")
-    return loop(run, hooks, MaskedStep, 0, run.input_ids)
+        raise InputError(f"start is {start}; a masked model has no noise to begin a text again from: begin at step 0.")
+    run = MaskedState(lm, batch, sampling_times(steps), top_p, temperature, seed, final)
+    return loop(run, validation.as_hooks(hooks), MaskedStep, 0, run.input_ids)

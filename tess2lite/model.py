@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.pytorch_utils import Conv1D
 
 from . import textbook
+from .loss import seeded_loss
 from .validation import InputError
 
 OPEN_WINDOW = 2**30  # tokens; wider than any text. Some families cannot compute with a sliding window of None.
@@ -47,9 +49,38 @@ class SimplexDenoiser:
         else:
             super()._init_weights(module)
 
-    def forward(self, *args, run=None, **kwargs):
-        """As in transformers; with `run`, run(self): what wrappers (DDP, FSDP, PEFT) must see as a forward pass."""
-        return super().forward(*args, **kwargs) if run is None else run(self)
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        span_mask: torch.Tensor | None = None,
+        t: torch.Tensor | None = None,
+        *,
+        loss: Callable[..., torch.Tensor] = seeded_loss,
+        attention_mask: torch.Tensor | None = None,
+        **settings: Any,
+    ) -> torch.Tensor:
+        """The diffusion pass: tokens are noised at t, predicted, and scored. What wrappers (DDP, FSDP, PEFT) wrap.
+
+        Args:
+            input_ids: (B, L), the true tokens.
+            span_mask: (B, L) bool, True where the model must write.
+            t: (B,) whole timesteps, 0 … T−1.
+            loss: What is computed; `loss.seeded_loss`, whose other arguments may be given too, by default.
+            attention_mask: (B, L), 0 on filler; None where there is none.
+
+        Returns:
+            The summed loss, in nats.
+        """
+        if input_ids is None or span_mask is None or t is None:
+            raise InputError(
+                "lm(...) is the diffusion pass: give input_ids, span_mask and t; to write texts use tess2lite.generate."
+            )
+        settings = {name: value for name, value in settings.items() if value is not None}  # PEFT passes what is unused
+        return loss(self, input_ids, span_mask, t, attention_mask=attention_mask, **settings)
+
+    def generate(self, *_: Any, **__: Any) -> None:
+        """Not for denoisers: transformers would write from left to right."""
+        raise InputError("lm.generate is autoregressive; a denoiser writes by tess2lite.generate(lm, prompt).")
 
     def embedding_matrix(self) -> torch.Tensor:
         """Return E, (V, H), as the embedding layer computes it.

@@ -154,4 +154,4 @@ def frozen(model):
 def check_reward_model(model) -> None:
     """Raises TypeError unless this is a reward model."""
     if not isinstance(model, RewardModel):
-        raise TypeError(f"The reward model is a {type(model).__name__}; give one from tess2lite.load_reward.")
+        raise InputError(f"The reward model is a {type(model).__name__}; give one from tess2lite.load_reward.")

@@ -1,153 +1,343 @@
 """denoise(): text out of noise, one step at a time. The simplex DDPM sampler of TESS 2.
 
-Between steps only token ids, one soft embedding a masked position and the seeds live; everything V wide
-is made and dropped in chunks of rows (`simplex.py`). `generation.py` puts text around it.
+Between steps only token ids, one soft embedding per masked position and the seeds persist; all vocabulary-sized
+work happens on (R, V) chunks (`chunks.py`, `simplex.py`). `generation.py` puts text around it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import validation
 from .chunks import Chunk, make_chunks, rows_per_chunk
 from .nucleus import MAX_REJECTIONS, sample_nucleus
-from .schedule import alpha_bar
+from .schedule import alpha_bar_at, sampling_times
 from .simplex import noisy_simplex_, self_condition, soft_embedding
+from .tokens import eos_token_ids, up_to_eos
+from .validation import InputError
+
+if TYPE_CHECKING:
+    from .hooks import Hook
+    from .model import SimplexDenoiser
+
+LogitEdit = Callable[[torch.Tensor, slice], torch.Tensor]
+Noise = Callable[[int, tuple[int, ...]], torch.Tensor]
+
+
+@dataclass(slots=True)
+class Prediction:
+    """What one pass over all N masked positions found out.
+
+    Attributes:
+        tokens: (N,) ids that the prediction was projected to.
+        token_p: (N,) their probabilities.
+        top_ids: (N, k) the most likely ids, most likely first.
+        top_p: (N, k) their probabilities.
+        entropy: (N,) in nats.
+        next_input: (N, H) soft embeddings that the next step reads; None at the last step.
+    """
+
+    tokens: torch.Tensor
+    token_p: torch.Tensor
+    top_ids: torch.Tensor
+    top_p: torch.Tensor
+    entropy: torch.Tensor
+    next_input: torch.Tensor | None
+
+    @classmethod
+    def concatenate(cls, parts: list[Prediction]) -> Prediction:
+        """One record from those of consecutive chunks."""
+        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)}
+        return cls(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
 
 
 class SamplerState:
     """What stays the same through a run: the batch, the settings, and the masked rows cut into chunks.
 
     Noise and draws are functions of (seed, step, block), so a sequence gets the same ones whatever batch it is in,
-    and any chunk can be made again.
+    and any chunk can be recomputed.
+
+    Attributes:
+        times: t/T of each step. levels: ᾱ that each step reads, and 1 for the end; 0 for the first, pure noise.
+        masked_idx: (N,) places of the masked positions in the flattened batch. counts: how many each sequence has.
+        embedding: E, (V, H).
     """
 
-    def __init__(self, lm, batch, steps, top_p, temperature, seed, noise=None):
-        validation.check_sampling_args(top_p, temperature)
-        self.lm, self.top_p, self.temperature, self.noise = lm, top_p, temperature, noise
-        self.steps = validation.check_int("steps", steps, 1)
+    def __init__(
+        self,
+        lm: SimplexDenoiser,
+        batch: Mapping[str, torch.Tensor],
+        times: torch.Tensor,
+        top_p: float | None,
+        temperature: float,
+        seed: int | Iterable[int],
+        final: str,
+        noise: Noise | None = None,
+    ):
+        validation.check_sampling_args(top_p, temperature, final)
+        self.lm = lm
+        self.top_p = top_p
+        self.temperature = temperature
+        self.noise = noise
+        self.steps = len(times)
+        self.times = times.tolist()
+        self.argmax_at_end = final == "argmax" and top_p is not None
         self.input_ids, self.span_mask, self.attention_mask = validation.check_batch(lm, batch)
         self.seeds = validation.expand_seeds(seed, len(self.input_ids))
-        self.levels = [1.0, *alpha_bar(self.steps).tolist()]  # ᾱ, index t+1; ᾱ_{−1} = 1
-        self.alpha_bar = torch.tensor(self.levels, dtype=torch.float64, device=lm.device)
-        self.embedding = lm.embedding_matrix().detach()  # E, (V, H)
+        self.alphas_bar = torch.cat([alpha_bar_at(times), torch.ones(1, dtype=torch.float64)])
+        self.levels = [0.0, *self.alphas_bar.tolist()[1:]]  # the first input is pure noise, whatever its ᾱ
+        self.alphas_bar = self.alphas_bar.to(lm.device)
+        self.embedding = lm.embedding_matrix().detach()
         self.known = self.embedding[self.input_ids]  # (B, L, H)
-        # Masked positions of the flattened batch, (N,): found once, since a GPU must be waited for.
-        self.masked_idx, self.counts = self.span_mask.flatten().nonzero()[:, 0], self.span_mask.sum(1).tolist()
+        # Computed once: nonzero() and tolist() synchronise the GPU.
+        self.masked_idx = self.span_mask.flatten().nonzero()[:, 0]
+        self.counts = self.span_mask.sum(1).tolist()
+        self.eos = torch.tensor(eos_token_ids(lm), device=lm.device)
         self.chunks = make_chunks(self.counts, rows_per_chunk(len(self.embedding), lm.device), lm.device)
-        self._noise_of_step, self._wide = (None, None), None
+        self._replayed_noise = (None, None)
+        self._scratch = None
 
-    def gather_masked(self, whole: torch.Tensor) -> torch.Tensor:
+    def gather_masked(self, values: torch.Tensor) -> torch.Tensor:
         """(B, L, …) → (N, …)."""
-        return whole.flatten(0, 1)[self.masked_idx]
+        return values.flatten(0, 1)[self.masked_idx]
 
     def scatter_masked(self, rows: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
         """(N, …) → (B, L, …)."""
-        return elsewhere.flatten(0, 1).index_copy(0, self.masked_idx, rows.to(elsewhere.dtype)).view_as(elsewhere)
+        flat = elsewhere.flatten(0, 1)
+        return flat.index_copy(0, self.masked_idx, rows.to(elsewhere.dtype)).view_as(elsewhere)
 
-    def wide(self, logits: torch.Tensor) -> torch.Tensor:
-        """Memory like a chunk's logits, the same in each step: new one costs a page fault for every 4 KB."""
-        if self._wide is None or self._wide.dtype != logits.dtype:
-            self._wide = logits.new_empty(max(sum(chunk.counts) for chunk in self.chunks), logits.shape[1])
-        return self._wide[: len(logits)]
+    def scratch(self, logits: torch.Tensor) -> torch.Tensor:
+        """A buffer shaped like a chunk of logits, reused across steps to avoid page faults."""
+        if self._scratch is None or self._scratch.dtype != logits.dtype:
+            rows = max(sum(chunk.counts) for chunk in self.chunks)
+            self._scratch = logits.new_empty(rows, logits.shape[1])
+        return self._scratch[: len(logits)]
 
-    def streams(self, step: int, purpose: str, chunk: Chunk) -> list[torch.Generator]:
-        return chunk.streams([(seed, step) for seed in self.seeds], purpose, self.embedding.device)
+    def generators(self, step: int, purpose: str, chunk: Chunk) -> list[torch.Generator]:
+        """One generator per block of a chunk."""
+        return chunk.generators([(seed, step) for seed in self.seeds], purpose, self.embedding.device)
 
-    def fresh_noise(self, step: int, chunk: Chunk, spare: torch.Tensor | None = None) -> torch.Tensor:
-        """ε of one chunk, (R, V): drawn in float32 whatever the model computes in, in memory to spare if it fits."""
+    def fresh_noise(self, step: int, chunk: Chunk, out: torch.Tensor | None = None) -> torch.Tensor:
+        """ε of one chunk, (R, V): drawn in float32 whatever the model computes in, in the buffer `out` if it fits."""
         device, vocabulary = self.embedding.device, len(self.embedding)
         if self.noise is None:
-            if spare is None or spare.dtype != torch.float32:
-                spare = torch.empty(sum(chunk.counts), vocabulary, device=device)
-            noise = chunk.standard_normal_(spare, self.streams(step, "noise", chunk))
+            if out is None or out.dtype != torch.float32:
+                out = torch.empty(sum(chunk.counts), vocabulary, device=device)
+            noise = chunk.standard_normal_(out, self.generators(step, "noise", chunk))
         else:
-            if self._noise_of_step[0] != step:
+            if self._replayed_noise[0] != step:
                 replayed = torch.as_tensor(self.noise(step, (*self.input_ids.shape, vocabulary)), device=device)
-                self._noise_of_step = (step, self.gather_masked(replayed))
-            noise = self._noise_of_step[1][chunk.rows].clone()
+                self._replayed_noise = (step, self.gather_masked(replayed))
+            noise = self._replayed_noise[1][chunk.rows].clone()
         return noise.to(torch.promote_types(torch.float32, self.embedding.dtype))
 
     @torch.no_grad()
     def first_input(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
-        """Soft embeddings for step `index`, self-conditioned on the uniform belief: (N, H).
+        """Soft embeddings for step `index`, self-conditioned on the uniform distribution: (N, H).
 
         Pure noise for step 0; for a later one the noisy simplex of `tokens` (N,) that it would read.
         """
-        level, soft = self.alpha_bar[self.steps - index] if index else torch.zeros(()), []
+        alpha_bar = self.alphas_bar[index] if index else torch.zeros(())
+        soft = []
         for chunk in self.chunks:
-            noisy = noisy_simplex_(self.fresh_noise(index - 1, chunk), tokens[chunk.rows] if index else None, level)
+            signal = tokens[chunk.rows] if index else None
+            noisy = noisy_simplex_(self.fresh_noise(index - 1, chunk), signal, alpha_bar)
             soft.append(soft_embedding(noisy.softmax(1), self.embedding))
         return (torch.cat(soft) + self.embedding.mean(0)) / 2
 
     @torch.no_grad()
-    def read(self, state: torch.Tensor, t: int) -> torch.Tensor:
+    def read(self, state: torch.Tensor, index: int) -> torch.Tensor:
         """The backbone's hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
-        hidden = self.lm.hidden_states(self.embeddings(state, t), self.attention_mask)
+        hidden = self.lm.hidden_states(self.embeddings(state, index), self.attention_mask)
         return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
 
-    def embeddings(self, soft: torch.Tensor, t: int) -> torch.Tensor:
+    def embeddings(self, soft: torch.Tensor, index: int) -> torch.Tensor:
         """What the backbone reads, (B, L, H)."""
-        time = torch.full((1,), t / self.steps, dtype=torch.float64, device=soft.device)
+        time = torch.full((1,), self.times[index], dtype=torch.float64, device=soft.device)
         return self.scatter_masked(soft + self.lm.embed_time(time), self.known)
 
-    def choose(self, p: torch.Tensor, logits: torch.Tensor, index: int, chunk: Chunk) -> torch.Tensor:
-        """Tokens of one chunk: argmax without top_p, else a draw from the nucleus. (R,)."""
+    def constrain_(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (R, V) after all edits, without the tokens that this kind of diffusion never writes."""
+        return logits
+
+    def sample_tokens(self, p: torch.Tensor, logits: torch.Tensor, index: int, chunk: Chunk) -> torch.Tensor:
+        """Tokens of one chunk, (R,): argmax without top_p, else a draw from the nucleus."""
         if self.top_p is None:
             return logits.argmax(1)
-        draws = zip(chunk.counts, self.streams(index, "draw", chunk), strict=True)
-        u = torch.cat(
-            [torch.rand((MAX_REJECTIONS + 1, n), generator=stream, device=p.device) for n, stream in draws], 1
-        )
+        generators = self.generators(index, "draw", chunk)
+        uniform = [
+            torch.rand((MAX_REJECTIONS + 1, count), generator=generator, device=p.device)
+            for count, generator in zip(chunk.counts, generators, strict=True)
+        ]
         if self.temperature != 1:
             p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
-        return sample_nucleus(p, self.top_p, u)
+        return sample_nucleus(p, self.top_p, torch.cat(uniform, 1))
+
+    def next_input(
+        self, index: int, chunk: Chunk, p: torch.Tensor | None, tokens: torch.Tensor, scratch: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Soft embeddings (R, H) of one chunk for the step after `index`; None after the last.
+
+        p: (R, V) to self-condition on, None for the uniform distribution. scratch: (R, V), overwritten.
+        """
+        if index + 1 == self.steps:
+            return None
+        noise = self.fresh_noise(index, chunk, scratch)
+        noisy = noisy_simplex_(noise, tokens, self.alphas_bar[index + 1])
+        self_cond = 1 / len(self.embedding) if p is None else p
+        return soft_embedding(self_condition(noisy, self_cond), self.embedding) / 2
 
 
 class Step:
-    """One denoising step. A hook, or the body of a `for step in denoise(…)`, may read all of it, replace
-    `logits` (or `masked_logits`) or `tokens` by assignment (`step.tokens = …`; a tensor that was read is a copy, and
-    changing it in place changes nothing), and set `stop`; the run goes on with what it finds. Where V is large,
-    `edit_logits` changes them without ever holding all.
+    """One denoising step, as hooks and the body of a `for step in denoise(…)` see it.
 
-    index: 0 … steps−1. t: timestep, steps−1−index. alpha_bar: ᾱ of the noisy simplex that was read.
-    input_ids, span_mask, attention_mask: (B, L), the batch; attention_mask is None where there is no filler.
-    reward: (B,) of the prediction, and ascent, what was added to its logits: set by guidance.
-    self_condition: whether the next step is shown this prediction beside its noisy simplex; set False before `tokens`
-    is read, it is shown the uniform belief.
+    Everything may be read. `tokens`, `logits`, `masked_logits`, `self_condition` and `stop` may be assigned, until
+    the next step is asked for. Tensors that were read are copies: changing one in place raises unless it is then
+    assigned. Where V is large, `edit_logits` changes logits without ever holding all of them.
+
+    Attributes:
+        index: 0 … steps−1.
+        steps: How many the run has if nothing stops it.
+        t: t/T, what the model is told.
+        alpha_bar: ᾱ of the noisy simplex that was read, 0 for pure noise.
+        next_alpha_bar: ᾱ at which this step's tokens are noised for the next; 1 at the end.
+        input_ids, span_mask, attention_mask: (B, L), the batch; attention_mask is None where there is no filler.
+        masked_idx: (N,) places of the masked positions in the flattened batch; `masked_logits` has their order.
+        records: Name → tensor, (B,) or (B, L), that hooks want remembered; `hooks.Recorder` keeps them.
+        stop: Ends the run after this step.
     """
 
-    def __init__(self, run: SamplerState, index: int, state: torch.Tensor, k: int):
-        self._run, self._k = run, k
-        self.index, self.t = index, run.steps - 1 - index
-        self._hidden = run.read(state, self.t)
-        # The first input is pure noise, whatever the schedule's last entry says.
-        self.alpha_bar = run.levels[self.t + 1] if index else 0.0
-        self.input_ids, self.span_mask, self.attention_mask = run.input_ids, run.span_mask, run.attention_mask
-        self.stop, self.reward, self.ascent, self.self_condition = False, None, None, True
-        self._logits = self._projected = self._edited = None
-        self._edits: list[Callable] = []
+    __slots__ = (
+        "_edits",
+        "_handed_out",
+        "_hidden",
+        "_logits",
+        "_mean_entropy",
+        "_override",
+        "_phase",
+        "_prediction",
+        "_run",
+        "_self_condition",
+        "_top_k",
+        "alpha_bar",
+        "attention_mask",
+        "index",
+        "input_ids",
+        "masked_idx",
+        "next_alpha_bar",
+        "records",
+        "span_mask",
+        "steps",
+        "stop",
+        "t",
+    )
+    ASSIGNABLE = ("tokens", "logits", "masked_logits", "self_condition", "stop")
+
+    def __init__(self, run: SamplerState, index: int, state: torch.Tensor, top_k: int):
+        self._run = run
+        self._top_k = top_k
+        self._hidden = run.read(state, index)
+        self._logits: torch.Tensor | None = None
+        self._edits: list[LogitEdit] = []
+        self._override: torch.Tensor | None = None  # (B, L) assigned tokens, −1 where there are none
+        self._prediction: Prediction | None = None
+        self._handed_out: list[tuple[torch.Tensor, int]] = []
+        self._self_condition = True
+        self.index = index
+        self.steps = run.steps
+        self.t = run.times[index]
+        self.alpha_bar = run.levels[index]
+        self.next_alpha_bar = run.levels[index + 1]
+        self.input_ids = run.input_ids
+        self.span_mask = run.span_mask
+        self.attention_mask = run.attention_mask
+        self.masked_idx = run.masked_idx
+        self.records: dict[str, torch.Tensor] = {}
+        self.stop = False
+        self._phase = "current"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        phase = getattr(self, "_phase", "new")
+        if not name.startswith("_") and phase != "new":
+            if name not in self.ASSIGNABLE:
+                raise InputError(f"step.{name} cannot be assigned; assign {', '.join(self.ASSIGNABLE)}.")
+            self._check_current(name)
+        super().__setattr__(name, value)
+
+    def _check_current(self, name: str) -> None:
+        if self._phase == "over":
+            raise InputError(
+                f"step.{name} was changed after step {self.index} had ended; change it in a hook, or in the loop's "
+                "body before the next step."
+            )
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the run ends here, because all steps are done or `stop` is set."""
+        return self.stop or self.index + 1 == self.steps
+
+    def _copy(self, values: torch.Tensor) -> torch.Tensor:
+        """`values`, remembered in order to notice an edit in place, which would change nothing."""
+        if not values.is_inference():  # those have no version
+            self._handed_out.append((values, values._version))
+        return values
+
+    def _take(self, values: torch.Tensor) -> torch.Tensor:
+        """An assigned tensor; what was read, edited and is now assigned is no mistake."""
+        self._handed_out = [(read, version) for read, version in self._handed_out if read is not values]
+        return values
+
+    def _check_in_place_edits(self) -> None:
+        if any(values._version != version for values, version in self._handed_out):
+            raise InputError(
+                f"A tensor read from step {self.index} was changed in place, which has no effect; assign it, as in "
+                "step.tokens = tokens, or change a clone."
+            )
+        self._handed_out = []
 
     @property
     def tokens(self) -> torch.Tensor:
-        """(B, L) ids: known ones, and what the prediction was projected to. Can be replaced."""
-        if self._edited is not None:
-            return self._edited.clone()
-        return self._spread("tokens", self.input_ids)
+        """(B, L) ids: the context, and what the prediction was projected to. Can be assigned."""
+        return self._copy(self.current_tokens())
+
+    @property
+    def is_assigned(self) -> torch.Tensor:
+        """(B, L) bool, where a hook has written the token."""
+        return torch.zeros_like(self.span_mask) if self._override is None else self._override >= 0
+
+    def current_tokens(self) -> torch.Tensor:
+        """`tokens`, not to be changed."""
+        prediction = self.prediction()
+        at_end = self._run.argmax_at_end and self.is_last
+        rows = prediction.top_ids[:, 0] if at_end else prediction.tokens
+        tokens = self._run.scatter_masked(rows, self.input_ids)
+        return tokens if self._override is None else torch.where(self.is_assigned, self._override, tokens)
 
     @tokens.setter
     def tokens(self, tokens: torch.Tensor) -> None:
-        if tokens.shape != self.span_mask.shape:
-            raise ValueError(f"tokens has shape {tuple(tokens.shape)}; this run needs {tuple(self.span_mask.shape)}.")
+        needed = tuple(self.span_mask.shape)
+        if tokens.shape != needed:
+            raise InputError(f"tokens has shape {tuple(tokens.shape)}; this run needs {needed}.")
         validation.check_ids(tokens, len(self._run.embedding))
-        self._edited = torch.where(self.span_mask, tokens, self._run.input_ids)
+        self._override = torch.where(self.span_mask, self._take(tokens), self.input_ids)
+
+    def set_token(self, position: int, token: int) -> None:
+        """Writes one token at one position of every sequence and leaves the others as they are."""
+        self._check_current("set_token")
+        token = validation.check_int("token", token, 0, len(self._run.embedding) - 1)
+        if self._override is None:
+            self._override = torch.where(self.span_mask, -1, self.input_ids)
+        self._override[:, position] = token
 
     @property
     @torch.no_grad()
     def logits(self) -> torch.Tensor:
-        """(B, L, V), aligned with the positions they speak of. Can be replaced; only masked positions count."""
+        """(B, L, V), aligned with the positions they predict. Can be assigned; only masked positions count."""
         run = self._run
         logits = run.lm.head(self._hidden.flatten(0, 1)).view(*self._hidden.shape[:2], -1)
         first = torch.zeros_like(self.span_mask)
@@ -155,194 +345,234 @@ class Step:
         if run.attention_mask is not None:
             first |= run.attention_mask.bool() & (run.attention_mask.cumsum(1) == 1)
         logits.masked_fill_(first[..., None], 0)
-        return run.scatter_masked(self.masked_logits, logits) if self._logits is not None or self._edits else logits
+        rows = torch.cat([rows for _, rows in self.logit_blocks()])
+        return self._copy(run.scatter_masked(rows, logits))
 
     @logits.setter
     def logits(self, logits: torch.Tensor) -> None:
-        self.masked_logits = self._run.gather_masked(logits)
+        self._replace_logits(self._run.gather_masked(self._take(logits)))
 
     @property
     @torch.no_grad()
     def masked_logits(self) -> torch.Tensor:
-        """(N, V), logits of the masked positions in the order of `span_mask.nonzero()`. Can be replaced."""
-        return torch.cat([logits for _, logits in self.logit_blocks()])
+        """(N, V), logits of the masked positions in the order of `span_mask.nonzero()`. Can be assigned."""
+        return self._copy(torch.cat([logits for _, logits in self.logit_blocks()]))
 
     @masked_logits.setter
     def masked_logits(self, logits: torch.Tensor) -> None:
-        shape = (len(self._run.masked_idx), len(self._run.embedding))
+        shape = (len(self.masked_idx), len(self._run.embedding))
         if logits.shape != shape:
-            raise ValueError(f"masked_logits has shape {tuple(logits.shape)}; this step needs {shape}.")
-        self._logits, self._edits, self._projected = logits.detach(), [], None
+            raise InputError(f"masked_logits has shape {tuple(logits.shape)}; this step needs {shape}.")
+        self._replace_logits(self._take(logits))
 
-    def edit_logits(self, edit: Callable[[torch.Tensor, slice], torch.Tensor]) -> None:
-        """edit(logits (R, V), rows) → (R, V), asked for some rows of `masked_logits` at a time, after earlier edits."""
-        self._edits, self._projected = [*self._edits, edit], None
+    def _replace_logits(self, rows: torch.Tensor) -> None:
+        self._logits = rows.detach().clone()
+        self._edits = []
+        self._prediction = None
+
+    def edit_logits(self, edit: LogitEdit) -> None:
+        """Calls edit(logits (R, V), rows) → (R, V) on some rows of `masked_logits` at a time, after earlier edits."""
+        self._check_current("edit_logits")
+        self._edits = [*self._edits, edit]
+        self._prediction = None
 
     @torch.no_grad()
     def logit_blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows, logits (R, V)) of `masked_logits`, some rows of one sequence at a time."""
         hidden = self._run.gather_masked(self._hidden)
         for chunk in self._run.chunks:
-            yield from chunk.split(self._logits_of(chunk, hidden))
+            yield from chunk.split(self._chunk_logits(chunk, hidden))
 
-    def _logits_of(self, chunk: Chunk, hidden: torch.Tensor) -> torch.Tensor:
+    def _chunk_logits(self, chunk: Chunk, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of a chunk, (R, V), from the hidden states of all masked positions."""
         rows = chunk.rows
         logits = self._run.lm.head(hidden[rows]) if self._logits is None else self._logits[rows].clone()
-        for edit in self._edits:  # in blocks: what an edit makes is V wide, too
+        for edit in self._edits:  # block by block: an edit's own temporaries are (R, V), too
             for block, part in chunk.split(logits):
                 part.copy_(edit(part, block))
-        return logits
+        return self._run.constrain_(logits)
 
-    def reseed(self, seed) -> None:
-        """Noise and draws of another seed from this step on: one for every sequence, or one each."""
-        self._run.seeds, self._projected = validation.expand_seeds(seed, len(self.input_ids)), None
+    @property
+    def self_condition(self) -> bool:
+        """Whether the next step self-conditions on this prediction; False before it is read: on the uniform one."""
+        return self._self_condition
+
+    @self_condition.setter
+    def self_condition(self, value: bool) -> None:
+        if self._prediction is not None and value != self._self_condition:
+            raise InputError(
+                f"self_condition was assigned after the prediction of step {self.index} had been read; assign it "
+                "first, before tokens, confidence or entropy are read."
+            )
+        self._self_condition = value
+
+    def reseed(self, seed: int | Iterable[int]) -> None:
+        """Draws noise and tokens from another seed, from this step on: one for every sequence, or one each."""
+        self._check_current("reseed")
+        self._run.seeds = validation.expand_seeds(seed, len(self.input_ids))
+        self._prediction = None
 
     @property
     def argmax(self) -> torch.Tensor:
-        """(B, L) ids the model holds most likely; known ids elsewhere."""
+        """(B, L) most likely ids; the context's own elsewhere."""
         return self.top(1)[0][..., 0]
 
     @property
     def text_mask(self) -> torch.Tensor:
-        """(B, L) bool: written positions up to the first EOS the model holds most likely; what follows is no text."""
-        eos = self._run.lm.config.eos_token_id
-        ends = torch.isin(self.argmax, torch.tensor([] if eos is None else eos, device=self.span_mask.device))
-        ends = (ends & self.span_mask).long()
-        return self.span_mask & (ends.cumsum(1) - ends == 0)
+        """(B, L) bool: masked positions up to and including the first EOS among the most likely tokens."""
+        return self.span_mask & up_to_eos(self.argmax, self._run.eos, self.span_mask)
 
     @property
     def confidence(self) -> torch.Tensor:
-        """(B, L) probability of the most likely token; 1 at known positions."""
+        """(B, L) probability of the most likely token; 1 outside the span mask."""
         return self.top(1)[1][..., 0]
-
-    def top(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k likeliest tokens of the prediction and their probabilities, both (B, L, k), falling.
-
-        At known positions the known token has probability 1.
-        """
-        k = min(validation.check_int("k", k, 1), len(self._run.embedding))
-        if k > self._k:
-            self._k, self._projected = k, None
-        known = self._run.input_ids[..., None].expand(-1, -1, self._k)
-        sure = torch.eye(self._k, device=self.span_mask.device)[0].expand(known.shape)
-        return self._spread("top_ids", known)[..., :k], self._spread("top_p", sure)[..., :k]
-
-    @property
-    def argmax_before_guidance(self) -> torch.Tensor | None:
-        """(B, L) ids that the model held most likely before it was guided; None where it was not."""
-        return self._of_ascent("argmax_before_guidance", self.input_ids)
-
-    @property
-    def logprob_gain(self) -> torch.Tensor | None:
-        """(B, L) what guidance added to the log-probability of the most likely token there is now, in nats."""
-        return self._of_ascent("logprob_gain", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
-
-    def _of_ascent(self, name: str, elsewhere: torch.Tensor) -> torch.Tensor | None:
-        if self.ascent is None:
-            return None
-        self._project()
-        return self._run.scatter_masked(torch.cat(list(getattr(self.ascent, name).values())), elsewhere)
 
     @property
     def entropy(self) -> torch.Tensor:
-        """(B, L) entropy of the prediction in nats; 0 at known positions."""
-        return self._spread("entropy", torch.zeros(self.span_mask.shape, device=self.span_mask.device))
+        """(B, L) entropy of the prediction in nats; 0 outside the span mask."""
+        zeros = torch.zeros(self.span_mask.shape, device=self.span_mask.device)
+        return self._run.scatter_masked(self.prediction().entropy, zeros)
 
-    def _spread(self, name: str, elsewhere: torch.Tensor) -> torch.Tensor:
-        return self._run.scatter_masked(self._project()[name], elsewhere)
+    def top(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k most likely tokens and their probabilities, both (B, L, k), most likely first.
+
+        Outside the span mask the token of the context has probability 1.
+        """
+        k = min(validation.check_int("k", k, 1), len(self._run.embedding))
+        if k > self._top_k:
+            self._top_k = k
+            self._prediction = None
+        prediction = self.prediction()
+        context = self.input_ids[..., None].expand(-1, -1, self._top_k)
+        certain = torch.eye(self._top_k, device=self.span_mask.device)[0].expand(context.shape)
+        ids = self._run.scatter_masked(prediction.top_ids, context)
+        return ids[..., :k], self._run.scatter_masked(prediction.top_p, certain)[..., :k]
 
     @torch.no_grad()
-    def _project(self) -> dict[str, torch.Tensor]:
-        """One pass over all rows: tokens, what can be said of them, and the next step's input."""
-        if self._projected is None:
+    def prediction(self) -> Prediction:
+        """The record of this step's one pass over all masked positions, made when something of it is first read."""
+        if self._prediction is None:
             hidden = self._run.gather_masked(self._hidden)
-            parts = [self._project_chunk(chunk, hidden) for chunk in self._run.chunks]
-            self._projected = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            if not torch.isfinite(self._projected["top_p"]).all():
-                raise FloatingPointError(f"Step {self.index} predicts no finite numbers; check weights and hooks.")
-        return self._projected
+            self._prediction = Prediction.concatenate([self._predict(chunk, hidden) for chunk in self._run.chunks])
+            self._mean_entropy = float(self._prediction.entropy.mean())  # synchronises the GPU, once per step
+            if not math.isfinite(self._mean_entropy):
+                raise FloatingPointError(
+                    f"Step {self.index} produced NaN or inf logits; check the weights and any hook that edits logits."
+                )
+        return self._prediction
 
-    def _project_chunk(self, chunk: Chunk, hidden: torch.Tensor, tokens=None) -> dict[str, torch.Tensor]:
-        run, edited = self._run, self._edits or self._logits is not None
-        logits = self._logits_of(chunk, hidden)
-        p = logits.softmax(1) if edited else torch.softmax(logits, 1, out=run.wide(logits))
-        top, best = p.max(1, keepdim=True) if self._k == 1 else p.topk(self._k)  # (R, k)
-        tokens = run.choose(p, logits, self.index, chunk) if tokens is None else tokens
+    def _predict(self, chunk: Chunk, hidden: torch.Tensor) -> Prediction:
+        run = self._run
+        edited = bool(self._edits) or self._logits is not None
+        logits = self._chunk_logits(chunk, hidden)
+        p = logits.softmax(1) if edited else torch.softmax(logits, 1, out=run.scratch(logits))
+        top_p, top_ids = p.max(1, keepdim=True) if self._top_k == 1 else p.topk(self._top_k)
+        tokens = run.sample_tokens(p, logits, self.index, chunk)
+        token_p = p.gather(1, tokens[:, None])[:, 0]
         # H = log Z − Σ p·z, and log Z = z_max − log p_max; a banned token (−∞) adds 0 to the sum
-        log_z = logits.gather(1, best[:, :1])[:, 0] - top[:, 0].log()
+        log_z = logits.gather(1, top_ids[:, :1])[:, 0] - top_p[:, 0].log()
         finite = logits.nan_to_num_(neginf=0.0) if edited else logits
         entropy = (log_z - torch.linalg.vecdot(p, finite)).clamp(min=0)
-        kept = self._kept(chunk, p, tokens, logits)
-        return {"tokens": tokens, "top_ids": best, "top_p": top, "entropy": entropy, **kept}
+        self_cond = p if self._self_condition else None
+        next_input = run.next_input(self.index, chunk, self_cond, tokens, scratch=logits)
+        return Prediction(tokens, token_p, top_ids, top_p, entropy, next_input)
 
-    def _kept(self, chunk: Chunk, p: torch.Tensor, tokens: torch.Tensor, spare: torch.Tensor) -> dict:
-        """What the next step reads. spare: memory (R, V) that nobody needs any more."""
-        run = self._run
-        if self.t == 0:
-            return {}
-        noisy = noisy_simplex_(run.fresh_noise(self.index, chunk, spare), tokens, run.alpha_bar[self.t])
-        belief = p if self.self_condition else 1 / p.shape[1]
-        return {"soft": soft_embedding(self_condition(noisy, belief), run.embedding) / 2}
+    @property
+    def mean_entropy(self) -> float:
+        """Entropy in nats per masked position, over the whole batch."""
+        self.prediction()
+        return self._mean_entropy
 
     @torch.no_grad()
     def finish(self) -> torch.Tensor | None:
-        """The next step's soft embeddings (N, H), with every edit taken in."""
-        soft = self._project().get("soft")
-        if self._edited is not None and soft is not None:
-            tokens, hidden = self._run.gather_masked(self._edited), self._run.gather_masked(self._hidden)
-            changed = tokens != self._projected["tokens"]
-            for chunk in self._run.chunks:
-                if changed[chunk.rows].any():
-                    soft[chunk.rows] = self._project_chunk(chunk, hidden, tokens[chunk.rows])["soft"]
+        """The next step's soft embeddings (N, H), with every edit taken in; nothing can be assigned afterwards."""
+        self._check_in_place_edits()
+        run = self._run
+        prediction = self.prediction()
+        soft = prediction.next_input
+        self._phase = "over"
+        if self._override is None or soft is None:
+            return soft
+        tokens = run.gather_masked(self.current_tokens())
+        hidden = run.gather_masked(self._hidden)
+        changed = tokens != prediction.tokens
+        for chunk in run.chunks:
+            if changed[chunk.rows].any():
+                logits = self._chunk_logits(chunk, hidden)
+                p = logits.softmax(1) if self._self_condition else None
+                soft[chunk.rows] = run.next_input(self.index, chunk, p, tokens[chunk.rows], scratch=logits)
         return soft
 
 
-Hook = Callable[[Step], None]
-
-
 def denoise(
-    lm,
+    lm: SimplexDenoiser,
     batch: Mapping[str, torch.Tensor],
-    steps: int = 100,
+    steps: int | None = None,
     top_p: float | None = 0.99,
     temperature: float = 1.0,
     seed: int | Iterable[int] = 0,
-    hooks: Iterable[Hook] = (),
-    noise: Callable | None = None,
+    hooks: Hook | Iterable[Hook] = (),
+    noise: Noise | None = None,
     start: int = 0,
+    timestep_spacing: str | Iterable[float] | None = None,
+    final: str = "argmax",
 ) -> Iterator[Step]:
-    """Denoise all masked positions together, in `steps` steps; yields each `Step` as it is made.
+    """Denoise all masked positions together; yields each `Step` as it is made.
 
-    batch: `input_ids` (B, L); `span_mask` (B, L) bool, True where the model writes; optionally `attention_mask` (B, L),
-    0 on filler that only makes rows equally long. What input_ids holds inside the span mask is not read.
-    top_p: nucleus of the projection to tokens, in (0, 1]; None for argmax. temperature: divides the logits of
-    that draw. seed: one for every sequence, or one each; the same seed gives the same text in any batch.
-    start: first step; above 0 the run begins with the tokens that input_ids holds inside the span mask, noised as
-    that step would read them. hooks: callables on each step, in order; one with a `check` has check(lm) called first.
-    noise: (step, (B, L, V)) → standard normal, −1 for the start; replaces the seeded noise in tests.
+    Args:
+        lm: A simplex denoiser.
+        batch: `input_ids` (B, L); `span_mask` (B, L) bool, True where the model writes; optionally `attention_mask`
+            (B, L), 0 on filler that only makes rows equally long. `input_ids` inside the span mask is not read.
+        steps: How many; None for 100.
+        top_p: Nucleus of the projection to tokens, in (0, 1]; None for argmax.
+        temperature: Divides the logits of that draw.
+        seed: One for every sequence, or one each; the same seed gives the same text in any batch.
+        hooks: Called on each step, in order (`hooks.Hook`).
+        noise: (step, (B, L, V)) → standard normal, −1 for the start; replaces the seeded noise in tests.
+        start: First step; above 0 the run begins with the tokens that `input_ids` holds inside the span mask, noised
+            as that step would read them.
+        timestep_spacing: "uniform", "informative" or falling times t/T (`schedule.sampling_times`); None for what
+            `lm.config.timestep_spacing` says, else "uniform".
+        final: "argmax" to end with the most likely tokens of the last step, as the official code shows them;
+            "sample" to end with its draw.
 
-    The text is `step.tokens` of the last step. Raises ValueError or TypeError before the first step.
+    Yields:
+        Each step; the text is `step.tokens` of the last.
+
+    Raises:
+        InputError: Before the first step.
     """
     validation.check_simplex(lm)
-    run, hooks = SamplerState(lm, batch, steps, top_p, temperature, seed, noise), validation.as_hooks(hooks)
-    for hook in filter(lambda hook: hasattr(hook, "check"), hooks):
-        hook.check(lm)
+    config = lm.config
+    spacing = getattr(config, "timestep_spacing", "uniform") if timestep_spacing is None else timestep_spacing
+    times = sampling_times(steps, spacing, getattr(config, "loss_curve", None))
+    run = SamplerState(lm, batch, times, top_p, temperature, seed, final, noise)
     start = validation.check_int("start", start, 0, run.steps - 1)
     tokens = run.gather_masked(batch["input_ids"].to(lm.device))  # (N,)
     if start:
-        validation.check_ids(tokens, lm.config.vocab_size)
-    return loop(run, hooks, Step, start, tokens)
+        validation.check_ids(tokens, config.vocab_size)
+    return loop(run, validation.as_hooks(hooks), Step, start, tokens)
 
 
-def loop(run: SamplerState, hooks: list[Hook], kind: type[Step], start: int, tokens: torch.Tensor) -> Iterator[Step]:
-    state = run.first_input(start, tokens)
-    k = max(getattr(hook, "k", 1) for hook in [None, *hooks])  # found in the one pass, whichever hook reads first
-    for index in range(start, run.steps):
-        step = kind(run, index, state, min(k, len(run.embedding)))
-        for hook in hooks:
-            hook(step)
-        yield step
-        state = step.finish()
-        if step.stop:
-            return
+def loop(
+    run: SamplerState, hooks: list[Hook], step_class: type[Step], start: int, tokens: torch.Tensor
+) -> Iterator[Step]:
+    """Checks hooks, and returns the run's steps: hooks, then the caller, then the next step."""
+    for hook in hooks:
+        if check := getattr(hook, "check", None):
+            check(run.lm)
+    wanted = max([getattr(hook, "top_k", 1) for hook in hooks], default=1)  # found in the one pass, whoever reads first
+    top_k = min(wanted, len(run.embedding))
+
+    def steps() -> Iterator[Step]:
+        state = run.first_input(start, tokens)
+        for index in range(start, run.steps):
+            step = step_class(run, index, state, top_k)
+            for hook in hooks:
+                hook(step)
+            yield step
+            state = step.finish()
+            if step.stop:
+                return
+
+    return steps()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from .validation import InputError
+
 
 def _choose(generator: torch.Generator, options):
     return options[int(torch.randint(len(options), (), generator=generator))]
@@ -21,7 +23,7 @@ def _lengths(total: int, parts: int, generator: torch.Generator) -> list[int]:
 
 def _needs(length: int, least: int) -> None:
     if length < least:
-        raise ValueError(f"length is {length}; a mask needs at least {least} positions.")
+        raise InputError(f"length is {length}; a mask needs at least {least} positions.")
 
 
 def span_infilling(length: int, ratio: float, mean_span: int, generator: torch.Generator) -> torch.Tensor:
@@ -34,7 +36,7 @@ def span_infilling(length: int, ratio: float, mean_span: int, generator: torch.G
     """
     _needs(length, 2)
     if not 0 < ratio < 1 or mean_span < 1:
-        raise ValueError(f"ratio is {ratio} and mean_span {mean_span}; give 0 < ratio < 1 and mean_span ≥ 1.")
+        raise InputError(f"ratio is {ratio} and mean_span {mean_span}; give 0 < ratio < 1 and mean_span ≥ 1.")
     masked = min(max(1, int(length * ratio)), length - 1)
     spans = min(max(1, masked // mean_span), length - masked)
     known_lengths = _lengths(length - masked, spans, generator)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import torch
+
 
 def encode(tokenizer, text: str) -> list[int]:
     """Token ids of plain text: no special tokens of the tokenizer's own accord, and none that the text spells."""
@@ -16,6 +18,25 @@ def encode_continuation(tokenizer, text: str) -> list[int]:
     newline = encode(tokenizer, "\n")
     ids = encode(tokenizer, "\n" + text)
     return ids[len(newline) :] if ids[: len(newline)] == newline else encode(tokenizer, text)
+
+
+def eos_token_ids(model) -> list[int]:
+    """Every id that ends a text: the tokenizer's EOS and the configuration's, which has none, one or several."""
+    ids = model.config.eos_token_id
+    ids = ids if isinstance(ids, (list, tuple)) else [ids]
+    return sorted({*ids, getattr(getattr(model, "tokenizer", None), "eos_token_id", None)} - {None})
+
+
+def up_to_eos(ids: torch.Tensor, eos: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+    """Which positions come before or at the first EOS inside `where`: (B, L) bool; all of a row without one.
+
+    Args:
+        ids: (B, L).
+        eos: (E,) ids that end a text, perhaps none.
+        where: (B, L) bool.
+    """
+    ends = (torch.isin(ids, eos) & where).long()
+    return ends.cumsum(1) - ends == 0
 
 
 def encode_blanks(tokenizer, text: str) -> tuple[list[int], list[bool]]:
@@ -32,10 +53,3 @@ def encode_blanks(tokenizer, text: str) -> tuple[list[int], list[bool]]:
         ids += new
         mask += [i % 2 == 1] * len(new)
     return ids, mask
-
-
-def eos_token_ids(model) -> list[int]:
-    """Every id that ends a text: the tokenizer's EOS and the configuration's, which has none, one or several."""
-    ids = model.config.eos_token_id
-    ids = ids if isinstance(ids, (list, tuple)) else [ids]
-    return sorted({*ids, getattr(getattr(model, "tokenizer", None), "eos_token_id", None)} - {None})

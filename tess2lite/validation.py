@@ -31,18 +31,24 @@ def check_int(name: str, value, least: int, most: float = math.inf) -> int:
         if not isinstance(value, bool) and least <= operator.index(value) <= most:
             return operator.index(value)
     accepted = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
-    raise ValueError(f"{name} is {value!r}; give a whole number {accepted}.")
+    raise InputError(f"{name} is {value!r}; give a whole number {accepted}.")
 
 
-def check_sampling_args(top_p, temperature) -> None:
+FINALS = ("argmax", "sample")
+
+
+def check_sampling_args(top_p: float | None, temperature: float, final: str) -> None:
     """Settings of the projection to tokens."""
     if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
-        raise ValueError(f"top_p is {top_p!r}; give a number above 0 and at most 1, or None for argmax.")
+        raise InputError(f"top_p is {top_p!r}; give a number above 0 and at most 1, or None for argmax.")
     if not (_is_number(temperature) and 0 < temperature < math.inf):
-        raise ValueError(f"temperature is {temperature!r}; give a number above 0 (top_p=None for argmax).")
+        raise InputError(f"temperature is {temperature!r}; give a number above 0 (top_p=None for argmax).")
     if top_p is None and temperature != 1:
-        useless = "but top_p=None takes the likeliest token at any; leave it out"
-        raise ValueError(f"temperature is {temperature!r}, {useless}.")
+        raise InputError(
+            f"temperature is {temperature!r}, but top_p=None takes the most likely token at any; leave it out."
+        )
+    if final not in FINALS:
+        raise InputError(f"final is {final!r}; choose one of {', '.join(FINALS)}.")
 
 
 def _is_number(value) -> bool:
@@ -53,66 +59,72 @@ def expand_seeds(seed, sequences: int) -> list[int]:
     """A seed for each sequence, from one for all or one each."""
     seeds = list(seed) if isinstance(seed, Iterable) and getattr(seed, "ndim", 1) else [seed] * sequences
     if len(seeds) != sequences or not all(isinstance(s, numbers.Integral) for s in seeds):
-        raise ValueError(f"seed is {seed!r}; give one whole number, or one for each of the {sequences} sequences.")
+        raise InputError(f"seed is {seed!r}; give one whole number, or one for each of the {sequences} sequences.")
     return [int(s) for s in seeds]
 
 
 def as_hooks(hooks) -> list:
-    """Hooks as a list."""
+    """Hooks as a list, each with what the written protocol (`hooks.Hook`) says."""
     hooks = list(hooks) if isinstance(hooks, Iterable) else [hooks]
-    if wrong := [hook for hook in hooks if not callable(hook) or isinstance(hook, type)]:
-        raise TypeError(f"hooks holds {wrong[0]!r}; give functions that take a step, or hooks made ready, as Halt().")
+    for hook in hooks:
+        if not callable(hook) or isinstance(hook, type):
+            raise InputError(f"hooks holds {hook!r}; give functions of a step, or instances such as Halt().")
+        if not callable(getattr(hook, "check", as_hooks)):
+            raise InputError(f"The hook {hook!r} has a `check` that cannot be called; make it a method check(lm).")
+        check_int(f"top_k of the hook {hook!r}", getattr(hook, "top_k", 1), 1)
     return hooks
 
 
 def check_ids(ids: torch.Tensor, vocabulary: int) -> None:
     """Token ids that the model has."""
     if ids.is_floating_point() or ids.dtype == torch.bool:
-        raise TypeError(f"Token ids are {ids.dtype}; give whole numbers.")
+        raise InputError(f"Token ids are {ids.dtype}; give whole numbers.")
     if ids.min() < 0 or ids.max() >= vocabulary:
         wrong = int(ids[(ids < 0) | (ids >= vocabulary)][0])
-        raise ValueError(f"Token id {wrong} is outside this model's vocabulary of {vocabulary}; check the tokenizer.")
+        raise InputError(f"Token id {wrong} is outside this model's vocabulary of {vocabulary}; check the tokenizer.")
 
 
 def check_denoiser(lm, name: str = "lm") -> None:
     """A model from `load`, no name and no other model."""
     if not hasattr(lm, "embedding_matrix"):
-        raise TypeError(f"{name} is a {type(lm).__name__}; give a denoiser from tess2lite.load.")
+        raise InputError(f"{name} is a {type(lm).__name__}; give a denoiser from tess2lite.load.")
 
 
 def check_simplex(lm) -> None:
     """This model is a denoiser, and its states are noisy simplexes, not half-hidden texts."""
     check_denoiser(lm)
     if getattr(lm.config, "diffusion", "simplex") != "simplex":
-        raise ValueError("This model is one of masked diffusion; use tess2lite.mask_diffusion.denoise, or generate.")
+        raise InputError("This model is one of masked diffusion; use tess2lite.mask_diffusion.denoise, or generate.")
 
 
 def check_batch(lm, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The batch on the model's device, or one sentence on what is wrong with it."""
     if not isinstance(batch, Mapping):
-        raise TypeError(f"batch is a {type(batch).__name__}; give a dict of input_ids and span_mask, both (B, L).")
+        raise InputError(f"batch is a {type(batch).__name__}; give a dict of input_ids and span_mask, both (B, L).")
     for name in ("input_ids", "span_mask"):
         if not torch.is_tensor(batch.get(name)) or batch[name].dim() != 2 or not batch[name].numel():
-            raise ValueError(f"The batch has no '{name}' of shape (B, L) with something in it; give one row a text.")
+            raise InputError(f"The batch has no '{name}' of shape (B, L) with something in it; give one row a text.")
     ids, mask = batch["input_ids"].to(lm.device), batch["span_mask"].to(lm.device)
     attention = batch.get("attention_mask")
     attention = torch.ones_like(ids) if attention is None else attention.to(lm.device).long()
     for name, tensor in (("span_mask", mask), ("attention_mask", attention)):
         if tensor.shape != ids.shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, input_ids {tuple(ids.shape)}; both are (B, L).")
+            raise InputError(f"{name} has shape {tuple(tensor.shape)}, input_ids {tuple(ids.shape)}; both are (B, L).")
     if mask.dtype != torch.bool:
-        raise TypeError(f"span_mask is {mask.dtype}; give a bool tensor, True where the model writes.")
+        raise InputError(f"span_mask is {mask.dtype}; give a bool tensor, True where the model writes.")
     length, context = int(attention.sum(1).max()), lm.config.max_position_embeddings
     if length > context:
-        raise ValueError(f"The text is {length} tokens long; this model's context is {context}; shorten it.")
+        raise InputError(f"The text is {length} tokens long; this model's context is {context}; shorten it.")
     if not mask.any(1).all():
-        raise ValueError("span_mask has a row with nothing to denoise; every row needs a True.")
+        raise InputError("span_mask has a row with nothing to denoise; every row needs a True.")
     if (mask & (attention == 0)).any():
-        raise ValueError("span_mask marks filler (attention_mask 0); only real tokens can be denoised.")
+        raise InputError("span_mask marks filler (attention_mask 0); only real tokens can be denoised.")
     if (mask[:, 1:] & (attention[:, :-1] == 0) & (attention.cumsum(1)[:, 1:] > 1)).any():
-        raise ValueError("attention_mask has filler inside a text, before a masked token; filler stands at its ends.")
+        raise InputError("attention_mask has filler inside a text, before a masked token; filler stands at its ends.")
     if (mask & (attention.cumsum(1) == 1)).any():
-        raise ValueError("span_mask marks a row's first token, which nothing stands before; begin rows with BOS.")
+        raise InputError(
+            "span_mask covers a row's first token, which has no left neighbour to be predicted from; begin with BOS."
+        )
     check_ids(ids.masked_fill(mask | (attention == 0), 0), lm.config.vocab_size)
     ids = ids.long().masked_fill(mask, 0)  # never read; ids of another vocabulary may stand there
     return ids, mask, None if attention.all() else attention

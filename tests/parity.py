@@ -110,7 +110,7 @@ def check_padding(lm, golden):
         logits = next(sampling.denoise(lm, padded, steps=4, top_p=None)).logits
         close(logits[:, left : left + 6], alone, 1e-5)
     rows = [(ids[0], mask[0]), (torch.tensor([1, 30, pad, pad]), torch.tensor([False, False, True, True]))]
-    batch = generation._batch(rows)
+    batch = generation.make_batch(rows)
     assert batch["attention_mask"].tolist() == [[1] * 6, [1, 1, 1, 1, 0, 0]]
 
 

@@ -140,7 +140,7 @@ def test_a_conversation_keeps_both_turns(tiny):
 
 
 def test_a_turn_that_fails_is_not_kept(tiny):
-    with pytest.raises(TypeError, match="lm is a str; give a denoiser"):
+    with pytest.raises(ValueError, match="lm is a str; give a denoiser"):
         t2.Chat("tinytown-instruct")
     chat = t2.Chat(tiny(), steps=1, progress=False)
     with pytest.raises(ValueError, match="The user's message has no content"):

@@ -128,12 +128,12 @@ def test_as_many_likely_tokens_as_a_byte_counts():
 def test_what_guidance_changed_is_data_of_the_viewer():
     run = trajectory(["a", "b"])
     assert run_of(explorer(run))["gain"] == run_of(explorer(run))["before"] == ""
-    run.argmax_before_guidance = run.argmax.clone()
-    run.argmax_before_guidance[1, 2] = 0
-    run.logprob_gain = torch.zeros(2, 4)
-    run.logprob_gain[1, 2] = 1.234
-    run.logprob_gain[0, 1] = -0.5
-    run.logprob_gain[0, 3] = -1e9
+    run.records["argmax_before_guidance"] = run.argmax.clone()
+    run.records["argmax_before_guidance"][1, 2] = 0
+    run.records["logprob_gain"] = torch.zeros(2, 4)
+    run.records["logprob_gain"][1, 2] = 1.234
+    run.records["logprob_gain"][0, 1] = -0.5
+    run.records["logprob_gain"][0, 3] = -1e9
     drawn = run_of(explorer(run))
     assert unpacked(drawn["gain"], torch.int16) == [-50, 0, -32767, 0, 123, 0]
     assert unpacked(drawn["before"], torch.uint16) == [0, 0, 0, 0, 0, 0]

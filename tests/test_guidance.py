@@ -19,7 +19,9 @@ class Held:
 
     def __init__(self, golden, logits):
         self.input_ids, self.span_mask, self.attention_mask = golden["input_ids"], golden["span_mask"], None
-        self.masked_logits, self.reward, self.index, self.t = logits[self.span_mask], None, 9, 0
+        self.masked_logits, self.records = logits[self.span_mask], {}
+        self.index, self.steps = 9, 10
+        self.masked_idx = self.span_mask.flatten().nonzero()[:, 0]
 
     def logit_blocks(self):
         half = slice(0, 7), slice(7, len(self.masked_logits))
@@ -35,13 +37,13 @@ def test_guided_logits_and_rewards_are_the_official_ones(golden, reward_model, s
     step, rewards = Held(golden, golden["logits_selfcond"]), []
     for _ in range(5):
         t2.RewardGuidance(reward_model, scale)(step)
-        rewards.append(step.reward)
+        rewards.append(step.records["reward"])
     close(torch.stack(rewards), golden[f"guided_rewards_eta{scale}"])
     close(step.masked_logits, golden[f"guided_logits_eta{scale}"][golden["span_mask"]])
     at_once = Held(golden, golden["logits_selfcond"])
     t2.RewardGuidance(reward_model, scale, inner_steps=5)(at_once)
     close(at_once.masked_logits, step.masked_logits, 1e-5)
-    close(at_once.reward, rewards[0], 1e-6)
+    close(at_once.records["reward"], rewards[0], 1e-6)
 
 
 @pytest.mark.parametrize("scale", [0.25, 2.0])
@@ -84,9 +86,9 @@ def test_one_ascent_by_finite_differences(golden):
 def test_an_ascent_raises_the_predicted_reward_of_every_text(golden, reward_model):
     step, guide = Held(golden, golden["logits_selfcond"]), t2.RewardGuidance(reward_model, 0.25)
     guide(step)
-    before = step.reward
+    before = step.records["reward"]
     guide(step)
-    assert (step.reward > before).all()
+    assert (step.records["reward"] > before).all()
 
 
 def run(lm, golden, *hooks, **settings):
@@ -96,7 +98,7 @@ def run(lm, golden, *hooks, **settings):
 
 def test_guidance_is_part_of_the_run(golden, golden_lm, reward_model):
     guided, plain = run(golden_lm, golden, t2.RewardGuidance(reward_model, 5.0))[-1], run(golden_lm, golden)[-1]
-    assert not torch.equal(guided.tokens, plain.tokens) and guided.reward.shape == (3,)
+    assert not torch.equal(guided.tokens, plain.tokens) and guided.records["reward"].shape == (3,)
     assert torch.equal(guided.tokens[~golden["span_mask"]], golden["input_ids"][~golden["span_mask"]])
 
 
@@ -105,14 +107,16 @@ def test_scale_zero_reads_the_reward_and_changes_nothing(golden, golden_lm, rewa
     read = run(golden_lm, golden, t2.RewardGuidance(reward_model, 0), top_p=0.9)
     for one, other in zip(plain, read, strict=True):
         assert torch.equal(one.logits, other.logits) and torch.equal(one.tokens, other.tokens)
-        assert one.reward is None and other.reward.shape == (3,) and other.logprob_gain is None
+        assert not one.records and other.records["reward"].shape == (3,)
+        assert not other.records["logprob_gain"].any()
+        assert torch.equal(other.records["argmax_before_guidance"], other.argmax)
 
 
 @pytest.mark.parametrize(("start", "end", "guided"), [(0, 1, range(10)), (0.5, 1, range(5, 10)), (0, 0.3, range(3))])
 def test_the_guided_part_of_the_run(golden, golden_lm, reward_model, start, end, guided):
     steps = run(golden_lm, golden, t2.RewardGuidance(reward_model, 5.0, start=start, end=end))
-    assert [step.index for step in steps if step.ascent] == [*guided]
-    assert all(step.reward is not None for step in steps)
+    assert [step.index for step in steps if step.records["logprob_gain"].any()] == [*guided]
+    assert all("reward" in step.records for step in steps)
     plain = run(golden_lm, golden)
     same = [torch.equal(a.logits, b.logits) for a, b in zip(steps, plain, strict=True)]
     assert same[: guided[0]] == [True] * guided[0] and not same[guided[0]]
@@ -125,16 +129,18 @@ def test_what_was_pushed(golden, golden_lm, reward_model):
     before, after = plain.logits.log_softmax(-1), guided.logits.log_softmax(-1)
     best = after.argmax(-1, keepdim=True)
     mask = golden["span_mask"]
-    close(guided.logprob_gain[mask], (after - before).gather(-1, best)[..., 0][mask], 1e-5)
-    assert torch.equal(guided.argmax_before_guidance, torch.where(mask, plain.argmax, golden["input_ids"]))
-    assert (guided.argmax_before_guidance != guided.argmax).any() and (guided.logprob_gain[~mask] == 0).all()
+    close(guided.records["logprob_gain"][mask], (after - before).gather(-1, best)[..., 0][mask], 1e-5)
+    assert torch.equal(guided.records["argmax_before_guidance"], torch.where(mask, plain.argmax, golden["input_ids"]))
+    assert (guided.records["argmax_before_guidance"] != guided.argmax).any() and (
+        guided.records["logprob_gain"][~mask] == 0
+    ).all()
 
 
 def test_rewards_add_up_by_their_weights(golden, golden_lm, reward_model):
     def gained(model, **more):
         step = Held(golden, golden["logits_selfcond"])
         t2.RewardGuidance(model, 1.0, **more)(step)
-        return step.masked_logits - golden["logits_selfcond"][golden["span_mask"]], step.reward
+        return step.masked_logits - golden["logits_selfcond"][golden["span_mask"]], step.records["reward"]
 
     other = t2.load_reward(GOLDEN / "reward")
     with torch.no_grad():
@@ -184,7 +190,7 @@ def test_read_at_eos_hides_what_follows(tiny):
     def rewards(judge):
         run = t2.denoise(lm, {"input_ids": ids, "span_mask": torch.arange(6)[None].expand(2, 6) > 1}, steps=1,
                          hooks=[ends_at_2, t2.RewardGuidance(judge, 0)])  # fmt: skip
-        return [*run][-1].reward
+        return [*run][-1].records["reward"]
 
     def ends_at_2(step):
         logits = step.logits.clone()
@@ -236,5 +242,5 @@ def test_a_judge_of_other_tokens_is_refused_before_the_first_step(tiny, reward_m
     judge.tokenizer = type("Other", (), {"get_vocab": lambda self: {"a": 0}})()
     with pytest.raises(ValueError, match="has other tokens than the denoiser's, though as many"):
         t2.generate(lm, "A cat.", steps=1, hooks=[t2.RewardGuidance(judge)])
-    with pytest.raises(TypeError, match="is a MistralForDiffusionLM; give one from tess2lite.load_reward"):
+    with pytest.raises(ValueError, match="is a MistralForDiffusionLM; give one from tess2lite.load_reward"):
         t2.RewardGuidance(lm)

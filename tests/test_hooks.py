@@ -5,9 +5,8 @@ import torch
 
 import tess2lite as t2
 from tess2lite import textbook
-from tess2lite.hooks import Branch, Halt, NoSelfConditioning, Pin
+from tess2lite.hooks import Branch, Halt, NoSelfConditioning, Pin, Recorder
 from tess2lite.schedule import alpha_bar
-from tess2lite.trajectory import Recorder
 
 STEPS = 8
 
@@ -119,12 +118,12 @@ def test_a_run_from_the_middle_reads_the_tokens_noised_as_the_textbook_does(lm, 
 
 def test_hooks_that_read_before_the_recorder_cost_no_second_projection(lm, batch, monkeypatch):
     calls = []
-    project = t2.Step._project_chunk
-    monkeypatch.setattr(t2.Step, "_project_chunk", lambda self, *more: calls.append(0) or project(self, *more))
+    predict = t2.Step._predict
+    monkeypatch.setattr(t2.Step, "_predict", lambda self, *more: calls.append(0) or predict(self, *more))
     seen = []
-    run(lm, batch, lambda step: seen.append((step.argmax, step.confidence)), Recorder(k=5))
+    run(lm, batch, lambda step: seen.append((step.argmax, step.confidence)), Recorder(top_k=5))
     assert len(calls) == STEPS
-    recorder = Recorder(k=5)
+    recorder = Recorder(top_k=5)
     run(lm, batch, recorder)
     for (argmax, confidence), kept in zip(seen, recorder.steps, strict=True):
         assert torch.equal(argmax, kept["top_ids"][..., 0]) and torch.equal(confidence, kept["top_p"][..., 0])

@@ -72,7 +72,7 @@ def exact_two_steps(lm, text):
 
 def shares(lm, steps, runs):
     """How often the chain writes each text, (25,)."""
-    for step in denoise(lm, batch_of([[0, 0, 0]] * runs), steps, top_p=1.0, seed=range(runs)):
+    for step in denoise(lm, batch_of([[0, 0, 0]] * runs), steps, top_p=1.0, seed=range(runs), final="sample"):
         written = step.tokens[:, 1:]
     number = written[:, 0] * V + written[:, 1]
     return torch.bincount(number, minlength=V * V) / runs

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_guidance import small_judge
 from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, TrainingArguments
 
 import tess2lite as t2
@@ -28,7 +29,7 @@ def textbook(lm, ids, gone, share):
     total = 0
     for row, away, t in zip(ids, gone, share, strict=True):
         read = torch.tensor([UNK if a else int(i) for i, a in zip(row, away, strict=True)])
-        log_p = lm(input_ids=read[None]).logits[0].log_softmax(-1)
+        log_p = MistralForCausalLM.forward(lm, input_ids=read[None]).logits[0].log_softmax(-1)
         for i in range(len(row)):
             if away[i]:
                 total += -log_p[i - 1, row[i]] / t
@@ -228,12 +229,15 @@ def test_what_a_step_says(tiny):
     batch = batch_of(6)
     before = batch["input_ids"].masked_fill(batch["span_mask"], UNK)
     for i, step in enumerate(mask_diffusion.denoise(lm, batch, 4)):
-        assert (step.index, step.t, step.alpha_bar) == (i, 3 - i, i / 4)
+        assert (step.index, step.steps, step.alpha_bar) == (i, 4, i / 4)
         ids, p = step.top(3)
         revealed = before != UNK
         assert torch.equal(ids[..., 0][revealed], before[revealed])
         assert (p[revealed] == torch.tensor([1.0, 0, 0])).all() and (step.entropy[revealed] == 0).all()
-        read = torch.cat([torch.zeros(1, 1, lm.config.vocab_size), lm(input_ids=before).logits[:, :-1]], 1)
+        read = torch.cat(
+            [torch.zeros(1, 1, lm.config.vocab_size), MistralForCausalLM.forward(lm, input_ids=before).logits[:, :-1]],
+            1,
+        )
         read[..., UNK] = -torch.inf
         q = read.detach().softmax(-1)[~revealed]
         assert torch.allclose(p[~revealed], q.topk(3).values, atol=1e-5)
@@ -294,19 +298,12 @@ def test_what_it_cannot_do_gets_a_sentence(tiny):
     with pytest.raises(ValueError, match="start is 2; a masked model has no noise"):
         t2.replay(lm, out, start=2, progress=False)
 
-    class Guidance:
-        def check(self, lm):
-            """As guidance has it."""
-
-        def __call__(self, step):
-            """Nothing."""
-
-    with pytest.raises(ValueError, match="Guidance moves the logits of a simplex model"):
-        t2.generate(lm, "The cat", steps=4, length=6, hooks=[Guidance()], progress=False)
+    with pytest.raises(ValueError, match="This model is one of masked diffusion"):
+        t2.generate(lm, "The cat", steps=4, length=6, hooks=[t2.RewardGuidance(small_judge(lm))], progress=False)
     with pytest.raises(ValueError, match="steps is 0"):
         mask_diffusion.denoise(lm, batch_of(), 0)
     torch.nn.init.constant_(lm.lm_head.weight, float("nan"))
-    with pytest.raises(FloatingPointError, match="Step 0 predicts no finite numbers"):
+    with pytest.raises(FloatingPointError, match="Step 0 produced NaN or inf logits"):
         list(mask_diffusion.denoise(lm, batch_of(), 2, hooks=[lambda step: step.tokens]))
 
 

@@ -23,17 +23,19 @@ MUTATIONS = {
     "self-conditioning left out (textbook)": (
         textbook, "(F.softmax(simplex, -1) + F.softmax(previous_logits, -1)) / 2", "F.softmax(simplex, -1)"),
     "self-conditioning left out (sampler)": (
-        sampling, "self_condition(noisy, belief)", "noisy.softmax(1)"),
+        sampling, "self_condition(noisy, self_cond)", "noisy.softmax(1)"),
     "self-conditioning left out (training)": (loss, "(noisy + belief) / 2", "noisy"),
     "no uniform belief at the start": (sampling, "(torch.cat(soft) + self.embedding.mean(0)) / 2", "torch.cat(soft)"),
-    "ᾱ one step late (sampler)": (sampling, "run.alpha_bar[self.t])", "run.alpha_bar[self.t + 1])"),
+    "ᾱ one step late (sampler)": (
+        sampling, "noisy_simplex_(noise, tokens, self.alphas_bar[index + 1])",
+        "noisy_simplex_(noise, tokens, self.alphas_bar[index])"),
     "ᾱ one step early (textbook)": (
         textbook, "noise(i, shape), alpha_bar[t])", "noise(i, shape), alpha_bar[max(0, t - 1)])"),
-    "timestep off by one": (sampling, "t / self.steps", "(t + 1) / self.steps"),
+    "timestep off by one": (sampling, "self.times[index], dtype", "self.times[index] + 1 / self.steps, dtype"),
     "self-conditioning from t (training)": (loss, "(t + 1).clamp", "(t + 0).clamp"),
     "E not detached (textbook)": (textbook, "@ matrix.detach()", "@ matrix"),
-    "noise of variance 1, not k²": (sampling, "run.fresh_noise(self.index, chunk, spare)",
-                                    "run.fresh_noise(self.index, chunk, spare) / 5"),
+    "noise of variance 1, not k²": (
+        sampling, "self.fresh_noise(index, chunk, scratch)", "self.fresh_noise(index, chunk, scratch) / 5"),
     "PAD treated as filler (batching)": (
         generation, "[torch.ones_like(row) for row in ids]", "[(row != 0).long() for row in ids]"),
     "PAD treated as filler (sampler)": (

@@ -64,7 +64,7 @@ def test_noise_panel(lm, change):
 
 @pytest.mark.parametrize(
     "change, sentence",
-    [({"sentence": " "}, "The sentence is empty"), ({"sentence": HALF}, "has half a sign in it"),
+    [({"sentence": " "}, "The sentence is empty"), ({"sentence": HALF}, "contains an unpaired surrogate"),
      ({"sentence": LONG}, "context of"), ({"sentence": 40 * HOSTILE}, "context of"),
      ({"position": None}, "position is None"), ({"k": NAN}, "k is nan"), ({"time": NAN}, "t/T is nan")],
 )  # fmt: skip
@@ -128,7 +128,8 @@ def test_earlier_runs_stay_as_tabs(lm):
 
 @pytest.mark.parametrize(
     "mistake, sentence",
-    [({"prompt": ""}, "prompt is empty"), ({"prompt": " \n"}, "prompt is empty"), ({"prompt": HALF}, "half a sign"),
+    [({"prompt": ""}, "prompt is empty"), ({"prompt": " \n"}, "prompt is empty"),
+     ({"prompt": HALF}, "unpaired surrogate"),
      ({"prompt": LONG}, "shorten it"), ({"prompt": 40 * HOSTILE}, "shorten it"),
      ({"length": 9999}, "length is 9999"), ({"top_p": NAN}, "top_p is nan"), ({"steps": 0}, "steps is 0"),
      ({"steps": 2.5}, "steps is 2.5"), ({"seed": None}, "seed"), ({"temperature": NAN}, "temperature is nan")],
@@ -237,7 +238,7 @@ def test_a_future_of_a_branch_needs_the_branch_again(lm, written):
     [
         ({"step": 2, "position": 12}, {"action": "replace", "word": "hippopotamus"}, "tokens, not one"),
         ({"step": 2, "position": 12}, {"action": "replace", "word": " "}, "No word is given"),
-        ({"step": 2, "position": 12}, {"action": "replace", "word": HALF}, "half a sign"),
+        ({"step": 2, "position": 12}, {"action": "replace", "word": HALF}, "unpaired surrogate"),
         ({"step": 2, "position": None}, {"action": "replace", "word": "kite"}, "No word is held"),
         ({"step": 2, "position": None}, {"action": "rewrite"}, "No word is held"),
         ({"step": 0, "position": 12}, {"action": "noise"}, "Step 1 reads pure noise"),

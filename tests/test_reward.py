@@ -123,7 +123,9 @@ def test_guidance_in_four_bits(adapter, base):
     assert any("4bit" in type(module).__name__ for module in judge.modules())
     out = t2.generate(lm, "A cat.", steps=3, length=8, hooks=[t2.RewardGuidance(judge, 50.0)], progress=False)
     plain = t2.generate(lm, "A cat.", steps=3, length=8, progress=False)
-    assert out.trajectory.reward.isfinite().all() and not torch.equal(out.trajectory.top_p, plain.trajectory.top_p)
+    assert out.trajectory.records["reward"].isfinite().all() and not torch.equal(
+        out.trajectory.top_p, plain.trajectory.top_p
+    )
     whole = t2.load_reward(GOLDEN / "reward", load_in_4bit=True)
     assert any("4bit" in type(module).__name__ for module in whole.modules())
 
@@ -203,7 +205,7 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
 
     refuses("is not a reward model", GOLDEN / "checkpoint")
     refuses("There is no model", tmp_path / "nothing")
-    with pytest.raises(TypeError, match="base is a str; give a denoiser"):
+    with pytest.raises(ValueError, match="base is a str; give a denoiser"):
         t2.load_reward(made.output, base="tinytown-instruct")
     with pytest.raises(ValueError, match="'tinytown:funny' is not a preference of Tinytown; choose tinytown:cheerful"):
         reward_training.read_pairs("tinytown:funny")

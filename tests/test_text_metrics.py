@@ -236,7 +236,7 @@ def test_rows_of_different_lengths_count_by_their_masked_tokens(tiny):
 
 
 def test_a_loss_of_nothing(tiny, judge):
-    with pytest.raises(TypeError, match="give a denoiser from tess2lite.load"):
+    with pytest.raises(ValueError, match="give a denoiser from tess2lite.load"):
         text_metrics.loss_by_t(judge, [[1, 5, 6, 7]])
     for rows, masking in (([], "prefix"), ([[1, 5, 6, 7]], "given"), ([[1, 5, 6, 7]], None)):
         with pytest.raises(ValueError, match="give rows, and 'ul2' or 'prefix'"):

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 import tess2lite as t2
 from tess2lite.generation import replay
-from tess2lite.hooks import Pin
-from tess2lite.trajectory import Recorder, Trajectory
+from tess2lite.hooks import Pin, Recorder
+from tess2lite.trajectory import Trajectory
 
 STEPS = 6
 
@@ -64,7 +64,7 @@ def test_what_is_recorded_is_the_models_own_prediction(recorded):
 
 def test_k_is_the_users(recorded):
     lm = recorded[0]
-    recorder = Recorder(k=3)
+    recorder = Recorder(top_k=3)
     ids, mask = torch.tensor([[1, 5, 6, 0, 0]]), torch.tensor([[False, False, False, True, True]])
     for _ in t2.denoise(lm, {"input_ids": ids, "span_mask": mask}, steps=2, hooks=[recorder]):
         pass
@@ -74,11 +74,12 @@ def test_k_is_the_users(recorded):
 
 def test_saved_and_loaded_the_same(recorded, tmp_path):
     run = recorded[1].trajectory
-    run.reward = torch.arange(STEPS).float()
+    run.records["reward"] = torch.arange(STEPS).float()
     run.save(tmp_path / "run.safetensors")
     again = Trajectory.load(tmp_path / "run.safetensors")
-    for name in ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask", "reward"):
+    for name in ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask"):
         assert torch.equal(getattr(again, name), getattr(run, name)), name
+    assert torch.equal(again.records["reward"], run.records["reward"])
     assert (again.texts, again.token_strings, again.settings) == (run.texts, run.token_strings, run.settings)
 
 
@@ -99,7 +100,7 @@ def test_a_replay_needs_its_own_tokenizer_and_settings(recorded):
     other.tokenizer.decode = lambda ids: "x" * len(ids)
     with pytest.raises(ValueError, match="another tokenizer; load its model, 'tinytown-base'"):
         replay(other, run)
-    with pytest.raises(ValueError, match="does not say its from_start, hooks, model, prompt, seed"):
+    with pytest.raises(ValueError, match="does not say its final, from_start, hooks, model, prompt, seed"):
         replay(recorded[0], by_hand([[1, 2]]))
 
 
@@ -109,7 +110,9 @@ def test_files_that_are_no_trajectory(recorded, tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "foreign")
     (tmp_path / "text").write_text("no tensors here")
     for name, sentence in (
-        ("truncated", "no whole trajectory"), ("foreign", "no whole trajectory"), ("text", "no whole trajectory"),
+        ("truncated", "not a complete trajectory"),
+        ("foreign", "not a complete trajectory"),
+        ("text", "not a complete trajectory"),
         ("missing", "There is no trajectory file"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=sentence):
@@ -182,7 +185,7 @@ BROKEN = {
     "alpha_bar": torch.ones(2), "token_strings": {}, "texts": ["x"], "known": ["x"], "settings": [],
     "span_mask": torch.zeros(2, dtype=torch.bool), "top_p": torch.full((3, 2, 1), 2.0),
     "entropy": torch.full((3, 2), float("nan")), "top_ids": torch.zeros(3, 2, 0, dtype=torch.int),
-    "reward": torch.ones(1),
+    "records": {"reward": torch.ones(1)},
 }  # fmt: skip
 
 
@@ -191,13 +194,13 @@ def test_parts_that_do_not_fit_are_no_trajectory(part, tmp_path):
     by_hand([[1, 2], [3, 4], [5, 6]]).save(tmp_path / "whole")
     assert len(Trajectory.load(tmp_path / "whole")) == 3
     by_hand([[1, 2], [3, 4], [5, 6]], **{part: BROKEN[part]}).save(tmp_path / "broken")
-    with pytest.raises(ValueError, match="no whole trajectory"):
+    with pytest.raises(ValueError, match="not a complete trajectory"):
         Trajectory.load(tmp_path / "broken")
 
 
 def test_a_start_is_a_number(tmp_path):
     by_hand([[1, 2], [3, 4]], settings={"start": '"><b>'}).save(tmp_path / "broken")
-    with pytest.raises(ValueError, match="no whole trajectory"):
+    with pytest.raises(ValueError, match="not a complete trajectory"):
         Trajectory.load(tmp_path / "broken")
 
 

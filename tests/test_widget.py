@@ -120,7 +120,7 @@ def test_hooks_with_a_memory_are_run_from_the_start(lm, opened):
     "message, sentence",
     [
         ({"text": " "}, "No word is given"),
-        ({"text": "\ud800"}, "has half a sign in it"),
+        ({"text": "\ud800"}, "contains an unpaired surrogate"),
         ({"text": "hippopotamus " * 9}, "does not fit here"),
     ],
 )
@@ -160,9 +160,9 @@ def test_an_empty_explorer_takes_a_run_as_it_comes(lm, opened):
 
 
 def test_what_it_is_made_of_is_checked(lm):
-    with pytest.raises(TypeError, match="The run is a str"):
+    with pytest.raises(ValueError, match="The run is a str"):
         Explorer(lm, "x")
-    with pytest.raises(TypeError, match="lm is a NoneType"):
+    with pytest.raises(ValueError, match="lm is a NoneType"):
         Explorer(None, None)
 
 

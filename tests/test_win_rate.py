@@ -92,7 +92,7 @@ def test_the_truly_better_answer_wins(model, pairs):
 def test_judges_that_cannot_judge(model, monkeypatch):
     with pytest.raises(TypeError, match="The judge is a str; give a reward model, or a function"):
         win_rate.scores("tinytown-reward", ["a"], ["b"])
-    with pytest.raises(TypeError, match="The reward model is a MistralForCausalLM"):
+    with pytest.raises(ValueError, match="The reward model is a MistralForCausalLM"):
         win_rate.scores(AutoModelForCausalLM.from_pretrained(t2.bundled()["tinytown-ar"]), ["a"], ["b"])
     large = AutoTokenizer.from_pretrained(t2.bundled()["tinytown-ar"])
     large.add_tokens(["«one»", "«more»"])

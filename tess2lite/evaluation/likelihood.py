@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from .. import validation
 from ..chunks import generator_for
 from ..sampling import Step, denoise
-from ..schedule import alpha_bar
 from ..simplex import SIMPLEX_VALUE, noisy_simplex_
 from ..validation import InputError
 
@@ -52,16 +51,15 @@ class _WeightedRun:
         self.log_p_final = torch.zeros_like(advantage)
 
     def __call__(self, step: Step) -> None:
-        alphas_bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar(step.index + step.t + 1)])
-        level = alphas_bar[step.t]  # of the step that follows
+        level = torch.tensor(step.next_alpha_bar, dtype=torch.float64)
         sequences = step.span_mask.nonzero()[:, 0]  # (N,)
         truth = self.truth[step.span_mask]
         drawn = truth.clone()
-        noise = self.noise.of_step(step.index) if step.t else None
+        noise = self.noise.of_step(step.index) if not step.is_last else None
         for rows, logits in step.logit_blocks():
             sequence = int(sequences[rows.start])  # a block lies in one
             log_p = logits.double().log_softmax(1)
-            if step.t == 0:
+            if step.is_last:
                 log_weights = _at(log_p, truth[rows])
                 self.log_p_final[rows] = log_weights
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ class MaskedTrainer(GridTrainer):
     def _batch_loss(self, model: torch.nn.Module, inputs: Batch, seed: int) -> torch.Tensor:
         ratio = (inputs["t"] + 1) / TRAINING_TIMESTEPS  # (B,)
         is_masked = absorbed(inputs["span_mask"], ratio, inputs["example"].tolist(), seed)
-        return model(run=lambda lm: masked_loss(lm, inputs["input_ids"], is_masked, ratio, self.token))
+        loss = partial(masked_loss, token=self.token)
+        return model(input_ids=inputs["input_ids"], span_mask=is_masked, t=ratio, loss=loss)
 
     def _evaluation_loss(self, model: torch.nn.Module, inputs: Batch) -> torch.Tensor:
         return self._batch_loss(model, inputs, GRID_SEED)

@@ -12,7 +12,6 @@ import torch
 from transformers import Trainer
 
 from ..chunks import generator_for
-from ..loss import diffusion_loss, seeded_noise
 from ..schedule import TRAINING_TIMESTEPS
 from ..span_masks import after, prefix, ul2
 from ..validation import InputError
@@ -317,24 +316,9 @@ class DiffusionTrainer(GridTrainer):
         return self._denoising_loss(model, inputs, self.self_conditioning > 0, GRID_SEED)
 
     def _denoising_loss(self, model: torch.nn.Module, inputs: Batch, self_condition: bool, seed: int) -> torch.Tensor:
-        mask = inputs["span_mask"]
-        examples = inputs["example"].tolist()
-
-        def run(lm: Any) -> torch.Tensor:
-            noise, blocks = seeded_noise(seed, examples, mask, lm.config.vocab_size)
-            return diffusion_loss(
-                lm,
-                inputs["input_ids"],
-                mask,
-                inputs["t"],
-                noise,
-                blocks,
-                self_condition,
-                inputs.get("loss_weights"),
-                inputs.get("attention_mask"),
-            )
-
-        return model(run=run)  # through the wrappers: DDP must see a forward pass
+        names = ("input_ids", "span_mask", "t", "example", "loss_weights", "attention_mask")
+        given = {name: inputs[name] for name in names if name in inputs}
+        return model(**given, seed=seed, self_condition=self_condition)  # wrappers must see a forward pass
 
 
 def save_diffusion_config(folder: str | Path, **entries: Any) -> None:

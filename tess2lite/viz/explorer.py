@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..trajectory import Trajectory, as_trajectory
+
 MODULE = Path(__file__).parent / "explorer.mjs"
 LISTED = 40  # steps that the list for readers without scripts holds
 LISTED_CHARACTERS = 150_000  # and how long it may become
@@ -56,14 +58,6 @@ def comparison(runs: dict) -> str:
     if len(runs) > 1:
         data["beside"] = [0, len(runs) - 1]
     return _page(data, runs)
-
-
-def as_trajectory(given):
-    """Return the trajectory of what `generate` returned, or a trajectory as it is; raise TypeError for all else."""
-    trajectory = getattr(given, "trajectory", given)
-    if not hasattr(trajectory, "top_ids"):
-        raise TypeError(f"The run is a {type(given).__name__}; give what generate returned, or its trajectory.")
-    return trajectory
 
 
 def spread(steps: int, count: int) -> list[int]:
@@ -184,9 +178,9 @@ class _Columns:
         whole = len(detailed) == len(run)
         entropy = (run.entropy[:, at] * 16).round().clamp(0, 255) if whole else torch.empty(0)
         before, gain = torch.empty(2, 0)
-        if run.logprob_gain is not None:
-            before = run.argmax_before_guidance[:, at]
-            gain = (run.logprob_gain[:, at] * 100).round().clamp(-32_767, 32_767)
+        if "logprob_gain" in run.records:
+            before = run.records["argmax_before_guidance"][:, at]
+            gain = (run.records["logprob_gain"][:, at] * 100).round().clamp(-32_767, 32_767)
         return {
             "tokens": self._indices(run.tokens[:, at]),
             "sure": _packed(self.p[..., 0], torch.uint8),
@@ -195,13 +189,19 @@ class _Columns:
             "p": _packed(self.p[detailed][kept], torch.uint8),
             "entropy": _packed(entropy, torch.uint8),
             "alpha_bar": [round(value, 5) for value in run.alpha_bar.tolist()],
-            "reward": None if run.reward is None else [round(value, 4) for value in run.reward.tolist()],
+            "reward": [round(value, 4) for value in run.records["reward"].tolist()]
+            if "reward" in run.records
+            else None,
             "before": self._indices(before),
             "gain": _packed(gain, torch.int16),
         }
 
     def _indices(self, ids: torch.Tensor) -> str:
         return _packed(torch.searchsorted(torch.tensor(self.ids), ids.long()), self.width)
+
+
+def _rounded(values: torch.Tensor | None) -> list[float] | None:
+    return None if values is None else [round(value, 4) for value in values.tolist()]
 
 
 def piece(trajectory, token: int) -> str:
@@ -262,3 +262,6 @@ def _script() -> str:
     lines = [line.strip() for line in code.splitlines()]
     code = "\n".join(line for line in lines if line and not line.startswith(("//", "/**", "export default")))
     return re.sub(r"^export ", "", code, flags=re.MULTILINE)
+
+
+setattr(Trajectory, "_repr_html_", explorer)  # noqa: B010  IPython shows a trajectory as its explorer

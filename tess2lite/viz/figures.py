@@ -126,7 +126,7 @@ def reward_curves(runs: dict) -> Figure:
     """Predicted reward over the steps of several runs, name → trajectory, on one scale."""
     figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
     for (name, run), dash in zip(runs.items(), itertools.cycle(("-", "--", ":", "-."))):
-        axis.plot(range(run.first + 1, run.first + len(run) + 1), run.reward, dash, label=name)
+        axis.plot(range(run.first + 1, run.first + len(run) + 1), run.records["reward"], dash, label=name)
     axis.set(xlabel="diffusion step", ylabel="predicted reward")
     axis.legend()
     plt.close(figure)

@@ -13,10 +13,11 @@ import traitlets
 
 from .. import generation, validation
 from ..guidance import RewardGuidance
-from ..hooks import NoSelfConditioning, Pin
+from ..hooks import NoSelfConditioning, Pin, Recorder
 from ..sampling import SamplerState, Step, loop
+from ..schedule import sampling_times
 from ..tokens import encode_continuation
-from ..trajectory import Recorder, Trajectory, known_texts, token_strings_of
+from ..trajectory import Trajectory, known_texts, token_strings_of
 from ..validation import InputError
 from .byte_tokens import partial_bytes
 from .explorer import MODULE, as_trajectory, pins_of, run_data, run_header
@@ -226,7 +227,7 @@ class Future:
             return generation.replay(lm, self.trajectory, [*hooks, feed], progress=False), []
         run = self.trajectory
         sampler = _sampler(lm, run, self.inputs[: step + 1])
-        recorder = Recorder(run.top_ids.shape[-1], _recorded(run, step))
+        recorder = Recorder(run.top_ids.shape[-1], _recorded(run, step), run.alpha_bar[:step].tolist())
         for _ in loop(sampler, [*hooks, recorder, feed], Step, step, None):
             pass
         names = [type(hook).__name__ for hook in hooks]
@@ -242,23 +243,24 @@ class _KeepingSampler(SamplerState):
     def first_input(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
         return self.inputs.pop() if self.inputs else super().first_input(index, tokens)
 
-    def read(self, state: torch.Tensor, t: int) -> torch.Tensor:
+    def read(self, state: torch.Tensor, index: int) -> torch.Tensor:
         self.inputs.append(state)
-        return super().read(state, t)
+        return super().read(state, index)
 
 
 def _sampler(lm, run: Trajectory, inputs=()) -> _KeepingSampler:
     ids = run.tokens[-1].long()
     batch = {"input_ids": ids[None], "span_mask": run.span_mask[None], "attention_mask": torch.ones_like(ids)[None]}
-    steps, top_p, temperature, seed = [run.settings[name] for name in generation.CHOSEN]
-    sampler = _KeepingSampler(lm, batch, steps, top_p, temperature, seed)
+    params = generation.params_of(run)
+    times = sampling_times(params.steps, params.timestep_spacing, getattr(lm.config, "loss_curve", None))
+    sampler = _KeepingSampler(lm, batch, times, params.top_p, params.temperature, params.seed, params.final)
     sampler.inputs = list(inputs)
     return sampler
 
 
 def _recorded(run: Trajectory, steps: int) -> list[dict]:
     """A trajectory's first steps as a `Recorder` kept them."""
-    columns = {name: value for name, value in vars(run).items() if torch.is_tensor(value) and name != "span_mask"}
+    columns = {name: getattr(run, name) for name in ("tokens", "top_ids", "top_p", "entropy")} | run.records
     return [{name: value[step : step + 1] for name, value in columns.items()} for step in range(steps)]
 
 
@@ -278,16 +280,17 @@ class _Feed:
         self.index: dict[int, int] = {}
         self.began = False
         self.recorder = Recorder()
-        self.k = self.recorder.k
+        self.top_k = self.recorder.top_k
 
     def __call__(self, step) -> None:
-        step.stop |= self.explorer.stopped
+        step.stop = step.stop or self.explorer.stopped
         if step.index < self.start:
             return
         self.recorder(step)
         if not self.began:
             self._begin(step)
         frame = self._frame(self.recorder.steps.pop())
+        frame["alpha_bar"] = step.alpha_bar
         self.explorer.send({"type": "step", "run": self.run, "step": frame})
 
     def end(self) -> None:
@@ -331,7 +334,7 @@ class _Feed:
             texts=[],
             token_strings={},
             known=known,
-            settings={"steps": step.index + step.t + 1, "start": step.index},
+            settings={"steps": step.steps, "start": step.index},
         )
         return run_header(run, self.name) | {"pieces": [], "tokens": [], "alpha_bar": []}
 
@@ -347,9 +350,7 @@ class _Feed:
     def _frame(self, recorded: dict) -> dict:
         """One step's columns as the contract has them."""
         at = self.positions
-        columns = {
-            name: value[0] if name in ("alpha_bar", "reward") else value[0, at] for name, value in recorded.items()
-        }
+        columns = {name: value[0].cpu() if value.dim() == 1 else value[0].cpu()[at] for name, value in recorded.items()}
         p = (columns["top_p"] * 255).round().int()
         kept = p > 0
         kept[:, 0] = True
@@ -366,7 +367,6 @@ class _Feed:
             "top": top,
             "p": p[kept].tolist(),
             "entropy": (columns["entropy"] * 16).round().clamp(0, 255).int().tolist(),
-            "alpha_bar": float(columns["alpha_bar"]),
         }
         if before:
             frame["before"] = before[0]
@@ -381,4 +381,5 @@ def _first_steps(run: Trajectory, steps: int) -> Trajectory:
         name: value[:steps] if torch.is_tensor(value) and name != "span_mask" else value
         for name, value in vars(run).items()
     }
-    return Trajectory(**parts | {"texts": run.texts[:steps]})
+    records = {name: values[:steps] for name, values in run.records.items()}
+    return Trajectory(**parts | {"texts": run.texts[:steps], "records": records})

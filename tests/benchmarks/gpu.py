@@ -33,9 +33,8 @@ from transformers import CompileConfig, GenerationConfig, MistralConfig, Mistral
 import tess2lite as t2
 from tess2lite import loading, reward, textbook
 from tess2lite.evaluation.results import stamp, write_json
-from tess2lite.loss import diffusion_loss, seeded_noise
+from tess2lite.loss import seeded_loss
 from tess2lite.model import MistralForDiffusionLM
-from tess2lite.schedule import alpha_bar
 from tess2lite.span_masks import after
 from tess2lite.training.build import apply_lora, lora_targets
 from tess2lite.training.memory import GB, measured_peak
@@ -185,10 +184,10 @@ def fast_and_textbook(bench: Bench, kind: str):
 
     simplex, previous = textbook.K * noise(-1, shape), None
     for step, _ in zip(t2.denoise(lm, batch, steps, top_p=None, noise=noise), range(steps - 1), strict=False):
-        t = torch.full(ids.shape, step.t / steps, dtype=torch.float64, device=bench.device)
+        t = torch.full(ids.shape, step.t, dtype=torch.float64, device=bench.device)
         slow, fast = lm.logits_from_simplex(simplex, t, ids, mask, previous).float(), step.logits
         errors.append(float((fast - slow)[mask].abs().max() / slow[mask].abs().max()))
-        level = alpha_bar(steps)[step.t - 1].to(bench.device)
+        level = step.next_alpha_bar
         simplex = textbook.add_noise(textbook.token_simplex(step.tokens, vocabulary), noise(step.index, shape), level)
         previous = fast
     return max(errors), {"by_step": errors}
@@ -255,18 +254,17 @@ def training_steps(bench: Bench, length: int) -> dict[str, Callable]:
     batch, t = bench.batch(length, length // 2), torch.tensor([2500], device=bench.device)
     ids, mask = batch["input_ids"], batch["span_mask"]
 
-    def left_to_right(lm):
+    def left_to_right(lm, ids, *_, **__):
         return MistralForCausalLM.forward(lm, input_ids=ids, labels=ids).loss
 
-    def denoising(lm, conditioned):
-        noise, blocks = seeded_noise(0, [0], mask, config.vocab_size)
-        return diffusion_loss(lm, ids, mask, t, noise, blocks, conditioned) / mask.sum()
+    def denoising(*arguments, conditioned, **settings):
+        return seeded_loss(*arguments, self_condition=conditioned, **settings) / mask.sum()
 
     def step(loss, causal):
         config.is_causal = causal  # until the backward pass is done: checkpointed layers run again there
         try:
             with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.device.type == "cuda"):
-                value = model(run=loss)
+                value = model(input_ids=ids, span_mask=mask, t=t, loss=loss)
             value.backward()
         finally:
             config.is_causal = False

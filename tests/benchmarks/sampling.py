@@ -14,7 +14,7 @@ import torch
 from common import B, L, bare, batch, model, reset_peak, resident
 
 import tess2lite as t2
-from tess2lite.trajectory import Recorder
+from tess2lite.hooks import Recorder
 
 STEPS = 16
 

@@ -89,7 +89,7 @@ def shown_words(page, pane=0):
 def says(run, token):
     """A token as the explorer names it."""
     text = run.token_strings[token]
-    special = {run.settings["eos_token_id"]: "end of text", run.settings["pad_token_id"]: "padding"}
+    special = {run.settings["eos_token_id"][0]: "end of text", run.settings["pad_token_id"]: "padding"}
     return special.get(token, text.strip().replace("\n", "⏎") or "∅")
 
 
@@ -299,7 +299,7 @@ def test_what_guidance_changed_is_said(opened, lm):
     hook = t2.RewardGuidance(small_judge(lm), 3e3)
     run = t2.generate(lm, PROMPT, steps=8, length=30, hooks=[hook], progress=False).trajectory
     page = opened(explorer(run))
-    changed = run.argmax_before_guidance != run.argmax
+    changed = run.records["argmax_before_guidance"] != run.argmax
     slots = page.locator(".slot")
     order = run.span_mask.nonzero()[:, 0].tolist()
     reach = slots.count()
@@ -309,7 +309,7 @@ def test_what_guidance_changed_is_said(opened, lm):
     slots.nth(order.index(position)).click()
     sentence = page.locator(".extra.hand").inner_text()
     assert sentence.startswith("Guidance changed the first choice: ")
-    assert f"{abs(float(run.logprob_gain[step, position])):.2f} nats" in sentence
+    assert f"{abs(float(run.records['logprob_gain'][step, position])):.2f} nats" in sentence
     page.get_by_role("tab", name="Curves").click()
     assert "reward" in page.locator(".view").inner_text()
 

@@ -53,7 +53,7 @@ class HaltRecorder:
                 index=step.index, argmax=argmax[row], entropy=entropy[row], text_mask=text_mask[row], stop=False
             )
             for patience in list(waiting):
-                seen.stop = step.t == 0
+                seen.stop = step.is_last
                 waiting[patience](seen)
                 if seen.stop:
                     written = tokens[row][step.span_mask[row]].tolist()

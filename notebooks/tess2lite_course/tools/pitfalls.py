@@ -71,7 +71,7 @@ class _Piling(LogitUpdate):
     def __call__(self, logits, rows):
         total = 0
         for gradients in self.gradients:
-            total = total + self.by_logits(logits, gradients, rows)
+            total = total + self.gradient(logits, gradients, rows)
             logits.add_(total, alpha=self.scale)
         return logits
 
@@ -79,7 +79,7 @@ class _Piling(LogitUpdate):
 class AccumulatingGuidance(RewardGuidance):
     """Exhibit 4, the mistake: gradients never zeroed between inner steps, so the j-th adds the sum of the first j."""
 
-    ascent = _Piling
+    logit_update = _Piling
 
 
 def rise(lm, batch: dict, guide: RewardGuidance, calls: int = 1) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoConfig, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from .model import check_bidirectional, denoiser_class, original_class
-from .pretrained.adapters import Adapter
 from .pretrained.devices import choose_device, choose_dtype
+from .pretrained.four_bits import nf4, uneven_layers
 from .pretrained.probes import check_parity
 from .pretrained.sources import (
     WEIGHTS,
@@ -23,6 +24,9 @@ from .pretrained.sources import (
 )
 from .pretrained.tokenizers import find_tokenizer
 from .validation import InputError
+
+if TYPE_CHECKING:
+    from .pretrained.adapters import Adapter
 
 
 def load(name, load_in_4bit: bool = False, dtype: torch.dtype | str | None = None, device=None):
@@ -82,6 +86,8 @@ def denoiser(config: PreTrainedConfig) -> type:
 
 def read_adapter(source: str, scores: bool = False) -> Adapter:
     """The adapter of a source, read but not attached; `scores` if it must have a head that scores."""
+    from .pretrained.adapters import Adapter  # PEFT is slow to import, and most models are not adapters
+
     path = find_file(source, "adapter_model.safetensors")
     if path is None:
         raise InputError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")
@@ -123,24 +129,25 @@ def load_full_model(
     device = choose_device(device)
     dtype = choose_dtype(dtype, device)
     folder, gguf = split_gguf(source)
+    if gguf and load_in_4bit:
+        raise InputError(
+            f"'{source}' is a GGUF file; for 4 bits load it without load_in_4bit, call save_pretrained(folder), "
+            "and load that folder with load_in_4bit=True."
+        )
     config = read_config(source, **settings)
     if not gguf and find_file(source, *WEIGHTS) is None:
         raise InputError(
             f"'{source}' holds no weights as safetensors; pickled weights (*.bin, *.pt) are not read, "
             "because they can run code: convert them with save_pretrained first."
         )
-    if gguf and load_in_4bit:
-        raise InputError(
-            f"'{source}' is a GGUF file; for 4 bits load it without load_in_4bit, call save_pretrained(folder), "
-            "and load that folder with load_in_4bit=True."
-        )
-    model, info = class_of(config).from_pretrained(
+    kind = class_of(config)
+    model, info = kind.from_pretrained(
         folder,
         config=config,
         dtype=dtype,
         device_map={"": device},
         use_safetensors=True,
-        quantization_config=nf4(dtype) if load_in_4bit else None,
+        quantization_config=nf4(dtype, uneven_layers(kind, config, device)) if load_in_4bit else None,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
         **gguf,
@@ -164,17 +171,6 @@ def _check_tensors(source: str, info: dict, fresh: tuple[str, ...], backbone: st
         wrong.append(f"'{key}' is {tuple(one)}, not {tuple(other)}")
     if wrong:
         raise InputError(f"'{source}' does not fit its config.json in {len(wrong)} tensors: {wrong[0]}.")
-
-
-def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """4-bit weights that are multiplied in `dtype`; the heads and the timestep embedding keep theirs."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head", "timestep_embed", "score"],
-    )
 
 
 def prepare(lm) -> None:

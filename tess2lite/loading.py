@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from .model import check_bidirectional, denoiser_class, original_class
+from .pretrained.adapters import Adapter
 from .pretrained.devices import choose_device, choose_dtype
 from .pretrained.four_bits import nf4, uneven_layers
 from .pretrained.probes import check_parity
@@ -24,9 +24,6 @@ from .pretrained.sources import (
 )
 from .pretrained.tokenizers import find_tokenizer
 from .validation import InputError
-
-if TYPE_CHECKING:
-    from .pretrained.adapters import Adapter
 
 
 def load(name, load_in_4bit: bool = False, dtype: torch.dtype | str | None = None, device=None):
@@ -86,8 +83,6 @@ def denoiser(config: PreTrainedConfig) -> type:
 
 def read_adapter(source: str, scores: bool = False) -> Adapter:
     """The adapter of a source, read but not attached; `scores` if it must have a head that scores."""
-    from .pretrained.adapters import Adapter  # PEFT is slow to import, and most models are not adapters
-
     path = find_file(source, "adapter_model.safetensors")
     if path is None:
         raise InputError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")

@@ -1523,8 +1523,8 @@ export function explore(host, data, options = {}) {
     drawCard();
   }
   function giveUp() {
-    actor.stop?.();
     say("");
+    actor.stop?.();  // last: where the kernel is gone, this throws
   }
   /** Asks for another future; says so while nothing answers. */
   function act(wish) {

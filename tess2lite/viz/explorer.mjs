@@ -663,9 +663,11 @@ export function explore(host, data, options = {}) {
       pane.box = box;
       panes.push(pane);
       $.text.append(box);
-      const first = pane.slots.find(Boolean);
-      if (first) box.scrollTop = Math.max(0, first.slot.offsetTop - (shown.length > 1 ? 26 : 70));  // past a long beginning
     });
+    for (const { box, slots } of panes) {  // past a long beginning
+      const first = slots.find(Boolean);
+      if (first) box.scrollTop = Math.max(0, first.slot.offsetTop - (shown.length > 1 ? 26 : 70));
+    }
   }
 
   /** Where words begin and lines end: the same for runs that share their rows. */

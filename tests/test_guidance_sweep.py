@@ -31,7 +31,7 @@ def test_arms_are_paired_and_best_of_n_is_the_best(monkeypatch):
     for place, (example, kept) in enumerate(zip(asked, best, strict=True)):
         chat = [{"role": "user", "content": example.prompt}]
         seeds = [100_000 + draw * 10_000 + place for draw in range(3)]
-        drawn = t2.generate(lm, [chat] * 3, 2, seed=seeds, length=24, progress=False)
+        drawn = t2.generate(lm, [chat] * 3, steps=2, seed=seeds, length=24, progress=False)
         assert kept.text == drawn[t2.best_of(judge, drawn)[0]].text
     assert best[0].prompt != best[1].prompt
 

@@ -44,7 +44,7 @@ def test_writes_what_generate_writes(lm):
         written = model(lm, chat=chat).generate_until(asked())
         prompts = [chat_prompt([{"role": "user", "content": p}]) if chat else p for p in PROMPTS]
         seeds = [int(_digest([0, p, 1])[:8], 16) for p in PROMPTS]
-        expected = t2.generate(lm, prompts, 3, seed=seeds, length=12, progress=False)
+        expected = t2.generate(lm, prompts, steps=3, seed=seeds, length=12, progress=False)
         assert written == [e.text for e in expected]
 
 
@@ -52,7 +52,7 @@ def test_a_masked_model_writes_what_generate_writes():
     masked = t2.load("tinytown-instruct")
     masked.config.diffusion = "masked"
     seeds = [int(_digest([0, p, 1])[:8], 16) for p in PROMPTS]
-    expected = t2.generate(masked, PROMPTS, 3, seed=seeds, length=12, progress=False)
+    expected = t2.generate(masked, PROMPTS, steps=3, seed=seeds, length=12, progress=False)
     assert model(masked).generate_until(asked()) == [e.text for e in expected]
     with pytest.raises(ValueError, match="writes by masked diffusion; the bound is of simplex"):
         model(masked).loglikelihood(asking(("Tom has the", " key")))

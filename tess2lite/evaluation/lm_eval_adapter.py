@@ -101,7 +101,7 @@ class Denoiser(LM):
         if str(batch_size).isdigit():  # lm-eval's own option gives text
             batch_size = int(batch_size)
         self.batch_size = validation.check_int("batch_size", batch_size, 1)
-        validation.check_sampling_args(top_p, 1.0)
+        validation.check_sampling_args(top_p, 1.0, "argmax")
         for name, value in (("chat", chat), ("load_in_4bit", load_in_4bit)):
             if not isinstance(value, bool):
                 raise InputError(f"{name} is {value!r}; give true or false.")

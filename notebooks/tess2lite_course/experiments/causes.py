@@ -66,7 +66,7 @@ def first_mention(run: Trajectory, position: int) -> int | None:
 
 def mention(lm, text: str, seed: int) -> dict | None:
     """How the first mention ranks among the causes of the second where it is decided; None if it is not a mention."""
-    run = infill(lm, text, BLANK_STEPS, seed=seed, progress=False).trajectory
+    run = infill(lm, text, steps=BLANK_STEPS, seed=seed, progress=False).trajectory
     position = int(run.span_mask.nonzero()[0, 0])
     first = first_mention(run, position)
     if first is None or run.token_strings[int(run.tokens[-1, position])].strip() not in names():
@@ -85,7 +85,7 @@ def mention(lm, text: str, seed: int) -> dict | None:
 
 def flips(lm, prompt: str, seed: int) -> list[dict]:
     """Some flips of one run, from anywhere in it, with their named causes put back in a second run each."""
-    run = generate(lm, prompt, STORY_STEPS, seed=seed, length=LENGTH, progress=False).trajectory
+    run = generate(lm, prompt, steps=STORY_STEPS, seed=seed, length=LENGTH, progress=False).trajectory
     inputs = step_inputs(lm, run)
     changed = (run.argmax[1:] != run.argmax[:-1]).nonzero() + torch.tensor([1, 0])
     order = torch.randperm(len(changed), generator=torch.Generator().manual_seed(seed))

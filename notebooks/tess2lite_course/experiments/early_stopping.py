@@ -70,7 +70,7 @@ def measure(lm, prompts: list[str], seed: int) -> list[dict]:
     """Returns, for each prompt, whether the full text is a valid story, and steps and validity for each patience."""
     recorder = HaltRecorder(len(prompts), lm.tokenizer)
     seeds = range(seed, seed + len(prompts))
-    outs = generate(lm, prompts, STEPS, seed=seeds, hooks=[recorder], progress=False)
+    outs = generate(lm, prompts, steps=STEPS, seed=seeds, hooks=[recorder], progress=False)
     rows = []
     for prompt, out, halted in zip(prompts, outs, recorder.halted, strict=True):
         at = {str(p): [steps, verify(prompt + text) is None] for p, (steps, text) in halted.items()}

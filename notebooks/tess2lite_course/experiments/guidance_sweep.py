@@ -81,7 +81,7 @@ def answers(lm, reward_model, arm: Arm, asked: list[Example], seed: int, steps: 
 
 
 def _written(lm, chats, seeds, hooks, steps) -> list:
-    return generate(lm, chats, steps, seed=seeds, length=LENGTH, hooks=hooks, record=1, progress=False)
+    return generate(lm, chats, steps=steps, seed=seeds, length=LENGTH, hooks=hooks, record=1, progress=False)
 
 
 def measured(ar_judge, reward_model, example: Example, out) -> dict:

@@ -111,7 +111,7 @@ def by_denoising(folder: Path):
         for start in range(0, len(prompts), BATCH):
             chats = [[{"role": "user", "content": prompt}] for prompt in prompts[start : start + BATCH]]
             seeds = [seed * 10_000 + start + i for i in range(len(chats))]
-            texts += [out.text for out in generate(lm, chats, STEPS, seed=seeds, record=1, progress=False)]
+            texts += [out.text for out in generate(lm, chats, steps=STEPS, seed=seeds, record=1, progress=False)]
         return texts
 
     return answer

@@ -7,6 +7,16 @@ from .validation import InputError
 
 ROLES = ("system", "user", "assistant")
 
+# The same in Jinja, for the tokenizer: apply_chat_template, and with it TRL and lm-eval, agree with `encode_chat`.
+JINJA = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'].strip() }}"
+    "{{ eos_token if loop.last and message['role'] == 'assistant' else '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
 
 def check_chat(messages) -> None:
     """Messages as a chat has them: perhaps a system prompt, then user and assistant in turn, none empty."""

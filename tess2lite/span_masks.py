@@ -51,10 +51,10 @@ def span_infilling(length: int, ratio: float, mean_span: int, generator: torch.G
 def prefix(length: int, generator: torch.Generator) -> torch.Tensor:
     """Everything after a prefix, whose length after BOS is uniform from 1 to (almost) half of the text.
 
-    Returns a bool tensor (length,); its first True is at 2 … length//2 − 1.
+    Returns a bool tensor (length,); its first True is at 2 … ⌈length/2⌉ − 1.
     """
     _needs(length, 3)
-    first = int(torch.randint(2, max(3, length // 2), (), generator=generator))
+    first = int(torch.randint(2, max(3, (length + 1) // 2), (), generator=generator))
     return after(length, first)
 
 

@@ -63,6 +63,37 @@ def test_generation_continues_just_what_training_masked(tiny):
     assert both[1].text == t2.generate(lm, SAID[:3], steps=2, progress=False).text
 
 
+@pytest.mark.parametrize("messages", [SAID[:2], SAID, [SYSTEM, *SAID]])
+def test_the_tokenizers_own_template_is_ours(tokenizer, messages):
+    tokenizer.chat_template = chat_template.JINJA
+    (row,) = chat_template.encode_chat(tokenizer, messages, 100, from_turn=-1)
+    end = row["input_ids"].index(tokenizer.eos_token_id)
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+    assert ids == row["input_ids"][: end + 1]
+    asked = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    assert asked == tokenizer.bos_token + chat_template.chat_prompt(messages[:-1])
+
+
+def test_the_tokenizers_own_template_encodes_the_official_examples(golden_data, golden_tokenizer):
+    golden_tokenizer.chat_template = chat_template.JINJA
+    for case in golden_data["chat"]:
+        ids = golden_tokenizer.apply_chat_template(case["messages"], tokenize=True, return_dict=False)
+        assert ids == case["input_ids"][-1][: len(ids)] or len(ids) > case["max_length"]
+
+
+def test_a_loaded_tokenizer_has_the_template():
+    assert t2.load("tinytown-instruct").tokenizer.chat_template == chat_template.JINJA
+
+
+def test_a_full_context_drops_the_oldest_turns_and_says_so(tiny):
+    chat = t2.Chat(tiny(max_position_embeddings=120), system="Be brief.", steps=1, length=30, progress=False)
+    chat.messages += [*SAID, *SAID]
+    with pytest.warns(UserWarning, match="The context is full: the . oldest messages were"):
+        chat("And now?")
+    assert chat.messages[0] == SYSTEM and chat.dropped == [*SAID, *SAID][: len(chat.dropped)] and chat.dropped
+    assert chat.messages[-2] == {"role": "user", "content": "And now?"}
+
+
 @pytest.mark.parametrize(
     "record",
     [

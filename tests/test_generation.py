@@ -158,3 +158,38 @@ def test_half_a_sign_and_no_record_get_a_sentence():
         t2.generate(lm, "Tom \ud800")
     with pytest.raises(ValueError, match="record is 0; give a whole number of 1 or more"):
         t2.generate(lm, "Tom", record=0)
+
+
+def test_prompt_and_text_join_with_their_space_whatever_the_decoder_drops(tiny, mistral_like_tokenizer):
+    """Decoders such as Mistral's drop the space that a text begins with."""
+    lm = tiny()
+    mistral_like_tokenizer.pad_token = "</s>"
+    lm.tokenizer = mistral_like_tokenizer
+    ids = encode(lm.tokenizer, "The cat sat on the mat")
+    known = len(encode(lm.tokenizer, "The cat"))
+    assert lm.tokenizer.decode(ids[known:]) == "sat on the mat"
+
+    def hook(step):
+        tokens = step.tokens
+        tokens[0, 1 + known : 1 + len(ids)] = torch.tensor(ids[known:])
+        step.tokens = tokens
+
+    out = quick(lm, "The cat", length=len(ids) - known, hooks=[hook])
+    assert out.prompt + out.text == "The cat sat on the mat"
+    assert out.prompt + out.trajectory.texts[-1] == "The cat sat on the mat"
+
+
+@pytest.mark.parametrize("eos", [None, 2, [2, 9]])
+def test_texts_end_at_every_eos_that_the_model_has(tiny, eos):
+    lm = tiny()
+    lm.config.eos_token_id = eos
+    expected = {None: [2], 2: [2]}.get(eos, eos) if not isinstance(eos, list) else eos
+    for token in expected:
+
+        def end(step, token=token):
+            step.masked_logits = torch.zeros_like(step.masked_logits).index_fill(1, torch.tensor([token]), 50.0)
+
+        masks = []
+        out = quick(lm, hooks=[end, lambda step, masks=masks: masks.append(step.text_mask)])
+        assert out.ended and out.text == ""
+        assert int(masks[-1].sum()) == 1  # the EOS itself

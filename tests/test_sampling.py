@@ -5,6 +5,9 @@ import torch
 
 import tess2lite as t2
 from tess2lite import textbook
+from tess2lite.hooks import Pin
+from tess2lite.loss import diffusion_loss, seeded_noise
+from tess2lite.schedule import alpha_bar_at, informative_timesteps
 
 
 def batch(length=12, first=3, rows=1):
@@ -201,3 +204,122 @@ def test_int32_ids_and_a_single_hook_will_do(tiny):
     given = batch()
     given["input_ids"] = given["input_ids"].int()
     assert torch.equal(last(lm, given, hooks=seen.append), last(lm)) and len(seen) == 6
+
+
+def test_any_falling_times_are_the_textbook_at_these_times(tiny):
+    """Logits of each step, from a naive loop that noises at ᾱ(t) and tells the model t."""
+    lm, given = tiny(), batch()
+    times = [0.9, 0.5, 0.45, 0.1]
+    noise = torch.randn(5, *given["input_ids"].shape, lm.config.vocab_size)
+    run = t2.denoise(lm, given, top_p=None, timestep_spacing=times, noise=lambda i, shape: noise[i])
+    simplex, previous = 5.0 * noise[-1], None
+    ids, mask = given["input_ids"], given["span_mask"]
+    for i, step in enumerate(run):
+        t = torch.full(ids.shape, times[i], dtype=torch.float64)
+        with torch.no_grad():
+            previous = lm.logits_from_simplex(simplex, t, ids, mask, previous)
+        assert torch.allclose(step.logits, previous, atol=1e-4) and step.t == times[i]
+        tokens = torch.where(mask, previous.argmax(-1), ids)
+        if i + 1 < len(times):
+            level = alpha_bar_at(torch.tensor(times[i + 1]))
+            simplex = textbook.add_noise(textbook.token_simplex(tokens, lm.config.vocab_size), noise[i], level)
+    assert i == 3
+
+
+def test_a_models_own_spacing_is_used_and_can_be_overruled(tiny):
+    lm = tiny()
+    lm.config.loss_curve = {"t": [0.2, 0.4, 0.6], "loss": [0.1, 2.0, 4.0]}
+    lm.config.timestep_spacing = "informative"
+    informative = informative_timesteps(lm.config.loss_curve, 5).tolist()
+    assert [step.t for step in t2.denoise(lm, batch(), steps=5)] == informative
+    uniform = [step.t for step in t2.denoise(lm, batch(), steps=5, timestep_spacing="uniform")]
+    assert uniform == [0.8, 0.6, 0.4, 0.2, 0.0]
+
+
+def test_the_end_is_the_argmax_of_the_last_logits_or_its_draw(tiny):
+    lm, mask = tiny(), batch()["span_mask"]
+    *_, argmax = t2.denoise(lm, batch(), steps=4, top_p=1.0)
+    *_, sample = t2.denoise(lm, batch(), steps=4, top_p=1.0, final="sample")
+    assert torch.equal(argmax.tokens[mask], argmax.logits.argmax(-1)[mask])
+    assert torch.equal(argmax.logits, sample.logits) and not torch.equal(argmax.tokens, sample.tokens)
+    with pytest.raises(ValueError, match="final is 'both'; choose one of argmax, sample"):
+        t2.denoise(lm, batch(), final="both")
+
+
+def test_a_stopped_run_ends_with_the_argmax_too_and_keeps_its_pins(tiny):
+    def stop(step):
+        step.stop = step.index == 1
+
+    *_, step = t2.denoise(tiny(), batch(), steps=4, top_p=1.0, hooks=[Pin({5: 77}), stop])
+    expected = step.argmax
+    expected[0, 5] = 77
+    assert torch.equal(step.tokens, expected)
+
+
+def edit_in_place(step):
+    step.tokens[0, 5] = 7
+
+
+def edit_logits_in_place(step):
+    step.masked_logits[:, 7] = 5.0
+
+
+def forget_late(step):
+    step.entropy  # noqa: B018
+    step.self_condition = False
+
+
+def assign_a_typing_mistake(step):
+    step.token = step.tokens
+
+
+def assign_what_is_read_only(step):
+    step.alpha_bar = 0.5
+
+
+@pytest.mark.parametrize(
+    ("hook", "sentence"),
+    [
+        (edit_in_place, "changed in place, which has no effect"),
+        (edit_logits_in_place, "changed in place, which has no effect"),
+        (forget_late, "self_condition was assigned after the prediction"),
+        (assign_a_typing_mistake, "step.token cannot be assigned; assign tokens"),
+        (assign_what_is_read_only, "step.alpha_bar cannot be assigned"),
+    ],
+)
+def test_assignments_without_effect_raise(tiny, hook, sentence):
+    with pytest.raises(t2.InputError, match=sentence):
+        list(t2.denoise(tiny(), batch(), steps=2, hooks=[hook]))
+
+
+def test_a_step_that_is_over_cannot_be_changed(tiny):
+    first, _ = t2.denoise(tiny(), batch(), steps=2)
+    with pytest.raises(t2.InputError, match="changed after step 0 had ended"):
+        first.tokens = first.tokens
+
+
+def test_the_optional_parts_of_a_hook_are_checked_and_others_ignored(tiny):
+    class Hook:
+        def __call__(self, step):
+            """Reads nothing."""
+
+    hook = Hook()
+    hook.k = "its own affair"
+    list(t2.denoise(tiny(), batch(), steps=1, hooks=[hook]))
+    hook.top_k = 0
+    with pytest.raises(t2.InputError, match="top_k of the hook .* is 0"):
+        t2.denoise(tiny(), batch(), steps=1, hooks=[hook])
+    hook.top_k, hook.check = 3, True
+    with pytest.raises(t2.InputError, match="has a `check` that cannot be called"):
+        t2.denoise(tiny(), batch(), steps=1, hooks=[hook])
+
+
+def test_calling_the_model_is_the_diffusion_pass(tiny):
+    lm, ids, mask = tiny(), batch()["input_ids"], batch()["span_mask"]
+    t = torch.tensor([2500])
+    noise, blocks = seeded_noise(3, [0], mask, lm.config.vocab_size)
+    assert torch.equal(lm(ids, mask, t, seed=3), diffusion_loss(lm, ids, mask, t, noise, blocks, False))
+    with pytest.raises(t2.InputError, match="the diffusion pass: give input_ids, span_mask and t"):
+        lm(input_ids=ids)
+    with pytest.raises(t2.InputError, match="lm.generate is autoregressive"):
+        lm.generate(ids)

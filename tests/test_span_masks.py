@@ -59,3 +59,53 @@ def test_masks_too_short_or_senseless():
         span_masks.prefix(2, generator)
     with pytest.raises(ValueError, match="ratio is 1.5"):
         span_masks.span_infilling(10, 1.5, 3, generator)
+
+
+@pytest.mark.parametrize(("length", "last"), [(7, 3), (8, 3), (9, 4), (24, 11), (25, 12)])
+def test_prefix_masks_begin_where_the_official_ones_do_at_odd_lengths_too(length, last):
+    generator = torch.Generator().manual_seed(0)
+    firsts = {int(span_masks.prefix(length, generator).nonzero()[0]) for _ in range(600)}
+    assert firsts == set(range(2, last + 1))
+
+
+CURVE = {"t": [0.1, 0.3, 0.4, 0.5, 0.9], "loss": [0.0, 0.5, 2.0, 4.0, 4.5]}
+
+
+def naive_informative(curve, steps):
+    """Walks a fine grid from clean to noise and drops a time wherever the next equal share of change is full."""
+    grid, at = 500_000, [0.0, *curve["t"], 1 - 1 / 5000]
+    losses = [curve["loss"][0], *curve["loss"], curve["loss"][-1]]
+    shares = [0.0]
+    for i in range(1, grid + 1):
+        u = at[-1] * i / grid
+        k = next(k for k in range(1, len(at)) if u <= at[k] + 1e-15)
+        slope = (losses[k] - losses[k - 1]) / (at[k] - at[k - 1])
+        shares.append(shares[-1] + (0.9 * slope / losses[-1] + 0.1 / at[-1]) * at[-1] / grid)
+    times, i = [], 0
+    for j in range(steps):
+        while i < grid and shares[i] < j / (steps - 1) - 1e-9:
+            i += 1
+        times.append(at[-1] * i / grid)
+    return times[::-1]
+
+
+def test_informative_timesteps_are_as_dense_as_the_loss_changes():
+    ours = schedule.informative_timesteps(CURVE, 9)
+    assert ours.tolist() == pytest.approx(naive_informative(CURVE, 9), abs=1e-4)
+    assert (ours.diff() < 0).all() and ours[0] == 1 - 1 / 5000 and ours[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((5, "informative"), "this model has no loss curve"),
+        ((5, "even"), "choose uniform or informative"),
+        ((3, [0.9, 0.5]), "steps is 3, but timestep_spacing lists 2"),
+        ((None, [0.5, 0.9]), "does not fall from step to step"),
+        ((None, [1.0, 0.5]), "does not fall from step to step"),
+        ((None, ["x"]), "list falling times"),
+    ],
+)
+def test_times_that_cannot_be_sampled_get_a_sentence(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        schedule.sampling_times(*arguments)

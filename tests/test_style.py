@@ -44,7 +44,7 @@ ARROWS = {
     "viz/live/page": {"loading", "validation"},
     "viz/live/__main__": {"validation"},
     "model": {"loss", "textbook", "validation"},
-    "pretrained": {"model", "tokens", "validation"},
+    "pretrained": {"chat_template", "model", "tokens", "validation"},
     "loading": {"model", "pretrained", "validation"},
     "loss": {"chunks", "schedule", "simplex"},
     "sampling": {"chunks", "nucleus", "schedule", "simplex", "tokens", "validation"},

@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from ..chat_template import JINJA
 from ..tokens import eos_token_ids
 from ..validation import InputError
 from .sources import find_file, split_gguf
@@ -26,7 +27,9 @@ def read_tokenizer(source: str):
             raise InputError(
                 f"'{source}' has a tokenizer.model and no tokenizer.json: pip install sentencepiece protobuf."
             )
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **gguf)
+    tokenizer.chat_template = JINJA  # what a denoiser is tuned on, whatever its base had
+    return tokenizer
 
 
 def _is_installed(package: str) -> bool:

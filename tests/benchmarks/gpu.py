@@ -96,7 +96,9 @@ def made(kind: str, sizes: Sizes, device: torch.device) -> MistralForDiffusionLM
     loading.prepare(lm)
     if kind != "qlora":
         return lm.eval()
-    recipe = Recipe("", "", "", lora_rank=sizes.rank, load_in_4bit=True, gradient_checkpointing=True)
+    recipe = Recipe(
+        "a base", "tinytown", "nowhere", lora_rank=sizes.rank, load_in_4bit=True, gradient_checkpointing=True
+    )
     adapted = apply_lora(lm, recipe).train()
     enable = getattr(adapted, "activation_checkpointing_enable", adapted.gradient_checkpointing_enable)
     enable({"use_reentrant": False})

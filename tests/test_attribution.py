@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import Gemma2Config, GPT2Config
 
 import tess2lite as t2
 from tess2lite import textbook
@@ -11,6 +12,8 @@ from tess2lite.chunks import generator_for
 from tess2lite.hooks import Pin
 from tess2lite.insides.attribution import DRAWS, attribute
 from tess2lite.insides.inputs import predict, step_inputs
+from tess2lite.insides.network import residuals
+from tess2lite.model import denoiser_class, original_class
 from tess2lite.schedule import alpha_bar
 from tess2lite.validation import InputError
 
@@ -179,3 +182,26 @@ def test_mistakes_get_a_sentence(run, mistake, sentence):
     arguments = {"step": 1, "position": int(trajectory.span_mask.nonzero()[0])} | mistake
     with pytest.raises(ValueError, match=sentence):
         attribute(lm, trajectory, **arguments)
+
+
+@pytest.mark.parametrize("config", [GPT2Config, Gemma2Config], ids=lambda config: config.model_type)
+@torch.no_grad()
+def test_other_families_are_asked_as_they_answer(config, golden_tokenizer):
+    """GPT-2 calls its backbone otherwise; Gemma 2 scales embeddings and caps logits."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "max_position_embeddings": 64}
+    gemma = {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 64, "final_logit_softcapping": 2.0}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3, "vocab_size": len(golden_tokenizer)}
+    settings = config(**sizes, **special, **(gemma if config is Gemma2Config else {}))
+    torch.manual_seed(0)
+    lm = denoiser_class(original_class(settings))(settings).eval()
+    lm.tokenizer, logits = golden_tokenizer, []
+    kept = [lambda step: logits.append(step.logits)]
+    run = t2.infill(lm, "the cat ___ on", steps=3, hooks=kept, progress=False).trajectory
+    position = int(run.span_mask.nonzero()[1])
+    for step in range(3):
+        answer = attribute(lm, run, step, position)
+        assert answer.logprob == pytest.approx(float(logprob(logits[step], position, answer.token)), abs=1e-4)
+        assert answer.weights.abs().max() > 0
+    if config is GPT2Config:
+        with pytest.raises(InputError, match="The model is a gpt2"):
+            residuals(lm, torch.zeros(1, 4, 32))

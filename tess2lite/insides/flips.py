@@ -126,7 +126,7 @@ def put_back(
     def halt(step):
         step.stop |= stop is not None and step.index + 1 >= stop
 
-    handle = lm.model.register_forward_pre_hook(edit, with_kwargs=True)
+    handle = lm.base_model.register_forward_pre_hook(edit, with_kwargs=True)
     try:
         return replay(lm, trajectory, [*hooks, halt], progress=False)
     finally:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from .. import validation
 from ..generation import replay
-from ..model import SimplexDenoiser
+from ..model import SimplexDenoiser, scale_logits
 from ..trajectory import Trajectory
 from ..validation import InputError
 
@@ -69,14 +69,14 @@ def listen(
         inputs.append(kwargs["inputs_embeds"][0].detach())
 
     def halt(step):
-        step.stop |= step.index + 1 >= stop
+        step.stop |= step.index >= stop  # one more than needed: a run's last step takes its tokens in another way
 
-    handle = lm.model.register_forward_pre_hook(keep, with_kwargs=True)
+    handle = lm.base_model.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         again = replay(lm, trajectory, [*validation.as_hooks(hooks), halt], seed, progress=False)
     finally:
         handle.remove()
-    return torch.stack(inputs), again.trajectory.tokens
+    return torch.stack(inputs[:stop]), again.trajectory.tokens[:stop]
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def predict(lm: PreTrainedModel, inputs: torch.Tensor, position: int) -> torch.T
         (B, V), in float32 at least.
     """
     position = validation.check_int("position", position, 1, inputs.shape[1] - 1)
-    hidden = lm.model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    hidden = lm.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
     return to_logits(lm, hidden[:, position - 1])
 
 
@@ -115,6 +115,7 @@ def predict_in_batches(lm: PreTrainedModel, inputs: Iterable[torch.Tensor], posi
 
 
 def to_logits(lm: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """The head: (…, H) → (…, V), in float32 at least."""
+    """The head: (…, H) → (…, V), in float32 at least, with the family's scale and softcap."""
     layer = lm.get_output_embeddings()
-    return layer(hidden.to(layer.weight.dtype)).to(torch.promote_types(torch.float32, layer.weight.dtype))
+    logits = layer(hidden.to(layer.weight.dtype))
+    return scale_logits(logits.to(torch.promote_types(torch.float32, logits.dtype)), lm.config)

@@ -10,11 +10,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from .. import validation
 from ..validation import InputError
 from .inputs import PASS, predict, to_logits
+
+
+def layers_of(lm: PreTrainedModel) -> nn.ModuleList:
+    """The backbone's layers. Raises InputError for a decoder that is not built like Llama and Mistral."""
+    layers = getattr(lm.base_model, "layers", None)
+    if layers is None or not hasattr(layers[0], "self_attn") or not hasattr(lm.base_model, "norm"):
+        raise InputError(f"The model is a {lm.config.model_type}; give one with the modules of a Llama or Mistral.")
+    return layers
 
 
 @torch.no_grad()
@@ -29,8 +38,8 @@ def residuals(lm: PreTrainedModel, inputs: torch.Tensor) -> torch.Tensor:
     def keep(_, args, output):
         states.append(_hidden(output))
 
-    with _all_removed(layer.register_forward_hook(keep) for layer in lm.model.layers):
-        lm.model(inputs_embeds=inputs, use_cache=False)
+    with _all_removed(layer.register_forward_hook(keep) for layer in layers_of(lm)):
+        lm.base_model(inputs_embeds=inputs, use_cache=False)
     return torch.stack(states)
 
 
@@ -42,7 +51,7 @@ def logit_lens(lm: PreTrainedModel, inputs: torch.Tensor, position: int) -> torc
         (layers + 1, B, V) logits; the last are the model's own.
     """
     position = validation.check_int("position", position, 1, inputs.shape[1] - 1)
-    return to_logits(lm, lm.model.norm(residuals(lm, inputs)[:, :, position - 1]))
+    return to_logits(lm, lm.base_model.norm(residuals(lm, inputs)[:, :, position - 1]))
 
 
 @torch.no_grad()
@@ -55,7 +64,7 @@ def attention(lm: PreTrainedModel, inputs: torch.Tensor) -> torch.Tensor:
     usual = lm.config._attn_implementation
     lm.set_attn_implementation("eager")
     try:
-        output = lm.model(inputs_embeds=inputs, use_cache=False, output_attentions=True)
+        output = lm.base_model(inputs_embeds=inputs, use_cache=False, output_attentions=True)
     finally:
         lm.set_attn_implementation(usual)
     return torch.stack(output.attentions)
@@ -69,11 +78,11 @@ def without_heads(lm: PreTrainedModel, heads: Iterable[tuple[int, int]]) -> Iter
         lm: a denoiser or an autoregressive model.
         heads: (layer, head) pairs.
     """
-    width = lm.model.layers[0].self_attn.head_dim
+    width = layers_of(lm)[0].self_attn.head_dim
     count = lm.config.num_attention_heads
     handles = []
     for layer, head in heads:
-        validation.check_int("layer", layer, 0, len(lm.model.layers) - 1)
+        validation.check_int("layer", layer, 0, len(layers_of(lm)) - 1)
         validation.check_int("head", head, 0, count - 1)
 
         def silence(_, args, head=head):
@@ -81,7 +90,7 @@ def without_heads(lm: PreTrainedModel, heads: Iterable[tuple[int, int]]) -> Iter
             mixed[..., head * width : (head + 1) * width] = 0
             return (mixed, *args[1:])
 
-        handles.append(lm.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(silence))
+        handles.append(layers_of(lm)[layer].self_attn.o_proj.register_forward_pre_hook(silence))
     with _all_removed(handles):
         yield
 
@@ -96,13 +105,13 @@ def patched(lm: PreTrainedModel, patches: dict[int, tuple[torch.Tensor, torch.Te
     """
     handles = []
     for layer, (mask, values) in patches.items():
-        validation.check_int("layer", layer, 0, len(lm.model.layers) - 1)
+        validation.check_int("layer", layer, 0, len(layers_of(lm)) - 1)
 
         def replace(_, args, output, mask=mask, values=values):
             hidden = torch.where(mask[..., None], values, _hidden(output))
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-        handles.append(lm.model.layers[layer].register_forward_hook(replace))
+        handles.append(layers_of(lm)[layer].register_forward_hook(replace))
     with _all_removed(handles):
         yield
 

@@ -178,7 +178,7 @@ def test_guidance_panel(lm, judges, guided, change):
 
 @pytest.mark.parametrize(
     "mistake, sentence",
-    [({"prompt": ""}, "message has no content"), ({"prompt": LONG}, "shorten it"), ({"prompt": HALF}, "half a"),
+    [({"prompt": ""}, "message has no content"), ({"prompt": LONG}, "shorten it"), ({"prompt": HALF}, "surrogate"),
      ({"scale": NAN}, "scale is nan"), ({"start": NAN}, "start is nan"), ({"scale": None}, "scale is None"),
      ({"reward": None}, "reward model is None")],
 )  # fmt: skip

@@ -54,6 +54,13 @@ class LogitUpdate:
         return u.sub_(torch.linalg.vecdot(p, u)[:, None]).mul_(p)
 
 
+def _tokens(tokenizer: Any) -> dict[str, int]:
+    """A tokenizer's vocabulary, whatever name PAD has in it."""
+    vocabulary = dict(tokenizer.get_vocab())
+    vocabulary["PAD"] = vocabulary.pop(getattr(tokenizer, "pad_token", None), -1)
+    return vocabulary
+
+
 class RewardGuidance:
     """A hook: Ŝ ← Ŝ + scale·∇_Ŝ R(softmax(Ŝ)·E_R), inside the mask, before Ŝ is projected to tokens.
 
@@ -110,7 +117,7 @@ class RewardGuidance:
                     f"The reward model reads {reads} tokens, the denoiser writes {size}; "
                     "guidance needs a reward model with the denoiser's own tokenizer."
                 )
-            if model.tokenizer and lm.tokenizer and model.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+            if model.tokenizer and lm.tokenizer and _tokens(model.tokenizer) != _tokens(lm.tokenizer):
                 raise InputError(
                     "The reward model's tokenizer has other tokens than the denoiser's, though as many; "
                     "guidance needs a reward model with the denoiser's own tokenizer."
@@ -118,7 +125,7 @@ class RewardGuidance:
 
     def __call__(self, step: Step) -> None:
         guided = self.scale > 0 and self.start <= step.index / step.steps < self.end
-        matrices = [model.get_input_embeddings().weight.detach() for model in self.models]
+        matrices = [model.embedding_rows() for model in self.models]
         update = self.logit_update(self.scale, matrices)
         argmax = torch.cat([logits.argmax(1) for _, logits in step.logit_blocks()])
         before = step.input_ids.flatten().index_copy(0, step.masked_idx, argmax)

@@ -47,6 +47,14 @@ class RewardModel:
         return rewards.float() if rewards.dtype.itemsize < 4 else rewards
 
     @torch.no_grad()
+    def embedding_rows(self) -> torch.Tensor:
+        """E, (V, H), as the embedding layer computes it: some families scale it there."""
+        layer = self.get_input_embeddings()
+        if type(layer) is torch.nn.Embedding:
+            return layer.weight.detach()
+        return layer(torch.arange(len(layer.weight), device=layer.weight.device))
+
+    @torch.no_grad()
     def score_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Rewards of texts: whole rows of ids (B, L), as `Generation.token_ids`, → (B,)."""
         ids = ids.to(self.device)

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     Cohere2Config,
     CohereConfig,
     Gemma2Config,
@@ -34,6 +35,7 @@ from transformers import (
 import tess2lite as t2
 from tess2lite.model import check_bidirectional, denoiser_class, original_class
 from tess2lite.pretrained.probes import causal, check_parity
+from tess2lite.reward import frozen, reward_class
 from tess2lite.tokens import eos_token_ids
 from tess2lite.training import recipe
 from tess2lite.training.merge import merge
@@ -230,3 +232,18 @@ def test_denoisers_have_importable_names():
     assert Qwen2ForDiffusionLM.__module__ == "tess2lite.model"
     with pytest.raises(ImportError):
         from tess2lite.model import NobodysForDiffusionLM  # noqa: F401
+
+
+def test_guidance_reads_a_scaled_embedding(family_folder):
+    """Gemma scales E inside its layer; the gradient must be of the reward that is read there."""
+    folder = family_folder("gemma")
+    lm = t2.load(folder)
+    config = lm.config.__class__.from_pretrained(folder, num_labels=1)
+    torch.manual_seed(1)
+    judge = frozen(reward_class(original_class(config))(config))
+    judge.config.read_at, judge.tokenizer = "last", AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([[5, 60, 7, 200]])
+    expected = judge(input_ids=ids).logits[:, 0]
+    assert torch.allclose(judge.score_embeddings(judge.embedding_rows()[ids], None), expected, atol=1e-5)
+    guided = t2.generate(lm, "The cat", steps=2, length=4, hooks=[t2.RewardGuidance(judge)], progress=False)
+    assert len(guided.token_ids) > 4

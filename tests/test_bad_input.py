@@ -13,7 +13,7 @@ from jupyter_client.manager import start_new_kernel
 from transformers import LlamaConfig
 
 import tess2lite as t2
-from tess2lite.reward import LlamaRewardModel
+from tess2lite.reward import scorer
 
 ROOT = Path(__file__).parent.parent
 LINES = 25
@@ -253,7 +253,8 @@ def folder(tmp_path_factory):
     named = json.loads(stacked.read_text()) | {"base_model_name_or_path": str(t2.bundled()["tinytown-reward"])}
     stacked.write_text(json.dumps(named))
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1)
-    LlamaRewardModel(LlamaConfig(vocab_size=64, **sizes)).save_pretrained(here / "foreign-judge")
+    config = LlamaConfig(vocab_size=64, **sizes)
+    scorer(config)(config).save_pretrained(here / "foreign-judge")
     return here
 
 

@@ -305,6 +305,14 @@ class Step:
         """(B, L) ids: the context, and what the prediction was projected to. Can be assigned."""
         return self._copy(self.current_tokens())
 
+    @tokens.setter
+    def tokens(self, tokens: torch.Tensor) -> None:
+        needed = tuple(self.span_mask.shape)
+        if tokens.shape != needed:
+            raise InputError(f"tokens has shape {tuple(tokens.shape)}; this run needs {needed}.")
+        validation.check_ids(tokens, len(self._run.embedding))
+        self._override = torch.where(self.span_mask, self._take(tokens), self.input_ids)
+
     @property
     def is_assigned(self) -> torch.Tensor:
         """(B, L) bool, where a hook has written the token."""
@@ -317,14 +325,6 @@ class Step:
         rows = prediction.top_ids[:, 0] if at_end else prediction.tokens
         tokens = self._run.scatter_masked(rows, self.input_ids)
         return tokens if self._override is None else torch.where(self.is_assigned, self._override, tokens)
-
-    @tokens.setter
-    def tokens(self, tokens: torch.Tensor) -> None:
-        needed = tuple(self.span_mask.shape)
-        if tokens.shape != needed:
-            raise InputError(f"tokens has shape {tuple(tokens.shape)}; this run needs {needed}.")
-        validation.check_ids(tokens, len(self._run.embedding))
-        self._override = torch.where(self.span_mask, self._take(tokens), self.input_ids)
 
     def set_token(self, position: int, token: int) -> None:
         """Writes one token at one position of every sequence and leaves the others as they are."""

@@ -15,8 +15,17 @@ import torch
 class InputError(ValueError):
     """A user's mistake: what was given, what is accepted, what to do. Notebooks show this one sentence."""
 
+    _was_shown = False
+
     def _render_traceback_(self) -> list[str]:
-        """What IPython prints in place of the frames; `%tb` still gives the long form."""
+        """What IPython prints: one sentence; all frames for who asks again (`%tb`) or wants them (`%xmode Verbose`)."""
+        from IPython import get_ipython  # only IPython calls this
+
+        long_form = get_ipython().InteractiveTB
+        asked_for = self._was_shown or long_form.mode == "Verbose"
+        self._was_shown = True
+        if asked_for:
+            return long_form.structured_traceback(type(self), self, self.__traceback__)
         return [f"{type(self).__name__}: {self}"]
 
 

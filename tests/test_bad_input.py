@@ -31,7 +31,7 @@ CASES = {
             ('"tinytown-base"', '"someone/model"', "'someone/model'"),
             ('"tinytown-base"', '"no/such/folder"', "'no/such/folder'"),
             ('"tinytown-base"', '""', "''"),
-            ('"tinytown-base"', '"foreign"', "foreign' is a bert"),
+            ('"tinytown-base"', '"foreign"', "model is a bert"),
             ('"tinytown-base"', '"corrupt"', "corrupt' could not be loaded: .*header"),
             ('"tinytown-base"', '"pickled"', "pickled' .*pickled weights .* are not read"),
             ('"tinytown-base"', '"stacked"', "stacked' is an adapter on .*tinytown-reward"),
@@ -99,7 +99,7 @@ CASES = {
                 for field, sentence in (
                     ("data='none.txt'", "'none.txt'"),
                     ("data='binary.txt'", "'binary.txt' is not UTF-8 text"),
-                    ("data='broken.jsonl'", "Line 2 of 'broken.jsonl' is not JSON"),
+                    ("data='broken.jsonl'", "'broken.jsonl' gives 0 rows of 64 tokens"),
                     ("data='someone/set'", "hub dataset 'someone/set'"),
                     ("batch_size=5", "batch_size is 5"),
                     ("length=4096", "length is 4096"),
@@ -119,7 +119,7 @@ CASES = {
         ],
         "for record in (": [("except ValueError", "except KeyError", "no chat in the columns text")],
         "chat = t2.Chat(instruct": [
-            ("chat(said)", "t2.Chat(None)", "lm is a NoneType"),
+            ("t2.Chat(instruct", "t2.Chat(None", "lm is a NoneType"),
             ("except ValueError", "except KeyError", "conversation fills this model's context"),
             None,
         ],
@@ -137,7 +137,7 @@ CASES = {
         "PROMPT = ": [],
         "run.save(": [
             ('run.save("runs/', 'run.save("nowhere/', "'nowhere/04-run.safetensors' could not be written"),
-            ('load("runs/04-run.safetensors")', 'load("broken.jsonl")', "'broken.jsonl' is no whole trajectory"),
+            ('load("runs/04-run.safetensors")', 'load("broken.jsonl")', "'broken.jsonl' is not a complete trajectory"),
         ],
         "def token(word)": [
             ("{spot:", "{0:", "Position 0 is not written"),
@@ -156,7 +156,7 @@ CASES = {
     "05_reward_guidance": {
         "cheerful = ": [
             ('"tinytown-reward", base=lm', '"foreign-judge", base=lm', "'foreign-judge' is a whole model"),
-            ('"tinytown-reward", base=lm', '"tinytown-base"', "is no reward model"),
+            ('"tinytown-reward", base=lm', '"tinytown-base"', "is not a reward model"),
             ('"tinytown-reward", base=lm', '"tinytown-reward", base=t2.load("tinytown-ar")', "on 'tinytown-ar'"),
         ],
         "asked = next": [("cheerful, written)", "cheerful, written[0])", "generations holds no texts")],
@@ -193,7 +193,7 @@ CASES = {
     "07_mistral_on_one_gpu": {
         "import gc": [],
         "MISTRAL = ": [],
-        "SEVEN_B = ": [("FULL = ", "read_recipe('mistral-7b-nf4', steps=0)\nFULL = ", "steps is 0")],
+        "SEVEN_B = ": [("FULL = ", "read_recipe('mistral-7b-nf4', steps=-1)\nFULL = ", "steps is -1")],
         "def random_mistral": [],
         "scratch = tempfile": [
             ("load_in_4bit=True", 'load_in_4bit=True, device="cuda"', "device is 'cuda'.*PyTorch sees no GPU"),

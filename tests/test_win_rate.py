@@ -110,7 +110,7 @@ def test_answers_that_do_not_fit(model):
         (["a"], ["b", "c"], "There are 1 prompts; give 2"),
         (["a"], ["happy " * 120], "context is 128"),
         ([" "], ["b"], "user's message has no content"),
-        (["a"], "b", "texts is no list of strings"),
+        (["a"], "b", "texts is str; give a list of strings"),
     ):
         with pytest.raises(ValueError, match=says):
             win_rate.scores(model, prompts, texts)

@@ -127,3 +127,7 @@ def setup(app):
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
     app.connect("build-finished", front_page)
+
+
+# Public names are also importable from the package itself: a link to either is right.
+suppress_warnings = ["ref.python"]

@@ -67,7 +67,7 @@ CASES = {
             ("steps=STEPS", "steps=0", "steps is 0"),
             ("[lm.tokenizer.bos_token_id]", "[9999]", "Token id 9999 is outside this model's vocabulary of 1024"),
             ("[None] > 0", "[None] > 99", "span_mask has a row with nothing to denoise"),
-            ("[None] > 0", "[None] < 9", "span_mask marks a row's first token"),
+            ("[None] > 0", "[None] < 9", "span_mask covers a row's first token"),
             (DENOISED, "page", "batch is a Tensor"),
         ],
     },
@@ -120,18 +120,9 @@ CASES = {
         "for record in (": [("except ValueError", "except KeyError", "no chat in the columns text")],
         "chat = t2.Chat(instruct": [
             ("t2.Chat(instruct", "t2.Chat(None", "lm is a NoneType"),
-            ("except ValueError", "except KeyError", "conversation fills this model's context"),
-            None,
         ],
         "TUNE = ": [],
-        "from tess2lite.train import": [],
-        "SMALLEST = dict(": [
-            ('"question": q, "answer"', '"frage": q, "answer"', "Record 1 of .*no chat in the columns frage, answer"),
-            ("json.dumps({", "str({", "Line 1 of .*my.jsonl' is not JSON"),
-            ("length=64", "length=4", "gives 0 rows of 4 tokens"),
-            ("steps=pick(smoke=2, cpu=60, gpu=60)", "steps=0", "steps is 0"),
-            None,
-        ],
+        "SMALLEST = dict(": [("steps=pick(smoke=2, cpu=60, gpu=60)", "steps=-1", "steps is -1"), None],
     },
     "04_denoising_trajectory": {
         "PROMPT = ": [],
@@ -142,7 +133,7 @@ CASES = {
         "def token(word)": [
             ("{spot:", "{0:", "Position 0 is not written"),
             ("{spot:", "{500:", "Position 500 is not written"),
-            ('token("drum")}', "99999}", "Token id 99999 is outside this model's vocabulary of 1024"),
+            ('token("drum")}', "99999}", "token is 99999"),
             ("start=where", "start=400", "start is 400; this run has steps 0 to 9"),
         ],
         "Branch(at, seed=9)": [("Branch(at", "Branch(at + 100", "step is 100; this run has steps 0 to 9")],
@@ -174,7 +165,7 @@ CASES = {
             ('{"cheerful": cheerful, "brief": brief}', "{'cheerful': lm}", "reward model is a MistralForDiffusionLM"),
         ],
         "judge_trainer = ": [
-            ('"tinytown:cheerful"', '"tinytown:gloomy"', "'tinytown:gloomy' is no preference"),
+            ('"tinytown:cheerful"', '"tinytown:gloomy"', "'tinytown:gloomy' is not a preference"),
             ("lora_rank=8", "lora_rank='8'", "lora_rank is '8'"),
             None,
         ],

@@ -192,7 +192,7 @@ def test_an_adapter_is_masked_where_its_base_is_not(own, tmp_path):
 def test_recipes_that_make_no_sense(own, tiny):
     with pytest.raises(ValueError, match="self_conditioning is 0.5; masked diffusion has none"):
         recipe.MaskedRecipe(**own(self_conditioning=0.5))
-    with pytest.raises(ValueError, match="masking is 'some'; choose one of all, ul2, prefix, response"):
+    with pytest.raises(ValueError, match="masking is 'some'; choose one of ul2, prefix, response, all"):
         recipe.MaskedRecipe(**own(masking="some"))
     with pytest.raises(ValueError, match="masking is 'all'; choose one of ul2, prefix, response"):
         recipe.Recipe(**own(masking="all"))

@@ -155,7 +155,7 @@ def slot_labels(box, pane):
 
 
 def names_of(run, tokens):
-    special = {run.settings["eos_token_id"]: "end of text", run.settings["pad_token_id"]: "padding"}
+    special = dict.fromkeys(run.settings["eos_token_id"], "end of text") | {run.settings["pad_token_id"]: "padding"}
     strings = {token: text.strip().replace("\n", "⏎") or "∅" for token, text in run.token_strings.items()} | special
     return [strings[token] for token in tokens[run.span_mask].tolist()]
 

@@ -122,6 +122,8 @@ CASES = {
             ("t2.Chat(instruct", "t2.Chat(None", "lm is a NoneType"),
         ],
         "TUNE = ": [],
+        "from tess2lite.training.run import train": [],
+        "OWN = {": [],
         "SMALLEST = dict(": [("steps=pick(smoke=2, cpu=60, gpu=60)", "steps=-1", "steps is -1"), None],
     },
     "04_denoising_trajectory": {

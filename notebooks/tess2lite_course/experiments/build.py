@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -340,12 +339,6 @@ def score(folder: Path, complete: Callable[[Path, list[str]], list[str]], sample
         stories_valid=sum(problem is None for problem in problems) / SCORED,
         what_was_wrong=[problem for problem in problems if problem][:5],
     )
-
-
-def install(out: Path, assets: Path) -> None:
-    """Copy what is bundled, models and judges, into the assets."""
-    for name in ("tinytown-ar", "tinytown-base", "tinytown-instruct", *rewards.KINDS):
-        shutil.copytree(out / name, assets / name, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The two formulas of notebook 01, against counting."""
+"""The formulas of notebook 01, against counting."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tess2lite import textbook
+from tess2lite.schedule import alpha_bar
 from tess2lite.viz import theory
 
 
@@ -43,3 +44,42 @@ def test_the_limits_by_hand():
 def test_what_is_no_level_and_no_vocabulary_gets_a_sentence(function, level, vocabulary):
     with pytest.raises(ValueError, match=f"alpha_bar is {level} and vocabulary {vocabulary}; give"):
         function(level, vocabulary)
+
+
+@pytest.mark.parametrize("vocabulary", [100, 1_024, 32_000])
+@pytest.mark.parametrize("time", [0.3, 0.4, 0.5, 0.7])
+def test_the_loss_of_one_position_alone_is_what_bayes_counts(vocabulary, time):
+    level = float(alpha_bar(5000)[int(time * 5000)])
+    d = 2 * math.sqrt(level / (1 - level))
+    entries = torch.randn(400, vocabulary, generator=torch.Generator().manual_seed(3))
+    entries[:, 0] += d
+    losses = -(d * entries).log_softmax(1)[:, 0]
+    error = float(losses.std()) / len(losses) ** 0.5
+    assert theory.loss_alone(level, vocabulary) == pytest.approx(float(losses.mean()), abs=3 * error + 0.35)
+    assert theory.loss_alone(level, vocabulary) > float(losses.mean()) - 3 * error  # an upper bound
+
+
+def test_above_the_decision_time_most_is_unknown_and_below_it_hardly_anything():
+    curve = alpha_bar(5000)
+    for candidates in (1_024, 32_000):
+        time = theory.decision_time(candidates)
+        above, below = (theory.loss_alone(float(curve[int(t * 5000)]), candidates) for t in (time + 0.2, time - 0.12))
+        assert above > 0.7 * math.log(candidates)
+        assert below < 0.05 * math.log(candidates)
+    level = float(curve[int(theory.decision_time(1_024) * 5000)])
+    assert level / (1 - level) == pytest.approx(math.log(1_024) / 2, rel=0.01)
+
+
+@pytest.mark.parametrize(("vocabulary", "k"), [(100, 2.5), (1_024, 5.0), (32_000, 10.0)])
+def test_the_mass_is_one_half_where_predicted(vocabulary, k):
+    curve = alpha_bar(5000)
+    time = theory.mass_time(vocabulary, k)
+    before, after = (
+        theory.expected_mass(float(curve[int(t * 5000)]), vocabulary, k) for t in (time - 0.03, time + 0.03)
+    )
+    assert before > 0.5 > after
+
+
+def test_a_small_k_never_holds_half_of_the_mass():
+    assert theory.mass_time(32_000, 5.0) is None
+    assert theory.expected_mass(1.0, 32_000, 5.0) < 0.5

@@ -47,3 +47,51 @@ def expected_mass(alpha_bar: float, vocabulary: int, k: float = K) -> float:
     own = (weight * torch.exp(log_a + y - torch.exp(log_a + y))).sum(1)  # u·E[A e^{−uA}], (Y,)
     others = (weight * torch.exp(-torch.exp(log_x + y))).sum(1)
     return float(torch.trapezoid(own * others.clamp(min=1e-300) ** (vocabulary - 1), y[:, 0]))
+
+
+def loss_alone(alpha_bar: float, candidates: float) -> float:
+    """Cross-entropy of the best reader of one position, in nats, when `candidates` tokens are equally likely.
+
+    With d = 2√(ᾱ/(1−ᾱ)) and x the entries over k√(1−ᾱ), Bayes weighs each entry exp(d·x). The token's own is
+    d + z, and the others sum to (P−1)·exp(d²/2) in the mean, which leaves E[log(1 + exp(log(P−1) − d²/2 − d·z))]:
+    an upper bound by Jensen's inequality, and close. As in `recovery_probability`, k cancels.
+
+    Args:
+        alpha_bar: How much is left of the token, 0 to 1.
+        candidates: P, the size of the vocabulary; or the perplexity that the other words leave.
+    """
+    _check(alpha_bar, math.ceil(candidates))
+    if alpha_bar == 1:
+        return 0.0
+    z, weight = _normal()
+    d = 2 * math.sqrt(alpha_bar / (1 - alpha_bar))
+    rivals = math.log(candidates - 1) - d * d / 2 - d * z
+    return float((weight * torch.nn.functional.softplus(rivals)).sum())
+
+
+def decision_time(candidates: float) -> float:
+    """The time t/T at which one position begins to tell its token from equally likely others: d²/2 = log P.
+
+    That is ᾱ/(1−ᾱ) = log(P)/2, with the cosine schedule t/T = (2/π)·arctan √(2/log P). k is not in it.
+    """
+    if candidates <= 1:
+        raise ValueError(f"candidates is {candidates}; give more than 1.")
+    return 2 / math.pi * math.atan(math.sqrt(2 / math.log(candidates)))
+
+
+def mass_time(vocabulary: int, k: float = K) -> float | None:
+    """The time t/T at which a token's softmax mass falls through one half; None where it never holds that much.
+
+    The token's logit leads by 2k√ᾱ. The others' noise, of size σ = k√(1−ᾱ), has a log-sum-exp of log V + σ²/2 while
+    many of them share it, and of σ√(2 log V), their largest, where σ > √(2 log V) (Derrida's random energy model).
+    """
+    log_v = math.log(vocabulary)
+    angles = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)
+    lead = 2 * k * torch.cos(angles)
+    sigma = k * torch.sin(angles)
+    frozen = math.sqrt(2 * log_v)
+    others = torch.where(sigma < frozen, log_v + sigma**2 / 2, sigma * frozen)
+    is_ahead = lead > others
+    if not is_ahead[0]:
+        return None
+    return float(angles[is_ahead.long().cumprod(0).sum() - 1] / (math.pi / 2))

@@ -44,9 +44,11 @@ release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["versi
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
-include_patterns = [
+include_patterns = [  # an asset's README is a page of the site only where it is named here
     "*.md",
-    "assets/**/README.md",
+    "assets/findings/README.md",
+    "assets/models/README.md",
+    "assets/models/*/README.md",
     "docs/*.md",
     "docs/reference/*.md",
     "notebooks/*.ipynb",

@@ -7,9 +7,11 @@ documents a batch holds is a function of (seed, step), so a run that resumes rea
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from tess2lite.tinytown.documents import KINDS, Document, document
 
@@ -18,17 +20,64 @@ MEAN_TOKENS = 76  # per document, a little below what is measured, so that a poo
 ROUND_TO = 16  # row lengths are multiples of it, which spares a compiler some shapes
 
 
-def as_text(made: Document) -> str:
+def as_text(source: Document) -> str:
     """A document as plain text: chats in TESS 2's template, which ends in the assistant's words."""
-    if isinstance(made, str):
-        return made
-    turns = [f"<|{message['role']}|>\n{message['content']}" for message in made]
+    if isinstance(source, str):
+        return source
+    turns = [f"<|{message['role']}|>\n{message['content']}" for message in source]
     return "\n".join(turns)
 
 
+class PooledBatches(torch.utils.data.Dataset):
+    """Item i is batch i of a run. What a row is, and which rows a pool has, is said by subclasses.
+
+    They have `steps`, `tokens` (per batch, about), `longest` (of a row that is used), `seed` and `collate`.
+    """
+
+    pool_name = "pool"
+    first_noise_seed = 0
+    _pool: tuple[int, list] = (-1, [])  # number and batches of the pool that was read last
+
+    def rows(self, number: int) -> list:
+        """All rows of a pool."""
+        raise NotImplementedError
+
+    def size(self, row) -> int:
+        """Tokens of a row."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        number, within = divmod(step, BATCHES_PER_POOL)
+        if self._pool[0] != number:
+            self._pool = (number, self._make_pool(number))
+        batches = self._pool[1]
+        rows = batches[within % len(batches)]
+        generator = torch.Generator()
+        generator.manual_seed(self.seed * 1_000_003 + self.first_noise_seed + step)
+        return self.collate(rows, generator)
+
+    def _make_pool(self, number: int) -> list[list]:
+        rng = random.Random(f"{self.seed}/{self.pool_name}/{number}")
+        rows = [row for row in self.rows(number) if self.size(row) <= self.longest]
+        rows.sort(key=lambda row: self.size(row) + 4 * rng.random())
+        batches = [[]]
+        for row in rows:
+            batch = batches[-1]
+            longest = max(self.size(other) for other in [*batch, row])
+            if batch and (len(batch) + 1) * longest > self.tokens:
+                batch = []
+                batches.append(batch)
+            batch.append(row)
+        rng.shuffle(batches)
+        return batches[:BATCHES_PER_POOL]
+
+
 @dataclass
-class PlannedBatches(torch.utils.data.Dataset):
-    """Item i is batch i of a run: {"input_ids": (B, L), …}, made by `collate` from lists of ids.
+class PlannedBatches(PooledBatches):
+    """Documents: item i is {"input_ids": (B, L), …}, made by `collate` from lists of ids.
 
     Args:
         tokenizer: of the model.
@@ -41,48 +90,27 @@ class PlannedBatches(torch.utils.data.Dataset):
         kinds: how often each kind of document is read.
     """
 
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     tokens: int
     steps: int
     longest: int
-    collate: object
+    collate: Callable
     seed: int = 0
     first_document: int = 0
-    kinds: dict = field(default_factory=lambda: dict(KINDS))
-    _pool: tuple = field(default=(-1, []), repr=False)
+    kinds: dict[str, int] = field(default_factory=lambda: dict(KINDS))
 
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        number, within = divmod(step, BATCHES_PER_POOL)
-        if self._pool[0] != number:
-            self._pool = (number, self._make_pool(number))
-        batches = self._pool[1]
-        rows = batches[within % len(batches)]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        return self.collate(rows, generator)
-
-    def _documents(self, number: int) -> list[list[int]]:
+    def rows(self, number: int) -> list[list[int]]:
         count = BATCHES_PER_POOL * self.tokens // MEAN_TOKENS
         first = self.first_document + number * count
-        made = [document("train", i, self.seed, self.kinds) for i in range(first, first + count)]
-        encoded = self.tokenizer([as_text(one) for one in made], add_special_tokens=False, split_special_tokens=True)
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        documents = [document("train", i, self.seed, self.kinds) for i in range(first, first + count)]
+        texts = [as_text(each) for each in documents]
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        bos = self.tokenizer.bos_token_id
+        eos = self.tokenizer.eos_token_id
         return [[bos, *ids, eos] for ids in encoded["input_ids"]]
 
-    def _make_pool(self, number: int) -> list[list[list[int]]]:
-        rng = random.Random(f"{self.seed}/pool/{number}")
-        rows = [ids for ids in self._documents(number) if len(ids) <= self.longest]
-        rows.sort(key=lambda ids: len(ids) + 4 * rng.random())
-        batches = [[]]
-        for ids in rows:
-            longest = max([len(ids), *map(len, batches[-1])])
-            if (len(batches[-1]) + 1) * longest > self.tokens and batches[-1]:
-                batches.append([])
-            batches[-1].append(ids)
-        rng.shuffle(batches)
-        return batches[:BATCHES_PER_POOL]
+    def size(self, row: list[int]) -> int:
+        return len(row)
 
 
 def padded(rows: list[list[int]], filler: int, width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,19 +118,19 @@ def padded(rows: list[list[int]], filler: int, width: int | None = None) -> tupl
     lengths = torch.tensor([len(ids) for ids in rows])
     width = width or -(-int(lengths.max()) // ROUND_TO) * ROUND_TO
     ids = torch.full((len(rows), width), filler)
-    for row, given in zip(ids, rows, strict=True):
-        row[: len(given)] = torch.tensor(given)
+    for padded_row, row in zip(ids, rows, strict=True):
+        padded_row[: len(row)] = torch.tensor(row)
     return ids, lengths
 
 
 @dataclass
 class CausalCollator:
-    """Rows for next-token training. Now and then a token is replaced, so that a model survives words it never read.
+    """Rows for next-token training. Some tokens are replaced, so that the model copes with words it never read.
 
     Args:
         filler: id of [PAD].
         rare: ids to replace tokens by: bytes, and words that no training text has.
-        chance: that a row has replaced tokens.
+        chance: the probability that a row has replaced tokens.
     """
 
     filler: int

@@ -2,7 +2,7 @@
 
 Word tokenizer → tinytown-ar (a small Mistral, autoregressive) → tinytown-base (the same weights, adapted to simplex
 diffusion) → tinytown-instruct (tuned on chats of all tasks, beside an AR model that is tuned on the same ones) →
-tinytown-reward and tinytown-reward-brief (adapters that judge its answers). A stage whose folder exists is skipped,
+tinytown-reward and tinytown-reward-brief (adapters that score its answers). A stage whose folder exists is skipped,
 one that was interrupted resumes from its last checkpoint, and each leaves a card with what was done, how long it
 took and how well it went.
 """
@@ -29,6 +29,7 @@ from transformers import (
 
 from tess2lite.generation import generate
 from tess2lite.loading import load
+from tess2lite.model import SimplexDenoiser
 from tess2lite.tinytown.documents import ECHO_FIRST, KINDS, LOOKUP_NEXT, document
 from tess2lite.tinytown.language import skeletons, split_sentences
 from tess2lite.tinytown.stories import stories
@@ -64,8 +65,11 @@ TRAINED_FROM = {
 class Phase:
     """A stretch of training.
 
-    steps: of the optimizer. tokens: a step, about. first_rate, last_rate: learning rate of the matrices, linear in
-    between. reads: "echo", "look-up" or "all" documents, or "chats".
+    Args:
+        steps: Optimizer steps.
+        tokens: Per step, about.
+        first_rate, last_rate: Learning rate of the matrices, linear in between.
+        reads: "echo", "look-up" or "all" documents, or "chats".
     """
 
     steps: int
@@ -135,7 +139,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
     return model
 
 
-def load_trainable(folder: Path):
+def load_trainable(folder: Path) -> SimplexDenoiser:
     """A denoiser in float32, from a denoiser or from an AR model."""
     lm = load(folder, dtype=torch.float32)
     lm.set_attn_implementation("eager")  # on a CPU faster than sdpa to train: see tests/benchmarks
@@ -181,11 +185,10 @@ def _planned(name: str, phase: Phase, tokenizer: PreTrainedTokenizerFast, first:
     if phase.reads == "chats":
         collate = instruct.NextTokens(pad) if name.endswith("ar-instruct") else Answers(pad, phase.tokens, LENGTH)
         return PlannedChats(lambda chat: instruct.encode_pair(tokenizer, chat), collate, **shared)
-    collate = (
-        CausalCollator(pad, unread_tokens(tokenizer))
-        if name == "tinytown-ar"
-        else WriteOrFill(pad, tokenizer.bos_token_id, phase.tokens, LENGTH)
-    )
+    if name == "tinytown-ar":
+        collate = CausalCollator(pad, unread_tokens(tokenizer))
+    else:
+        collate = WriteOrFill(pad, tokenizer.bos_token_id, phase.tokens, LENGTH)
     return PlannedBatches(tokenizer, collate=collate, kinds=READS[phase.reads], **shared)
 
 
@@ -296,9 +299,8 @@ def continue_autoregressively(folder: Path, prompts: list[str]) -> list[str]:
     torch.manual_seed(SEED)
     texts = []
     for start in range(0, len(prompts), 50):
-        inputs = tokenizer(
-            ["<s>" + prompt for prompt in prompts[start : start + 50]], return_tensors="pt", padding=True
-        )
+        batch = ["<s>" + prompt for prompt in prompts[start : start + 50]]
+        inputs = tokenizer(batch, return_tensors="pt", padding=True)
         with torch.inference_mode():
             ids = model.generate(
                 input_ids=inputs["input_ids"],

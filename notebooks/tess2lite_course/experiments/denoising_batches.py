@@ -7,7 +7,8 @@ and nothing is left to do below 0.15.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -16,7 +17,7 @@ from tess2lite.span_masks import after, span_infilling
 from tess2lite.tinytown.documents import MAX_TURNS, asked_about, told, turn
 from tess2lite.tinytown.tasks import side
 
-from .batches import BATCHES_PER_POOL, ROUND_TO, padded
+from .batches import BATCHES_PER_POOL, ROUND_TO, PooledBatches, padded
 
 WINDOW = (0.15, 0.65)  # of t/T
 PAD_WEIGHT = 0.05  # PAD is easy: at full weight it is two thirds of the loss
@@ -27,8 +28,15 @@ SHORTEST = 8  # tokens, of a text with blanks
 
 # How often a turn that is tuned on is of each kind; "drill" and "dense" are questions about a passage.
 TURNS = {
-    "constraints": 7, "reading": 5, "knowledge": 5, "arithmetic": 5, "puzzle": 7, "request": 4, "drill": 3, "dense": 4,
-}  # fmt: skip
+    "constraints": 7,
+    "reading": 5,
+    "knowledge": 5,
+    "arithmetic": 5,
+    "puzzle": 7,
+    "request": 4,
+    "drill": 3,
+    "dense": 4,
+}
 MEAN_CHAT_TOKENS = 85
 PAD_WEIGHT_IN_CHATS = 0.03
 
@@ -57,7 +65,12 @@ class Draws:
     def width(self, longest: int, most: int) -> int:
         """Row length: as needed, some more, or full, so that a model meets any amount of PAD."""
         kind = self.share()
-        room = 0 if kind < 0.4 else self.integer(0, 48) if kind < 0.8 else most - longest
+        if kind < 0.4:
+            room = 0
+        elif kind < 0.8:
+            room = self.integer(0, 48)
+        else:
+            room = most - longest
         return min(most, -(-(longest + room) // ROUND_TO) * ROUND_TO)
 
 
@@ -113,7 +126,8 @@ class WriteOrFill:
     def _filled(self, rows: list[list[int]], draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows cut to one length, so that a text with blanks has neither an end nor PAD to expect."""
         width = min(map(len, rows))
-        width = max(SHORTEST, width // ROUND_TO * ROUND_TO) if width >= ROUND_TO else width
+        if width >= ROUND_TO:
+            width = max(SHORTEST, width // ROUND_TO * ROUND_TO)
         cut = []
         for row in rows:
             start = 0 if draws.share() < 0.7 else draws.integer(0, len(row) - width + 1)
@@ -137,7 +151,10 @@ def tuning_chat(number: int, seed: int = 0) -> list[dict[str, str]]:
     messages = []
     while left > 0:
         kind = rng.choices(list(TURNS), list(TURNS.values()))[0]
-        added = _passage(rng, kind, rng.randint(1, left)) if kind in ("drill", "dense") else turn(rng, "train", kind)
+        if kind in ("drill", "dense"):
+            added = _passage(rng, kind, rng.randint(1, left))
+        else:
+            added = turn(rng, "train", kind)
         messages += added
         left -= len(added) // 2
     return messages
@@ -151,8 +168,8 @@ def _passage(rng: random.Random, kind: str, turns: int) -> list[dict[str, str]]:
 
 
 @dataclass
-class PlannedChats(torch.utils.data.Dataset):
-    """Item i is batch i of chats, sorted into batches as `PlannedBatches` sorts documents.
+class PlannedChats(PooledBatches):
+    """Chats, sorted into batches as `PlannedBatches` sorts documents.
 
     Args:
         encode: messages → (ids of the context, ids of the answer with its end).
@@ -160,41 +177,27 @@ class PlannedChats(torch.utils.data.Dataset):
         tokens, steps, longest, seed, first_document: as `PlannedBatches`.
     """
 
-    encode: object
-    collate: object
+    encode: Callable
+    collate: Callable
     tokens: int
     steps: int
     longest: int
     seed: int = 0
     first_document: int = 0
-    _pool: tuple = field(default=(-1, []), repr=False)
+    pool_name = "tuning pool"
 
-    def __len__(self) -> int:
-        return self.steps
+    @property
+    def first_noise_seed(self) -> int:
+        return self.first_document
 
-    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        number, within = divmod(step, BATCHES_PER_POOL)
-        if self._pool[0] != number:
-            self._pool = (number, self._make_pool(number))
-        batches = self._pool[1]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.first_document + step)
-        return self.collate(batches[within % len(batches)], generator)
-
-    def _make_pool(self, number: int) -> list:
-        rng = random.Random(f"{self.seed}/tuning pool/{number}")
+    def rows(self, number: int) -> list[tuple[list[int], list[int]]]:
         count = BATCHES_PER_POOL * self.tokens // MEAN_CHAT_TOKENS
         first = self.first_document + number * count
-        rows = [self.encode(tuning_chat(i, self.seed)) for i in range(first, first + count)]
-        rows = [(context, answer) for context, answer in rows if len(context) + len(answer) <= self.longest]
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]) + 4 * rng.random())
-        batches = [[]]
-        for row in rows:
-            longest = max(len(context) + len(answer) for context, answer in [*batches[-1], row])
-            if batches[-1] and (len(batches[-1]) + 1) * longest > self.tokens:
-                batches.append([])
-            batches[-1].append(row)
-        rng.shuffle(batches)
-        return batches[:BATCHES_PER_POOL]
+        return [self.encode(tuning_chat(i, self.seed)) for i in range(first, first + count)]
+
+    def size(self, row: tuple[list[int], list[int]]) -> int:
+        context, answer = row
+        return len(context) + len(answer)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,23 +49,30 @@ class NextTokens:
 
 
 AIMS = {"reading": 0.85, "knowledge": 0.85, "constraints": 0.80, "sorting": 0.60, "counting": 0.60}
-SEEDS, PER_SEED, STEPS, BATCH = (0, 1, 2), 25, 50, 50  # of the scores
+SEEDS = (0, 1, 2)
+PER_SEED = 25  # questions of a task
+STEPS = 50
+BATCH = 50
 PUZZLES = 3  # times as many: they come in four kinds
 
 
 def test_examples(task: str, tokenizer, length: int, seed: int, number: int | None = None) -> list[Example]:
     """Examples of the test split whose prompt and reference answer fit into `length`; of puzzles, three times more."""
-    wanted = (number or PER_SEED) * (PUZZLES if task == "puzzle" else 1)
-    return fitting(examples(task, "test", 3 * wanted, seed), tokenizer, length)[:wanted]
+    count = number or PER_SEED
+    if task == "puzzle":
+        count *= PUZZLES
+    return fitting(examples(task, "test", 3 * count, seed), tokenizer, length)[:count]
 
 
 def kind(example: Example) -> str:
     """The task, or which of the four puzzles."""
-    beginnings = {"Sort these": "sorting", "I have": "counting"}
     if example.task != "puzzle":
         return example.task
-    found = [name for start, name in beginnings.items() if example.prompt.startswith(start)]
-    return found[0] if found else "boolean" if example.prompt.endswith(" is") else "tracking"
+    if example.prompt.startswith("Sort these"):
+        return "sorting"
+    if example.prompt.startswith("I have"):
+        return "counting"
+    return "boolean" if example.prompt.endswith(" is") else "tracking"
 
 
 def scores(answer: Callable[[list[str], int], list[str]], tokenizer, length: int) -> dict[str, dict]:
@@ -75,35 +83,37 @@ def scores(answer: Callable[[list[str], int], list[str]], tokenizer, length: int
         tokenizer: Of the models that are compared.
         length: Tokens that prompt and reference answer may have.
     """
-    found = {}
+    answers = defaultdict(list)
     for task in tqdm(TASKS, desc="scoring"):
         for seed in SEEDS:
-            asked = test_examples(task, tokenizer, length, seed)
-            texts = answer([example.prompt for example in asked], seed)
-            for example, text in zip(asked, texts, strict=True):
-                answers = found.setdefault(kind(example), [])
-                answers.append((example.prompt, seed, score(example, text)))
-    return {name: _summary(answers) for name, answers in found.items()}
+            questions = test_examples(task, tokenizer, length, seed)
+            texts = answer([example.prompt for example in questions], seed)
+            for example, text in zip(questions, texts, strict=True):
+                answers[kind(example)].append((example.prompt, seed, score(example, text)))
+    return {name: _summary(scored) for name, scored in answers.items()}
 
 
 def _summary(answers: list[tuple[str, int, float]]) -> dict:
     """Of (prompt, seed, score) triples."""
-    prompts, seeds, every = zip(*answers, strict=True)
-    interval = mean_interval(every, prompts, bounds=(0, 1))
-    by_seed = [statistics.mean(s for _, own, s in answers if own == seed) for seed in dict.fromkeys(seeds)]
+    prompts = [prompt for prompt, _, _ in answers]
+    values = [value for _, _, value in answers]
+    interval = mean_interval(values, prompts, bounds=(0, 1))
+    of_seed = defaultdict(list)
+    for _, seed, value in answers:
+        of_seed[seed].append(value)
     return {
         "score": round(interval.mean, 4),
         "low": round(interval.low, 4),
         "high": round(interval.high, 4),
         "half_width": round(interval.half_width, 4),
-        "n": len(every),
+        "n": len(values),
         "questions": len(set(prompts)),
-        "by_seed": [round(mean, 4) for mean in by_seed],
+        "by_seed": [round(statistics.mean(values), 4) for values in of_seed.values()],
     }
 
 
-def by_denoising(folder: Path):
-    """Answers of a denoiser: prompts → texts."""
+def by_denoising(folder: Path) -> Callable[[list[str], int], list[str]]:
+    """Returns what answers with a denoiser: (prompts, seed) → texts."""
     lm = load(folder)
 
     def answer(prompts: list[str], seed: int) -> list[str]:
@@ -117,8 +127,8 @@ def by_denoising(folder: Path):
     return answer
 
 
-def left_to_right(folder: Path):
-    """Answers of an AR model, the likeliest token each time: prompts → texts."""
+def autoregressively(folder: Path) -> Callable[[list[str], int], list[str]]:
+    """Returns what answers with an AR model, greedily: (prompts, seed) → texts."""
     model = MistralForCausalLM.from_pretrained(folder).eval()
     model.tokenizer = AutoTokenizer.from_pretrained(folder)
     return lambda prompts, seed: [continued(model, [{"role": "user", "content": prompt}]) for prompt in prompts]
@@ -126,7 +136,7 @@ def left_to_right(folder: Path):
 
 @torch.inference_mode()
 def continued(model, prompt) -> str:
-    """A left-to-right model's greedy continuation of a text, or its answer to a chat. model: with its `tokenizer`."""
+    """Returns an AR model's greedy continuation of a text, or its answer to a chat. model: with its `tokenizer`."""
     tokenizer = model.tokenizer
     text = chat_prompt(prompt) if isinstance(prompt, list) else prompt
     ids = torch.tensor([[tokenizer.bos_token_id, *encode(tokenizer, text)]])
@@ -141,7 +151,7 @@ def score_models(out: Path, length: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     models = {
         "diffusion": lambda: by_denoising(out / "tinytown-instruct"),
-        "ar": lambda: left_to_right(out / "tinytown-ar-instruct"),
+        "ar": lambda: autoregressively(out / "tinytown-ar-instruct"),
         "base": lambda: by_denoising(out / "tinytown-base"),
     }
     for name, make in models.items():

@@ -18,8 +18,9 @@ from tess2lite.training.run import train
 
 from .guidance_sweep import KINDS
 
-KEPT = ("adapter_config.json", "adapter_model.safetensors", "reward.json")
-STEPS, BATCH = 150, 32
+BUNDLED_FILES = ("adapter_config.json", "adapter_model.safetensors", "reward.json")
+STEPS = 150
+BATCH = 32
 SCORED = 400  # test pairs
 
 
@@ -29,36 +30,46 @@ def build_reward(out: Path, name: str, length: int) -> Path:
     if folder.exists():
         return folder
     recipe = RewardRecipe(
-        model=str(out / "tinytown-instruct"), data=f"tinytown:{KINDS[name]}", output=str(out / f"{name}-training"),
-        lora_rank=8, learning_rate=2e-3, length=length, batch_size=BATCH, micro_batch_size=BATCH,
-        steps=STEPS, warmup=STEPS // 8,
-        evaluate_every=50, save_every=50,
-    )  # fmt: skip
+        model=str(out / "tinytown-instruct"),
+        data=f"tinytown:{KINDS[name]}",
+        output=str(out / f"{name}-training"),
+        lora_rank=8,
+        learning_rate=2e-3,
+        length=length,
+        batch_size=BATCH,
+        micro_batch_size=BATCH,
+        steps=STEPS,
+        warmup=STEPS // 8,
+        evaluate_every=50,
+        save_every=50,
+    )
     train(recipe)
-    whole = Path(recipe.output) / "whole"
-    whole.mkdir(exist_ok=True)
-    for file in KEPT:
-        shutil.copy(Path(recipe.output) / file, whole)
-    settings = json.loads((whole / "adapter_config.json").read_text())
+    complete = Path(recipe.output) / "complete"
+    complete.mkdir(exist_ok=True)
+    for file in BUNDLED_FILES:
+        shutil.copy(Path(recipe.output) / file, complete)
+    settings = json.loads((complete / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = "tinytown-instruct"  # wherever it was trained, it is bundled by that name
-    (whole / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    (complete / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     card = {
         "model": name,
         "trained_from": "tinytown-instruct",
         "preference": KINDS[name],
         "lora_rank": recipe.lora_rank,
+        "pairs": recipe.steps * recipe.batch_size,
+        "device": f"{platform.machine()} CPU",
+        **accuracy(recipe.output, KINDS[name], length),
     }
-    card |= {"pairs": recipe.steps * recipe.batch_size, "device": f"{platform.machine()} CPU"} | accuracy(
-        recipe.output, KINDS[name], length
-    )
-    (whole / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-    whole.rename(folder)
+    (complete / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    complete.rename(folder)
     return folder
 
 
 def accuracy(folder: str, kind: str, length: int) -> dict[str, float]:
     """On test pairs: how often the truly better answer is preferred, and how predicted and true reward correlate."""
-    model, predicted, true = load_reward(folder), [], []
+    model = load_reward(folder)
+    predicted = []
+    true = []
     for pair in preferences("test", SCORED, kind):
         for side, chat in zip(("chosen", "rejected"), pair_of(pair), strict=True):
             row = encode_chat(model.tokenizer, chat, length)[0]

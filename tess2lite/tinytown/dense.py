@@ -7,6 +7,7 @@ that the next word can only be known by looking up who has what, and where.
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 
 from .language import number_word, words
 from .stories import Teller
@@ -20,17 +21,27 @@ class DenseTeller(Teller):
     def things(self, n: int) -> list[str]:
         """n things whose nouns all differ, so that a noun alone names one of them."""
         nouns = self.rng.sample(words()["thing"], n)
-        looks = [self.pick(self.rng.choice(("colour", "look"))) for _ in nouns]
-        return [f"{look} {noun}" for look, noun in zip(looks, nouns, strict=True)]
+        things = []
+        for noun in nouns:
+            adjectives = self.rng.choice(("colour", "look"))
+            things.append(f"{self.pick(adjectives)} {noun}")
+        return things
 
-    def shuffled(self, items) -> list:
+    def shuffled(self, items: Collection) -> list:
+        """The items in another order."""
         return self.rng.sample(list(items), len(items))
 
-    def recall(self, kind: str, **slots: str) -> None:
+    def someone_else(self, people: list[str], person: str) -> str:
+        """One of the people, but not this one."""
+        others = [other for other in people if other != person]
+        return self.rng.choice(others)
+
+    def recall(self, kind: str, *people: str, **slots: str) -> None:
         """Tell a state of the world; a sentence that does not name A leaves "he" and "she" as they were."""
         last = self.world.last
-        self.tell(kind, **slots)
-        if not any(mark in self.used[-1][0] for mark in ("{A}", "{B}", "{He}")):
+        self.tell(kind, *people, **slots)
+        skeleton, _ = self.used[-1]
+        if not any(mark in skeleton for mark in ("{A}", "{B}", "{He}")):
             self.world.last = last
 
 
@@ -40,15 +51,15 @@ def _number_of_people(t: DenseTeller) -> int:
 
 def _open(t: DenseTeller, people: list[str]) -> None:
     if t.maybe(0.7):
-        t.tell("intro", A=people[0])
+        t.tell("intro", people[0])
     if t.maybe(0.4):
-        t.tell("friend", A=people[0], B=people[1])
+        t.tell("friend", people[0], people[1])
     t.perhaps(0.1, "weather")
 
 
 def _close(t: DenseTeller, person: str) -> None:
-    t.perhaps(0.3, "joy", A=person)
-    t.perhaps(0.15, "night", A=person)
+    t.perhaps(0.3, "joy", person)
+    t.perhaps(0.15, "night", person)
     t.perhaps(0.4, "end")
 
 
@@ -56,15 +67,17 @@ def _get_things(t: DenseTeller, people: list[str]) -> dict[str, str]:
     """Everybody gets a thing. Returns person → thing."""
     has = dict(zip(people, t.things(len(people)), strict=True))
     for person, thing in has.items():
-        t.tell(t.rng.choice(("have", "have", "make")), A=person, o=thing)
+        kind = t.rng.choice(("have", "have", "make"))
+        t.tell(kind, person, o=thing)
     return has
 
 
 def _recall_holder(t: DenseTeller, holder: str, thing: str, others: list[str]) -> None:
     if t.maybe(0.5):
-        t.recall("holds", A=holder, o=thing)
+        t.recall("holds", holder, o=thing)
     else:
-        t.recall("tell_holder", A=t.rng.choice([p for p in others if p != holder]), B=holder, o=thing)
+        speaker = t.someone_else(others, holder)
+        t.recall("tell_holder", speaker, holder, o=thing)
 
 
 def treasures(t: DenseTeller) -> None:
@@ -74,7 +87,8 @@ def treasures(t: DenseTeller) -> None:
     has = _get_things(t, people)
     for person in t.shuffled(people):
         if t.maybe(0.5):
-            t.recall("owner_is", A=person, o=has[person], B=t.rng.choice([p for p in people if p != person]))
+            other = t.someone_else(people, person)
+            t.recall("owner_is", person, other, o=has[person])
         else:
             _recall_holder(t, person, has[person], people)
     _close(t, people[0])
@@ -88,15 +102,16 @@ def tidy(t: DenseTeller) -> None:
     has = _get_things(t, people)
     spots = dict(zip(people, places, strict=True))
     for person in t.shuffled(people):
-        t.tell("lay", A=person, o=has[person], at=spots[person])
+        t.tell("lay", person, o=has[person], at=spots[person])
     for person in t.shuffled(people):
         if t.maybe(0.6):
-            t.recall("where", A=t.rng.choice(people), o=has[person], at=spots[person])
+            speaker = t.rng.choice(people)
+            t.recall("where", speaker, o=has[person], at=spots[person])
     for person in t.shuffled(people):
         if t.maybe(0.7):
-            t.tell("takeout", A=person, o=has[person], at=spots[person])
+            t.tell("takeout", person, o=has[person], at=spots[person])
             if t.maybe(0.4):
-                t.recall("holds", A=person, o=has[person])
+                t.recall("holds", person, o=has[person])
     _close(t, people[0])
 
 
@@ -105,7 +120,8 @@ def exchange(t: DenseTeller) -> None:
     people = t.people(_number_of_people(t))
     _open(t, people)
     has = {thing: person for person, thing in _get_things(t, people).items()}
-    for _ in range(t.rng.choice((1, 2, 2, 3))):
+    times = t.rng.choice((1, 2, 2, 3))
+    for _ in range(times):
         _pass_on(t, people, has)
     for thing in t.shuffled(has):
         if t.maybe(0.7):
@@ -117,35 +133,35 @@ def _pass_on(t: DenseTeller, people: list[str], has: dict[str, str]) -> None:
     """One gift or one swap. has: thing → person, changed here."""
     thing = t.rng.choice(list(has))
     giver = has[thing]
-    taker = t.rng.choice([p for p in people if p != giver])
+    taker = t.someone_else(people, giver)
     theirs = [other for other, person in has.items() if person == taker]
     if theirs and t.maybe(0.6):
         other = t.rng.choice(theirs)
-        t.tell("swap", A=giver, B=taker, o=thing, q=other)
+        t.tell("swap", giver, taker, o=thing, q=other)
         has[other] = giver
     else:
-        t.perhaps(0.3, "want", A=giver, B=taker, o=thing)
-        t.tell("give", A=giver, B=taker, o=thing)
-        t.perhaps(0.3, "thanks", A=giver, B=taker)
+        t.perhaps(0.3, "want", giver, taker, o=thing)
+        t.tell("give", giver, taker, o=thing)
+        t.perhaps(0.3, "thanks", giver, taker)
     has[thing] = taker
 
 
 def whereabouts(t: DenseTeller) -> None:
     """Everybody goes somewhere; then who is where."""
     people = t.people(_number_of_people(t))
-    first, *others = t.places(len(people) + 2)
+    places = t.places(len(people) + 2)
     _open(t, people)
-    is_at = dict(zip(people, [first, *others], strict=False))
+    is_at = dict(zip(people, places, strict=False))
     for person in t.shuffled(people):
-        t.tell("go", A=person, at=is_at[person])
+        t.tell("go", person, at=is_at[person])
     for person in t.shuffled(people):
-        t.recall("was_at", A=person, at=is_at[person])
+        t.recall("was_at", person, at=is_at[person])
     if t.maybe(0.5):
         mover = t.rng.choice(people)
-        is_at[mover] = others[-1]
-        t.tell("go", A=mover, at=others[-1])
+        is_at[mover] = places[-1]
+        t.tell("go", mover, at=places[-1])
         for person in t.shuffled(people)[:2]:
-            t.recall("was_at", A=person, at=is_at[person])
+            t.recall("was_at", person, at=is_at[person])
     _close(t, people[0])
 
 
@@ -156,18 +172,22 @@ def baskets(t: DenseTeller) -> None:
     _open(t, people)
     counts = {}
     for person in people:
-        counts[person] = t.rng.randint(2, 9)
-        t.tell("count_have", A=person, i=item, n=number_word(counts[person]))
-    for _ in range(t.rng.choice((1, 1, 2))):
+        count = t.rng.randint(2, 9)
+        counts[person] = count
+        t.tell("count_have", person, i=item, n=number_word(count))
+    changes = t.rng.choice((1, 1, 2))
+    for _ in range(changes):
         _change_counts(t, people, item, counts)
     for person in t.shuffled(people):
-        if counts[person] >= 2:
-            t.tell("count_left", A=person, i=item, n=number_word(counts[person]))
-    more, fewer = sorted(people, key=lambda person: -counts[person])
+        count = counts[person]
+        if count >= 2:
+            t.tell("count_left", person, i=item, n=number_word(count))
+    more, fewer = sorted(people, key=counts.get, reverse=True)
     if counts[more] > counts[fewer] and t.maybe(0.4):
-        t.tell("more_than", A=more, B=fewer, i=item)
-    if 2 <= sum(counts.values()) <= 20 and t.maybe(0.4):
-        t.tell("count_both", A=people[0], B=people[1], i=item, n=number_word(sum(counts.values())))
+        t.tell("more_than", more, fewer, i=item)
+    total = sum(counts.values())
+    if 2 <= total <= MOST and t.maybe(0.4):
+        t.tell("count_both", *people, i=item, n=number_word(total))
     _close(t, people[0])
 
 
@@ -177,8 +197,8 @@ def _change_counts(t: DenseTeller, people: list[str], item: str, counts: dict[st
     if kind == "count_more":
         change = t.rng.randint(2, 5)
         before = dict(t.world.count)
-        giver = {"B": other} if counts[other] > 5 else {}
-        t.tell(kind, A=who, i=item, m=number_word(change), **giver)
+        involved = [who, other] if counts[other] > 5 else [who]
+        t.tell(kind, *involved, i=item, m=number_word(change))
         for person in people:  # who else gave some is for the sentence to say
             counts[person] += t.world.count[person, item] - before[person, item]
         return
@@ -187,7 +207,7 @@ def _change_counts(t: DenseTeller, people: list[str], item: str, counts: dict[st
     change = t.rng.randint(2, min(6, counts[who] - 2))
     if counts[other] + change > MOST:
         return
-    t.tell(kind, A=who, B=other, i=item, m=number_word(change))
+    t.tell(kind, who, other, i=item, m=number_word(change))
     counts[who] -= change
     if kind == "count_give":
         counts[other] += change
@@ -199,15 +219,15 @@ def two_things(t: DenseTeller) -> None:
     (at,) = t.places(1)
     thing, other = t.things(2)
     _open(t, [a, b])
-    t.tell("two", A=a, B=b, o=thing, q=other, at=at)
+    t.tell("two", a, b, o=thing, q=other, at=at)
     chosen, left = t.shuffled((thing, other))
     first, second = t.shuffled((a, b))
-    t.tell("choose", A=first, B=second, o=chosen, q=left)
+    t.tell("choose", first, second, o=chosen, q=left)
     for person, held in t.shuffled(((first, chosen), (second, left))):
         if t.maybe(0.7):
             _recall_holder(t, person, held, [a, b])
     if t.maybe(0.4):
-        t.tell("swap", A=first, B=second, o=chosen, q=left)
+        t.tell("swap", first, second, o=chosen, q=left)
         _recall_holder(t, first, left, [a, b])
     _close(t, a)
 
@@ -220,36 +240,37 @@ def lost_and_found(t: DenseTeller) -> None:
     has = _get_things(t, people)
     spots = dict(zip(people, places, strict=True))
     for person in t.shuffled(people):
-        t.tell("lose", A=person, o=has[person], at=spots[person])
+        t.tell("lose", person, o=has[person], at=spots[person])
     for person in t.shuffled(people):
         thing = has[person]
-        t.perhaps(0.3, "miss", A=person, o=thing)
+        t.perhaps(0.3, "miss", person, o=thing)
         if t.maybe(0.3):
-            elsewhere = t.rng.choice([at for at in places if at != spots[person]])
-            t.tell("search", A=person, o=thing, at=elsewhere)
+            wrong_places = [at for at in places if at != spots[person]]
+            t.tell("search", person, o=thing, at=t.rng.choice(wrong_places))
         finder = t.rng.choice(people)
-        t.tell("refind", A=finder, o=thing, at=spots[person])
+        t.tell("refind", finder, o=thing, at=spots[person])
         if finder != person:
-            t.tell("giveback", A=finder, B=person, o=thing)
-            t.perhaps(0.3, "thanks", A=finder, B=person)
+            t.tell("giveback", finder, person, o=thing)
+            t.perhaps(0.3, "thanks", finder, person)
     _close(t, people[0])
 
 
 def hiders(t: DenseTeller) -> None:
     """Two hide, one seeks, and finds them in another order."""
     seeker, *hidden = t.people(3)
-    spots = dict(zip(hidden, t.places(2), strict=True))
+    places = t.places(2)
+    spots = dict(zip(hidden, places, strict=True))
     _open(t, [seeker, hidden[0]])
     for person in t.shuffled(hidden):
-        t.tell("hide", A=person, at=spots[person])
+        t.tell("hide", person, at=spots[person])
     if t.maybe(0.4):
         person = t.rng.choice(hidden)
-        t.recall("hidden_at", A=person, at=spots[person])
+        t.recall("hidden_at", person, at=spots[person])
     first, second = t.shuffled(hidden)
     if t.maybe(0.4):
-        t.tell("seek", A=seeker, B=first, at=spots[second])
-    t.tell("found_person", A=seeker, B=first, at=spots[first])
-    t.tell("found_person", A=seeker, B=second, at=spots[second])
+        t.tell("seek", seeker, first, at=spots[second])
+    t.tell("found_person", seeker, first, at=spots[first])
+    t.tell("found_person", seeker, second, at=spots[second])
     _close(t, seeker)
 
 
@@ -259,16 +280,16 @@ def lenders(t: DenseTeller) -> None:
     _open(t, [friend, owners[0]])
     has = _get_things(t, owners)
     for person in t.shuffled(owners):
-        t.tell("lend", A=person, B=friend, o=has[person])
+        t.tell("lend", person, friend, o=has[person])
     if t.maybe(0.4):
         person = t.rng.choice(owners)
-        t.recall("owner_is", A=person, B=friend, o=has[person])
+        t.recall("owner_is", person, friend, o=has[person])
     if t.maybe(0.4):
         thing = has[t.rng.choice(owners)]
-        t.tell("break", A=friend, o=thing)
-        t.tell("mend", A=friend, o=thing)
+        t.tell("break", friend, o=thing)
+        t.tell("mend", friend, o=thing)
     for person in t.shuffled(owners):
-        t.tell("giveback", A=friend, B=person, o=has[person])
+        t.tell("giveback", friend, person, o=has[person])
     _close(t, friend)
 
 
@@ -290,6 +311,7 @@ def dense_story(rng: random.Random, held_out: str) -> DenseTeller:
     """One dense story, as `stories.story`."""
     while True:
         teller = DenseTeller(rng, held_out)
-        rng.choice(DENSE_PLOTS)(teller)
+        plot = rng.choice(DENSE_PLOTS)
+        plot(teller)
         if len(teller.sentences) >= 4:
             return teller

@@ -1,67 +1,103 @@
 """What the bundled models read before they are tuned: stories, facts, passages with questions, chats.
 
 A document is a text (str) or a chat (a list of messages). Each is a function of (split, seed, number), so that a
-corpus needs no file and a run that resumes reads on where it stopped.
+corpus needs no file and a resumed run reads what it would have read.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from . import facts
 from .dense import DenseTeller, dense_story
-from .language import number_word, words
-from .stories import SPLITS, belongs, story
+from .language import capitalize, names, number_word, words
+from .stories import SPLITS, Teller, belongs, story
 from .tasks import TASKS, side
 from .world import World
 
 Document = str | list[dict[str, str]]
 
 # How often each kind of document is read; `document` draws from them.
-KINDS = {"story": 26, "dense": 22, "facts": 9, "echo": 2, "roll_call": 8, "drill": 12, "passage": 6, "chat": 15}
+KINDS = {
+    "story": 26,
+    "dense": 22,
+    "facts": 9,
+    "echo": 2,
+    "roll_call": 8,
+    "drill": 12,
+    "passage": 6,
+    "chat": 15,
+}
 # The same, for the first parts of training. Attention that looks things up forms within some hundred steps on texts
 # whose second half is a copy; in stories a guess among two or three names is too good for it to form at all.
 ECHO_FIRST = {"echo": 100}
-LOOKUP_NEXT = {"echo": 20, "roll_call": 45, "drill": 10, "dense": 12, "story": 8, "chat": 5}
+LOOKUP_NEXT = {
+    "echo": 20,
+    "roll_call": 45,
+    "drill": 10,
+    "dense": 12,
+    "story": 8,
+    "chat": 5,
+}
 MAX_TURNS = 4
 # How often a turn of a chat is of each task: facts and the harder puzzles more often.
-TURNS = {"constraints": 5, "reading": 4, "knowledge": 4, "arithmetic": 3, "puzzle": 4, "request": 3}
+TURNS = {
+    "constraints": 5,
+    "reading": 4,
+    "knowledge": 4,
+    "arithmetic": 3,
+    "puzzle": 4,
+    "request": 3,
+}
 
 
 def questions(world: World) -> list[tuple[str, str]]:
     """All (question, answer) pairs that a world can be asked at its end."""
-    asked = [(f"Who has the {thing} now?", who) for thing, who in world.holder.items() if who]
-    asked += [(f"Where is the {thing}?", at) for thing, at in world.lies.items()]
-    asked += [(f"Where is {who}?", at) for who, at in world.place.items() if who not in world.hiding]
-    asked += [(f"Where does {who} hide?", at) for who, at in world.hiding.items()]
-    asked += [(f"How many {item} does {who} have now?", number_word(n)) for (who, item), n in world.count.items() if n]
-    asked += [
-        (f"Who does the {thing} belong to?", who)
-        for thing, who in world.owner.items()
-        if world.holder.get(thing) != who
-    ]
-    held = [who for who in world.holder.values() if who]
-    asked += [(f"What does {who} have now?", f"the {t}") for t, who in world.holder.items() if held.count(who) == 1]
-    return asked
+    pairs = []
+    for thing, who in world.holder.items():
+        if who:
+            pairs.append((f"Who has the {thing} now?", who))
+    for thing, at in world.lies.items():
+        pairs.append((f"Where is the {thing}?", at))
+    for who, at in world.place.items():
+        if who not in world.hiding:
+            pairs.append((f"Where is {who}?", at))
+    for who, at in world.hiding.items():
+        pairs.append((f"Where does {who} hide?", at))
+    for (who, item), n in world.count.items():
+        if n:
+            pairs.append((f"How many {item} does {who} have now?", number_word(n)))
+    for thing, who in world.owner.items():
+        if world.holder.get(thing) != who:
+            pairs.append((f"Who does the {thing} belong to?", who))
+    holders = Counter(world.holder.values())
+    for thing, who in world.holder.items():
+        if who and holders[who] == 1:
+            pairs.append((f"What does {who} have now?", f"the {thing}"))
+    return pairs
 
 
 def _drill(t: DenseTeller) -> None:
     """Two to four plain sentences about different people or things, and nothing else."""
-    people = t.people(t.rng.choice((2, 2, 3, 4)))
-    places = t.places(len(people))
-    things = t.things(len(people))
+    size = t.rng.choice((2, 2, 3, 4))
+    people = t.people(size)
+    places = t.places(size)
+    things = t.things(size)
     kind = t.rng.choice(("have", "lay", "go", "count"))
     item = t.pick("countable")
     for person, at, thing in zip(people, places, things, strict=True):
         if kind == "go":
-            t.tell("go", A=person, at=at)
+            t.tell("go", person, at=at)
         elif kind == "count":
-            t.tell("count_have", A=person, i=item, n=number_word(t.rng.randint(2, 12)))
+            n = t.rng.randint(2, 12)
+            t.tell("count_have", person, i=item, n=number_word(n))
         else:
-            t.tell("have", A=person, o=thing)
+            t.tell("have", person, o=thing)
             if kind == "lay":
-                t.tell("lay", A=person, o=thing, at=at)
+                t.tell("lay", person, o=thing, at=at)
 
 
 # Short sentences that say one thing twice: first in one form, later in the same or in another.
@@ -75,78 +111,97 @@ _ROLL_CALLS = {
 
 def echo(rng: random.Random) -> str:
     """Words said twice: in the same order, or as pairs in another."""
-    w = words()
-    names, nouns = w["girls"] + w["boys"], w["thing"] + w["creature"] + w["countable"]
-    everything = [*names, *nouns, *w["colour"], *w["look"], *w["food"], *w["good"], *w["bad"], *w["number"]]
+    nouns = words()["thing"] + words()["creature"] + words()["countable"]
+    everything = names() + nouns
+    for name in ("colour", "look", "food", "good", "bad", "number"):
+        everything += words()[name]
     if rng.random() < 0.6:
-        said = rng.sample(everything, rng.randint(12, 60))
-        return " ".join([*said, *said])
+        sequence = rng.sample(everything, rng.randint(12, 60))
+        return " ".join([*sequence, *sequence])
     size = rng.randint(6, 25)
-    pairs = list(zip(rng.sample(names + nouns, size), rng.choices(everything, k=size), strict=True))
-    again = [pair for _ in range(2) for pair in rng.sample(pairs, size)]
-    return " ".join(f"{a} {b}" for a, b in [*pairs, *again])
+    firsts = rng.sample(names() + nouns, size)
+    seconds = rng.choices(everything, k=size)
+    pairs = [f"{first} {second}" for first, second in zip(firsts, seconds, strict=True)]
+    twice_again = rng.sample(pairs, size) + rng.sample(pairs, size)
+    return " ".join([*pairs, *twice_again])
 
 
 def roll_call(rng: random.Random) -> str:
     """Who has what, is where, or has how many: all of it said once, then again in other orders and words."""
     t = DenseTeller(rng, "never")
     size = rng.choice((3, 4, 6, 8, 10))
-    people, things, places = t.people(size), t.things(size), t.places(size)
+    people = t.people(size)
+    things = t.things(size)
+    places = t.places(size)
     numbers = rng.sample(range(2, 21), size)
     item = t.pick("countable")
-    entries = [
-        {"A": a, "o": o, "at": at, "At": at[0].upper() + at[1:], "i": item, "n": number_word(n), "N": _as_start(n)}
-        for a, o, at, n in zip(people, things, places, numbers, strict=True)
-    ]
+    entries = []
+    for person, thing, at, n in zip(people, things, places, numbers, strict=True):
+        entry = {
+            "A": person,
+            "o": thing,
+            "at": at,
+            "At": capitalize(at),
+            "i": item,
+            "n": number_word(n),
+            "N": capitalize(number_word(n)),
+        }
+        entries.append(entry)
     forms = _ROLL_CALLS[rng.choice(list(_ROLL_CALLS))]
-    said = [forms[0].format(**entry) for entry in entries]
-    for _ in range(1 if size > 6 else 2):
+    sentences = [forms[0].format(**entry) for entry in entries]
+    rounds = 1 if size > 6 else 2
+    for _ in range(rounds):
         form = rng.choice(forms)
-        mixed = rng.random() < 0.3
+        is_mixed = rng.random() < 0.3
         for entry in rng.sample(entries, size):
-            said.append((rng.choice(forms) if mixed else form).format(**entry))
-    return " ".join(said)
+            if is_mixed:
+                form = rng.choice(forms)
+            sentences.append(form.format(**entry))
+    return " ".join(sentences)
 
 
-def _as_start(n: int) -> str:
-    return number_word(n).capitalize()
+Telling = Callable[[random.Random], Teller]
 
 
-def _tell(rng: random.Random, tellings) -> DenseTeller:
+def _tell(rng: random.Random, tellings: Sequence[Telling]) -> Teller:
     """A telling that can be asked about."""
     while True:
-        teller = rng.choice(tellings)(rng)
+        telling = rng.choice(tellings)
+        teller = telling(rng)
         if questions(teller.world):
             return teller
 
 
-def _drilled(rng: random.Random) -> DenseTeller:
+def _tell_drill(rng: random.Random) -> Teller:
     teller = DenseTeller(rng, "never")
     _drill(teller)
     return teller
 
 
-def _told(rng: random.Random) -> DenseTeller:
+def _tell_story(rng: random.Random) -> Teller:
     return story(rng, "never")
 
 
-def _told_densely(rng: random.Random) -> DenseTeller:
+def _tell_dense_story(rng: random.Random) -> Teller:
     return dense_story(rng, "never")
 
 
-def told(kind: str) -> tuple:
-    """The tellings that passages of a kind are made by: "drill" short and plain, "dense" stories of all sorts."""
-    return (_drilled,) if kind == "drill" else (_told, _told_densely)
+def tellings_for(kind: str) -> tuple[Telling, ...]:
+    """What passages of a kind are told by: "drill" is short and plain, "dense" means stories of all sorts."""
+    if kind == "drill":
+        return (_tell_drill,)
+    return (_tell_story, _tell_dense_story)
 
 
-def asked_about(rng: random.Random, tellings, turns: int) -> list[dict[str, str]]:
+def passage_chat(rng: random.Random, tellings: Sequence[Telling], turns: int) -> list[dict[str, str]]:
     """A chat: a passage with a question, then more questions about it."""
     teller = _tell(rng, tellings)
-    asked = questions(teller.world)
-    chosen = rng.sample(asked, min(turns, len(asked)))
-    first_question, first_answer = chosen[0]
-    messages = _turn(f"{' '.join(teller.sentences)}\n{first_question}", first_answer)
-    for question, answer in chosen[1:]:
+    pairs = questions(teller.world)
+    first, *others = rng.sample(pairs, min(turns, len(pairs)))
+    passage = " ".join(teller.sentences)
+    question, answer = first
+    messages = _turn(f"{passage}\n{question}", answer)
+    for question, answer in others:
         messages += _turn(question, answer)
     return messages
 
@@ -155,22 +210,24 @@ def _turn(prompt: str, response: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
-def plain_questions(rng: random.Random, tellings) -> str:
+def passage_text(rng: random.Random, tellings: Sequence[Telling]) -> str:
     """A passage with questions and answers as one text."""
     teller = _tell(rng, tellings)
-    known = questions(teller.world)
-    asked = rng.sample(known, min(6, len(known)))
-    return " ".join([*teller.sentences, *(f"{question} {_as_sentence(answer)}" for question, answer in asked)])
+    pairs = questions(teller.world)
+    asked = rng.sample(pairs, min(6, len(pairs)))
+    answered = [_with_answer(question, answer) for question, answer in asked]
+    return " ".join([*teller.sentences, *answered])
 
 
-def _as_sentence(answer: str) -> str:
-    return answer[0].upper() + answer[1:] + "."
+def _with_answer(question: str, answer: str) -> str:
+    return f"{question} {capitalize(answer)}."
 
 
 @cache
 def askable_facts(split: str) -> tuple[tuple[str, str], ...]:
     """The facts that a split may ask about: the test's are only ever stated."""
-    return tuple(fact for fact in sorted(facts.table()) if side(facts.question(*fact)) == split)
+    every = sorted(facts.table())
+    return tuple(fact for fact in every if side(facts.question(*fact)) == split)
 
 
 def turn(rng: random.Random, split: str, task: str) -> list[dict[str, str]]:
@@ -178,8 +235,9 @@ def turn(rng: random.Random, split: str, task: str) -> list[dict[str, str]]:
     if task == "knowledge":
         fact = rng.choice(askable_facts(split))
         return _turn(facts.question(*fact), facts.table()[fact])
+    make, _ = TASKS[task]
     while True:
-        example = TASKS[task][0](rng, "never")
+        example = make(rng, "never")
         if side(example.prompt) == split:
             return _turn(example.prompt, example.response)
 
@@ -188,19 +246,20 @@ def chat(rng: random.Random, split: str = "train") -> list[dict[str, str]]:
     """A conversation of one to four turns about whatever Tinytown can be asked."""
     turns = rng.choice((1, 1, 2, 3, MAX_TURNS))
     messages = []
-    for task in rng.choices(list(TURNS), list(TURNS.values()), k=turns):
+    tasks = rng.choices(list(TURNS), list(TURNS.values()), k=turns)
+    for task in tasks:
         messages += turn(rng, split, task)
     return messages
 
 
 def mixed_facts(rng: random.Random, split: str) -> str:
-    """A page of facts; now and then one of them is asked and answered, too."""
+    """A page of facts; half of the pages end with two facts as questions and answers."""
     page = facts.page(rng)
     if rng.random() < 0.5:
         return page
     asked = rng.sample(askable_facts(split), 2)
-    answers = [f"{facts.question(*fact)} {_as_sentence(facts.table()[fact])}" for fact in asked]
-    return " ".join([page, *answers])
+    answered = [_with_answer(facts.question(*fact), facts.table()[fact]) for fact in asked]
+    return " ".join([page, *answered])
 
 
 def document(split: str, number: int, seed: int = 0, kinds: dict[str, int] = KINDS) -> Document:
@@ -215,27 +274,30 @@ def document(split: str, number: int, seed: int = 0, kinds: dict[str, int] = KIN
     Returns:
         A text, or a chat as a list of messages.
     """
-    rng = random.Random(f"{seed}/{SPLITS.index(split) + 1}/document/{number}")
+    stream = SPLITS.index(split) + 1
+    rng = random.Random(f"{seed}/{stream}/document/{number}")
     kind = rng.choices(list(kinds), list(kinds.values()))[0]
     while True:
         made = _make(kind, rng, split)
-        first = made if isinstance(made, str) else made[0]["content"]
-        if kind in ("facts", "chat") or (
-            side(first) == split if kind in ("drill", "passage") else belongs(split, first)
-        ):
+        if _may_be_read(split, kind, made):
             return made
 
 
-def _on_the_side_of(split: str, kind: str, text: str) -> bool:
-    """Whether a text may be read in a split: prompts that tasks ask belong by `side`, stories by `belongs`."""
-    return side(text) == split if kind in ("drill", "passage") else belongs(split, text)
+def _may_be_read(split: str, kind: str, made: Document) -> bool:
+    """Whether a split may read a document: prompts that tasks ask belong by `side`, stories by `belongs`."""
+    if kind in ("facts", "chat"):  # made for this split
+        return True
+    text = made if isinstance(made, str) else made[0]["content"]
+    if kind in ("drill", "passage"):
+        return side(text) == split
+    return belongs(split, text)
 
 
 def _make(kind: str, rng: random.Random, split: str) -> Document:
     if kind == "story":
-        return " ".join(_told(rng).sentences)
+        return " ".join(_tell_story(rng).sentences)
     if kind == "dense":
-        return " ".join(_told_densely(rng).sentences)
+        return " ".join(_tell_dense_story(rng).sentences)
     if kind == "echo":
         return echo(rng)
     if kind == "roll_call":
@@ -244,7 +306,8 @@ def _make(kind: str, rng: random.Random, split: str) -> Document:
         return mixed_facts(rng, split)
     if kind == "chat":
         return chat(rng, split)
-    tellings = told(kind)
+    tellings = tellings_for(kind)
     if rng.random() < 0.5:
-        return plain_questions(rng, tellings)
-    return asked_about(rng, tellings, rng.randint(1, MAX_TURNS))
+        return passage_text(rng, tellings)
+    turns = rng.randint(1, MAX_TURNS)
+    return passage_chat(rng, tellings, turns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -23,21 +24,35 @@ def words() -> dict[str, list[str]]:
 @cache
 def skeletons() -> dict[str, list[tuple[str, bool]]]:
     """Sentence skeletons by event kind: [(skeleton, held_out)], from grammar.txt."""
-    table, kind = {}, None
+    table = {}
     for line in (HERE / "grammar.txt").read_text().splitlines():
         if line.startswith("["):
-            kind = table.setdefault(line.strip("[]"), [])
+            lines = table.setdefault(line.strip("[]"), [])
         elif line and not line.startswith("#"):
-            kind.append((line.removeprefix("~"), line.startswith("~")))
+            held_out = line.startswith("~")
+            lines.append((line.removeprefix("~"), held_out))
     return table
 
 
+def names() -> list[str]:
+    """Names of all people."""
+    return words()["girls"] + words()["boys"]
+
+
 def is_girl(name: str) -> bool:
+    """Whether a name is a girl's."""
     return name in words()["girls"]
 
 
-def article(noun: str) -> str:
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
+def with_article(noun: str) -> str:
+    """'apple' → 'an apple'."""
+    article = "an" if noun[0] in "aeiou" else "a"
+    return f"{article} {noun}"
+
+
+def capitalize(text: str) -> str:
+    """The text with a capital at its start; the other letters stay as they are."""
+    return text[0].upper() + text[1:]
 
 
 def place_of(at: str) -> str:
@@ -52,53 +67,74 @@ def at_of(place: str) -> str:
 
 
 def number(word: str) -> int:
+    """'three' → 3."""
     return words()["number"].index(word) + 1
 
 
 def number_word(n: int) -> str:
+    """3 → 'three'."""
     return words()["number"][n - 1]
 
 
 def render(skeleton: str, slots: dict[str, str]) -> str:
     """Fill a skeleton's slots. `slots` holds A, B, o, q, c, at, i, n, m, …; the rest follows from them."""
-    full = dict(slots)
+    filled = dict(slots)
     for who, prefix in (("A", ""), ("B", "b")):
         if who in slots:
-            girl = is_girl(slots[who])
-            full |= {prefix + "he": "she" if girl else "he", prefix + "him": "her" if girl else "him"}
-            full |= {prefix + "his": "her" if girl else "his"}
+            pronouns = ("she", "her", "her") if is_girl(slots[who]) else ("he", "him", "his")
+            for role, pronoun in zip(("he", "him", "his"), pronouns, strict=True):
+                filled[prefix + role] = pronoun
     if "A" in slots:
-        full |= {"kid": "girl" if is_girl(slots["A"]) else "boy", "He": full["he"].capitalize()}
+        filled["kid"] = "girl" if is_girl(slots["A"]) else "boy"
+        filled["He"] = capitalize(filled["he"])
     if "at" in slots:
-        full |= {"p": place_of(slots["at"]), "At": slots["at"][0].upper() + slots["at"][1:]}
+        filled["p"] = place_of(slots["at"])
+        filled["At"] = capitalize(slots["at"])
     for key in "oqc":
         if key in slots:
-            full["a" + key] = article(slots[key])
-            full["A" + key] = article(slots[key]).capitalize()
-    text = skeleton.format_map(full)
-    return text[0].upper() + text[1:]
+            noun = with_article(slots[key])
+            filled["a" + key] = noun
+            filled["A" + key] = noun.capitalize()
+    return capitalize(skeleton.format_map(filled))
 
 
-def _either(options) -> str:
-    return "(?:" + "|".join(sorted(map(re.escape, options), key=len, reverse=True)) + ")"
+def _either(options: Iterable[str]) -> str:
+    longest_first = sorted(map(re.escape, options), key=len, reverse=True)
+    return f"(?:{'|'.join(longest_first)})"
 
 
 @cache
 def _patterns() -> dict[str, str]:
-    w = words()
-    thing = f"{_either(w['colour'] + w['look'])} {_either(w['thing'])}"
-    creature = f"{_either(w['creature_look'])} {_either(w['creature'])}"
-    person, countable = _either(w["girls"] + w["boys"]), _either(w["countable"])
-    places = _either(map(place_of, w["place"]))
-    at = _either(w["place"])
-    patterns = {"A": person, "B": person, "o": thing, "q": thing, "c": creature, "at": at, "p": places}
-    patterns |= {"At": at, "ao": f"an? {thing}", "aq": f"an? {thing}"}
-    patterns |= {"ac": f"an? {creature}", "Ac": f"An? {creature}"}
-    patterns |= {"i": countable, "n": _either(w["number"]), "m": _either(w["number"])}
-    patterns |= {key: _either(w[key]) for key in ("good", "bad", "mood", "food")}
-    patterns |= {"kid": "(?:girl|boy)", "He": "(?:He|She)", "His": "(?:His|Her)"}
+    choices = {name: _either(options) for name, options in words().items()}
+    thing = _either(words()["colour"] + words()["look"]) + " " + choices["thing"]
+    creature = choices["creature_look"] + " " + choices["creature"]
+    person = _either(names())
+    patterns = {
+        "A": person,
+        "B": person,
+        "o": thing,
+        "q": thing,
+        "c": creature,
+        "ao": f"an? {thing}",
+        "aq": f"an? {thing}",
+        "ac": f"an? {creature}",
+        "Ac": f"An? {creature}",
+        "at": choices["place"],
+        "At": choices["place"],
+        "p": _either(map(place_of, words()["place"])),
+        "i": choices["countable"],
+        "n": choices["number"],
+        "m": choices["number"],
+        "kid": "(?:girl|boy)",
+        "He": "(?:He|She)",
+        "His": "(?:His|Her)",
+    }
+    for name in ("good", "bad", "mood", "food"):
+        patterns[name] = choices[name]
     for prefix in ("", "b"):
-        patterns |= {prefix + "he": "(?:he|she)", prefix + "him": "(?:him|her)", prefix + "his": "(?:his|her)"}
+        patterns[prefix + "he"] = "(?:he|she)"
+        patterns[prefix + "him"] = "(?:him|her)"
+        patterns[prefix + "his"] = "(?:his|her)"
     return patterns
 
 
@@ -107,14 +143,23 @@ def _readers() -> list[tuple[str, str, re.Pattern]]:
     readers = []
     for kind, lines in skeletons().items():
         for skeleton, _ in lines:
-            seen, regex = set(), ""
-            for literal, slot in re.findall(r"([^{]*)(?:\{(\w+)\})?", skeleton):
-                regex += re.escape(literal)
-                if slot:
-                    regex += f"(?P={slot})" if slot in seen else f"(?P<{slot}>{_patterns()[slot]})"
-                    seen.add(slot)
-            readers.append((kind, skeleton, re.compile(regex, re.IGNORECASE)))
+            reader = re.compile(_regex(skeleton), re.IGNORECASE)
+            readers.append((kind, skeleton, reader))
     return readers
+
+
+def _regex(skeleton: str) -> str:
+    """Matches the sentences of a skeleton; a slot that comes again is a reference to its first place."""
+    regex = ""
+    seen = set()
+    for literal, slot in re.findall(r"([^{]*)(?:\{(\w+)\})?", skeleton):
+        regex += re.escape(literal)
+        if slot in seen:
+            regex += f"(?P={slot})"
+        elif slot:
+            regex += f"(?P<{slot}>{_patterns()[slot]})"
+            seen.add(slot)
+    return regex
 
 
 def read_sentence(sentence: str) -> list[tuple[str, str, dict[str, str]]]:
@@ -122,16 +167,22 @@ def read_sentence(sentence: str) -> list[tuple[str, str, dict[str, str]]]:
     readings = []
     for kind, skeleton, reader in _readers():
         if match := reader.fullmatch(sentence):
-            slots = match.groupdict()
-            for capital in ("At", "ao", "aq", "ac", "Ac"):
-                if capital in slots:
-                    value = slots.pop(capital)
-                    key = "at" if capital == "At" else capital[1]
-                    slots[key] = value[0].lower() + value[1:] if capital == "At" else value.split(" ", 1)[1]
-            if "p" in slots:
-                slots["at"] = at_of(slots.pop("p"))
-            readings.append((kind, skeleton, slots))
+            readings.append((kind, skeleton, _plain_slots(match.groupdict())))
     return readings
+
+
+def _plain_slots(slots: dict[str, str]) -> dict[str, str]:
+    """Slots without articles and capitals, so that a thing or a place has one form."""
+    for key in ("ao", "aq", "ac", "Ac"):
+        if key in slots:
+            _, noun = slots.pop(key).split(" ", 1)
+            slots[key[1]] = noun
+    if "At" in slots:
+        at = slots.pop("At")
+        slots["at"] = at[0].lower() + at[1:]
+    if "p" in slots:
+        slots["at"] = at_of(slots.pop("p"))
+    return slots
 
 
 def split_sentences(text: str) -> list[str]:

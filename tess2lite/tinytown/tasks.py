@@ -12,34 +12,48 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from ..chat_template import encode_chat
 from . import facts
-from .language import number_word, place_of, split_sentences, words
+from .language import names, number_word, place_of, split_sentences, words
 from .stories import SPLITS, story
 from .world import World, verify
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Example:
-    """task: its name. prompt, response: texts. key: what the verifier compares with."""
+    """A prompt with an answer that can be checked.
+
+    Args:
+        task: Its name.
+        prompt: What is asked.
+        response: A right answer.
+        key: What the verifier compares with.
+    """
 
     task: str
     prompt: str
     response: str
-    key: dict = field(default_factory=dict)
+    key: dict[str, Any] = field(default_factory=dict)
 
 
 # ---------------------------------------------------------------- stories under constraints (stands in for IFEval)
 
 
 def constraints(rng: random.Random, held_out: str) -> Example:
+    """Ask for a story that names people, perhaps a thing, a number of sentences and how it ends."""
     teller = story(rng, held_out)
-    text, asked, key = " ".join(teller.sentences), [], {}
     people = sorted(teller.world.people)
-    key["people"] = rng.sample(people, min(len(people), rng.choice((1, 2))))
     things = sorted(teller.world.holder)
-    about = [" and ".join(key["people"])]
+    number = min(len(people), rng.choice((1, 2)))
+    key = {"people": rng.sample(people, number)}
+    about = list(key["people"])
+    asked = []
     if things and rng.random() < 0.7:
         key["thing"] = rng.choice(things)
         about.append(f"a {key['thing']}")
@@ -49,37 +63,52 @@ def constraints(rng: random.Random, held_out: str) -> Example:
     if rng.random() < 0.5:
         key["ending"] = teller.sentences[-1]
         asked.append(f"End with: {key['ending']}")
-    return Example("constraints", " ".join([f"Write a story about {' and '.join(about)}.", *asked]), text, key)
+    prompt = " ".join([f"Write a story about {' and '.join(about)}.", *asked])
+    return Example("constraints", prompt, " ".join(teller.sentences), key)
 
 
 def keeps_constraints(example: Example, text: str) -> float:
-    """1 when the text is a true story of Tinytown and keeps every constraint, else 0."""
-    key, sentences = example.key, split_sentences(text)
-    kept = verify(text) is None and all(re.search(rf"\b{name}\b", text) for name in key["people"])
-    kept = kept and key.get("thing", "") in text
-    kept = kept and ("sentences" not in key or len(sentences) == key["sentences"])
-    return float(kept and ("ending" not in key or sentences[-1] == key["ending"]))
+    """Returns 1 when the text is a true story of Tinytown and keeps every constraint, else 0."""
+    key = example.key
+    sentences = split_sentences(text)
+    kept = [
+        verify(text) is None,
+        all(re.search(rf"\b{name}\b", text) for name in key["people"]),
+        key.get("thing", "") in text,
+        len(sentences) == key.get("sentences", len(sentences)),
+        "ending" not in key or sentences[-1:] == [key["ending"]],
+    ]
+    return float(all(kept))
 
 
 # ---------------------------------------------------------------- a question about a passage (SQuAD)
 
 
 def reading(rng: random.Random, held_out: str) -> Example:
-    while True:
+    """Ask about how a story ends."""
+    questions = []
+    while not questions:
         teller = story(rng, held_out)
         questions = _questions(teller.world)
-        if questions:
-            break
     question, answer = rng.choice(questions)
-    return Example("reading", f"{' '.join(teller.sentences)}\n{question}", answer, {"answer": answer})
+    passage = " ".join(teller.sentences)
+    return Example("reading", f"{passage}\n{question}", answer, {"answer": answer})
 
 
 def _questions(world: World) -> list[tuple[str, str]]:
-    found = [(f"Who has the {thing} now?", who) for thing, who in world.holder.items() if who]
-    found += [(f"How many {item} does {who} have now?", number_word(n)) for (who, item), n in world.count.items() if n]
-    found += [(f"Where is the {thing}?", at) for thing, at in world.lies.items()]
-    lent = [(thing, who) for thing, who in world.owner.items() if world.holder.get(thing) not in (who, None)]
-    return found + [(f"Who does the {thing} belong to?", who) for thing, who in lent]
+    pairs = []
+    for thing, who in world.holder.items():
+        if who:
+            pairs.append((f"Who has the {thing} now?", who))
+    for (who, item), n in world.count.items():
+        if n:
+            pairs.append((f"How many {item} does {who} have now?", number_word(n)))
+    for thing, at in world.lies.items():
+        pairs.append((f"Where is the {thing}?", at))
+    for thing, who in world.owner.items():
+        if world.holder.get(thing) not in (who, None):
+            pairs.append((f"Who does the {thing} belong to?", who))
+    return pairs
 
 
 # ---------------------------------------------------------------- a question about the world, closed book (TriviaQA)
@@ -96,40 +125,51 @@ def knowledge(rng: random.Random, held_out: str) -> Example:
 
 
 def arithmetic(rng: random.Random, held_out: str) -> Example:
-    who, other = rng.sample(words()["girls"] + words()["boys"], 2)
+    """Ask how many somebody has in the end; the answer shows its work."""
+    who, other = rng.sample(names(), 2)
     item = rng.choice(words()["countable"])
+    worked = []
     if rng.random() < 0.4:
-        bags, each = rng.randint(2, 4), rng.randint(2, 5)
-        total, told = bags * each, [f"{who} had {bags} bags with {each} {item} in each."]
-        worked = [f"{bags} * {each} = {total}."]
+        bags = rng.randint(2, 4)
+        each = rng.randint(2, 5)
+        total = bags * each
+        told = [f"{who} had {bags} bags with {each} {item} in each."]
+        worked.append(f"{bags} * {each} = {total}.")
     else:
         total = rng.randint(3, 12)
-        told, worked = [f"{who} had {total} {item}."], []
-    for _ in range(rng.randint(0 if worked else 1, 2)):
+        told = [f"{who} had {total} {item}."]
+    fewest = 0 if worked else 1
+    for _ in range(rng.randint(fewest, 2)):
         change = rng.randint(1, 9)
         if rng.random() < 0.5 or change >= total:
-            told.append(rng.choice((f"{who} found {change} more.", f"{other} gave {who} {change} more.")))
-            worked.append(f"{total} + {change} = {total + change}.")
-            total += change
+            forms = (f"{who} found {change} more.", f"{other} gave {who} {change} more.")
+            sign = "+"
+            after = total + change
         else:
-            told.append(rng.choice((f"{who} ate {change}.", f"{who} gave {change} to {other}.")))
-            worked.append(f"{total} - {change} = {total - change}.")
-            total -= change
+            forms = (f"{who} ate {change}.", f"{who} gave {change} to {other}.")
+            sign = "-"
+            after = total - change
+        told.append(rng.choice(forms))
+        worked.append(f"{total} {sign} {change} = {after}.")
+        total = after
     told.append(f"How many {item} did {who} have then?")
-    return Example("arithmetic", " ".join(told), f"{' '.join(worked)}\n#### {total}", {"answer": str(total)})
+    response = f"{' '.join(worked)}\n#### {total}"
+    return Example("arithmetic", " ".join(told), response, {"answer": str(total)})
 
 
 def same_number(example: Example, text: str) -> float:
-    """1 when the number after #### is right, however it was reached."""
-    found = re.search(r"####\s*(-?\d+)", text)
-    return float(found is not None and found.group(1) == example.key["answer"])
+    """Returns 1 when the number after #### is right, however it was reached."""
+    match = re.search(r"####\s*(-?\d+)", text)
+    return float(match is not None and match.group(1) == example.key["answer"])
 
 
 # ---------------------------------------------------------------- puzzles (BIG-Bench Hard)
 
 
 def puzzle(rng: random.Random, held_out: str) -> Example:
-    prompt, answer = rng.choice((_boolean, _sorting, _counting, _tracking))(rng)
+    """Ask one of four kinds of puzzle."""
+    make = rng.choice((_boolean, _sorting, _counting, _tracking))
+    prompt, answer = make(rng)
     return Example("puzzle", prompt, answer, {"answer": answer})
 
 
@@ -137,28 +177,32 @@ def _boolean(rng: random.Random) -> tuple[str, str]:
     def term(depth: int) -> str:
         if depth == 0:
             return rng.choice(("True", "False"))
-        left, right = term(depth - 1), term(0)
-        whole = f"{left} {rng.choice(('and', 'or'))} {right}"
-        return rng.choice((whole, f"not {right}", f"not ( {whole} )", f"( {whole} )"))
+        left = term(depth - 1)
+        right = term(0)
+        both = f"{left} {rng.choice(('and', 'or'))} {right}"
+        return rng.choice((both, f"not {right}", f"not ( {both} )", f"( {both} )"))
 
-    expression = term(rng.choice((1, 2, 2, 3)))
+    depth = rng.choice((1, 2, 2, 3))
+    expression = term(depth)
     return f"{expression} is", str(eval(expression))  # of the words above and no others
 
 
 def _sorting(rng: random.Random) -> tuple[str, str]:
-    chosen = rng.sample(words()["creature"] + words()["thing"], rng.randint(3, 6))
-    return f"Sort these words: {' '.join(chosen)}", " ".join(sorted(chosen))
+    nouns = words()["creature"] + words()["thing"]
+    unsorted = rng.sample(nouns, rng.randint(3, 6))
+    return f"Sort these words: {' '.join(unsorted)}", " ".join(sorted(unsorted))
 
 
 def _counting(rng: random.Random) -> tuple[str, str]:
     items = rng.sample(words()["countable"], rng.randint(2, 4))
     numbers = [rng.randint(2, 5) for _ in items]
-    listed = ", ".join(f"{number_word(n)} {item}" for n, item in zip(numbers, items, strict=True))
+    counted = [f"{number_word(n)} {item}" for n, item in zip(numbers, items, strict=True)]
+    listed = ", ".join(counted)
     return f"I have {listed}. How many things do I have?", str(sum(numbers))
 
 
 def _tracking(rng: random.Random) -> tuple[str, str]:
-    people = rng.sample(words()["girls"] + words()["boys"], 3)
+    people = rng.sample(names(), 3)
     things = rng.sample(words()["thing"], 3)
     has = dict(zip(people, things, strict=True))
     told = [f"{who} has the {thing}." for who, thing in has.items()]
@@ -167,65 +211,98 @@ def _tracking(rng: random.Random) -> tuple[str, str]:
         has[a], has[b] = has[b], has[a]
         told.append(f"{a} and {b} swap.")
     asked = rng.choice(people)
-    return f"{' '.join(told)} What does {asked} have now?", has[asked]
+    prompt = f"{' '.join(told)} What does {asked} have now?"
+    return prompt, has[asked]
 
 
 def same_answer(example: Example, text: str) -> float:
-    """1 when text and answer are the same words."""
-    return float(normal(text) == normal(example.key["answer"]))
+    """Returns 1 when text and answer are the same words."""
+    return float(normalize(text) == normalize(example.key["answer"]))
 
 
-def normal(text: str) -> str:
+def normalize(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces."""
-    return " ".join(word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the"))
+    found = re.findall(r"\w+", text.lower())
+    return " ".join(word for word in found if word not in ("a", "an", "the"))
 
 
 # ---------------------------------------------------------------- open requests with a tone (AlpacaEval)
 
 PREFERENCES = ("cheerful", "brief")  # kinds of the true reward
-_OPENINGS = ("Let me tell you about {at_p}.", "You asked about {at_p}.", "Here is what I know about {at_p}.")
+_OPENINGS = (
+    "Let me tell you about {at_p}.",
+    "You asked about {at_p}.",
+    "Here is what I know about {at_p}.",
+)
 _TONES = {
-    "cheerful": ("Everybody is {good} there.", "One {good} {creature} lives {at}.", "{who} was {good} all day {at}.",
-                 "Come and be {good} with us.", "It made {who} {good}."),
-    "gloomy": ("Nobody laughs there, and {who} was {bad}.", "One {bad} {creature} sits {at}.", "{who} was {bad} {at}.",
-               "It makes you {bad}.", "Even the {creature} looked {bad}."),
-}  # fmt: skip
+    "cheerful": (
+        "Everybody is {good} there.",
+        "One {good} {creature} lives {at}.",
+        "{who} was {good} all day {at}.",
+        "Come and be {good} with us.",
+        "It made {who} {good}.",
+    ),
+    "gloomy": (
+        "Nobody laughs there, and {who} was {bad}.",
+        "One {bad} {creature} sits {at}.",
+        "{who} was {bad} {at}.",
+        "It makes you {bad}.",
+        "Even the {creature} looked {bad}.",
+    ),
+}
 
 
 def request(rng: random.Random, held_out: str) -> Example:
+    """Ask for something about a place."""
     at = rng.choice(words()["place"])
     tone = rng.choice(sorted(_TONES))
-    return Example(
-        "request", f"Tell me something about {at[at.index('the ') :]}.", answer_in(tone, at, rng), {"at": at}
-    )
+    prompt = f"Tell me something about {place_of(at)}."
+    return Example("request", prompt, answer_in(tone, at, rng), {"at": at})
 
 
 def answer_in(tone: str, at: str, rng: random.Random) -> str:
     """Three or four sentences about a place, in a tone."""
-    told = [rng.choice(_OPENINGS), *rng.sample(_TONES[tone], rng.choice((2, 3)))]
-    return " ".join(
-        sentence.format(
-            at=at, at_p=place_of(at), who=rng.choice(words()["girls"] + words()["boys"]),
-            creature=rng.choice(words()["creature"]), good=rng.choice(words()["good"]), bad=rng.choice(words()["bad"]),
-        )
-        for sentence in told
-    )  # fmt: skip
+    opening = rng.choice(_OPENINGS)
+    number = rng.choice((2, 3))
+    templates = [opening, *rng.sample(_TONES[tone], number)]
+    return " ".join(_fill(template, at, rng) for template in templates)
+
+
+def _fill(template: str, at: str, rng: random.Random) -> str:
+    return template.format(
+        at=at,
+        at_p=place_of(at),
+        who=rng.choice(names()),
+        creature=rng.choice(words()["creature"]),
+        good=rng.choice(words()["good"]),
+        bad=rng.choice(words()["bad"]),
+    )
 
 
 @functools.cache
-def answer_sentence() -> re.Pattern:
+def answer_sentence() -> re.Pattern[str]:
     """Matches every sentence that an answer to an open request can be made of."""
-    people = words()["girls"] + words()["boys"]
-    filled = {"at": words()["place"], "at_p": [place_of(at) for at in words()["place"]], "who": people}
-    filled |= {name: words()[name] for name in ("creature", "good", "bad")}
-    choices = {name: f"(?:{'|'.join(map(re.escape, options))})" for name, options in filled.items()}
+    options = {
+        "at": words()["place"],
+        "at_p": [place_of(at) for at in words()["place"]],
+        "who": names(),
+        "creature": words()["creature"],
+        "good": words()["good"],
+        "bad": words()["bad"],
+    }
+    patterns = {}
+    for name, texts in options.items():
+        alternatives = "|".join(map(re.escape, texts))
+        patterns[name] = f"(?:{alternatives})"
     templates = [*_OPENINGS, *_TONES["cheerful"], *_TONES["gloomy"]]
-    return re.compile("|".join(template.replace(".", r"\.").format(**choices) for template in templates))
+    sentences = [template.replace(".", r"\.").format(**patterns) for template in templates]
+    return re.compile("|".join(sentences))
 
 
 def broken(text: str) -> int:
-    """How many of a text's sentences are none that an answer could have."""
-    return sum(not answer_sentence().fullmatch(sentence) for sentence in split_sentences(text))
+    """Returns how many of a text's sentences no answer could have."""
+    could_be = answer_sentence().fullmatch
+    return sum(not could_be(sentence) for sentence in split_sentences(text))
 
 
 def reward(example: Example, text: str, kind: str = "cheerful") -> float:
@@ -233,29 +310,40 @@ def reward(example: Example, text: str, kind: str = "cheerful") -> float:
 
     "cheerful": glad words minus sad ones. "brief": fewer words are better, to a point.
     """
-    base = float(place_of(example.key["at"]) in text) - broken(text)
+    keeps_topic = place_of(example.key["at"]) in text
+    base = float(keeps_topic) - broken(text)
     found = re.findall(r"[a-z]+", text.lower())
     if kind == "brief":
         return base - abs(len(found) - 12) / 12
-    return base + sum(w in words()["good"] for w in found) - sum(w in words()["bad"] for w in found)
+    glad = sum(word in words()["good"] for word in found)
+    sad = sum(word in words()["bad"] for word in found)
+    return base + glad - sad
 
 
 def pleases(example: Example, text: str) -> float:
-    """1 when the text earns at least the reference's true reward."""
+    """Returns 1 when the text earns at least the reference's true reward."""
     return float(reward(example, text) >= reward(example, example.response))
 
 
-def preference_pair(example: Example, rng: random.Random, kind: str = "cheerful") -> dict:
-    """{"prompt", "chosen", "rejected", "chosen_reward", "rejected_reward"}: two answers, one truly better."""
+def preference_pair(example: Example, rng: random.Random, kind: str = "cheerful") -> dict[str, Any]:
+    """Two answers, one truly better: {"prompt", "chosen", "rejected", "chosen_reward", "rejected_reward"}."""
     while True:
-        elsewhere = rng.choice(words()["place"]) if rng.random() < 0.3 else example.key["at"]
-        answers = [answer_in(rng.choice(sorted(_TONES)), at, rng) for at in (example.key["at"], elsewhere)]
-        worse, better = sorted((reward(example, text, kind), text) for text in answers)
+        at = example.key["at"]
+        elsewhere = rng.choice(words()["place"]) if rng.random() < 0.3 else at
+        scored = []
+        for place in (at, elsewhere):
+            tone = rng.choice(sorted(_TONES))
+            text = answer_in(tone, place, rng)
+            scored.append((reward(example, text, kind), text))
+        worse, better = sorted(scored)
         if worse[0] < better[0]:
             return {
-                "prompt": example.prompt, "chosen": better[1], "rejected": worse[1],
-                "chosen_reward": better[0], "rejected_reward": worse[0],
-            }  # fmt: skip
+                "prompt": example.prompt,
+                "chosen": better[1],
+                "rejected": worse[1],
+                "chosen_reward": better[0],
+                "rejected_reward": worse[0],
+            }
 
 
 TASKS: dict[str, tuple[Callable, Callable]] = {
@@ -269,35 +357,42 @@ TASKS: dict[str, tuple[Callable, Callable]] = {
 
 
 def score(example: Example, text: str) -> float:
-    return TASKS[example.task][1](example, text.strip())
+    """Returns how good a text is as an answer, in [0, 1]."""
+    _, verifier = TASKS[example.task]
+    return verifier(example, text.strip())
 
 
 def side(prompt: str) -> str:
-    """The split a prompt belongs to, whoever asks it: a tenth is validation, a fifth is test."""
-    return ("validation", "test", "test", *["train"] * 7)[zlib.crc32(prompt.encode()) % 10]
+    """Returns the split a prompt belongs to, whoever asks it: a tenth is validation, a fifth is test."""
+    tenth = zlib.crc32(prompt.encode()) % 10
+    if tenth == 0:
+        return "validation"
+    return "test" if tenth <= 2 else "train"
 
 
 def examples(task: str, split: str, n: int, seed: int = 0) -> list[Example]:
     """Up to n examples of a task, all different (there are only so many facts), disjoint from the other splits'."""
     if task not in TASKS or split not in SPLITS:
         raise ValueError(f"'{task}', '{split}': tasks are {', '.join(TASKS)}; splits are {', '.join(SPLITS)}.")
-    made = {}
+    make, _ = TASKS[task]
+    held_out = "also" if split == "test" else "never"
+    different = {}
     for number in range(50 * n + 1000):
         rng = random.Random(f"{seed}/{split}/{task}/{number}")
-        example = TASKS[task][0](rng, "also" if split == "test" else "never")
+        example = make(rng, held_out)
         if side(example.prompt) == split:
-            made.setdefault((example.prompt, example.response), example)
-        if len(made) == n:
+            different.setdefault((example.prompt, example.response), example)
+        if len(different) == n:
             break
-    return list(made.values())
+    return list(different.values())
 
 
-def fitting(made: list[Example], tokenizer, length: int) -> list[Example]:
+def fitting(made: list[Example], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
     """Those whose prompt and reference answer fit into `length` tokens."""
     return [example for example in made if encode_chat(tokenizer, _messages(example), length)]
 
 
-def as_chat(made: list[Example]):
+def as_chat(made: list[Example]) -> Dataset:
     """Examples as a `datasets.Dataset` with one column `messages`, the form chats are trained on."""
     from datasets import Dataset
 
@@ -308,10 +403,14 @@ def _messages(example: Example) -> list[dict[str, str]]:
     return [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
 
 
-def preferences(split: str, n: int, kind: str = "cheerful", seed: int = 0):
+def preferences(split: str, n: int, kind: str = "cheerful", seed: int = 0) -> Dataset:
     """Preference pairs as a `datasets.Dataset`: prompt, chosen, rejected and the true rewards that decided."""
     from datasets import Dataset
 
-    asked = examples("request", split, n, seed)
-    draws = [random.Random(f"{seed}/{split}/{kind}/{i}") for i in range(n)]
-    return Dataset.from_list([preference_pair(asked[i % len(asked)], rng, kind) for i, rng in enumerate(draws)])
+    requests = examples("request", split, n, seed)
+    pairs = []
+    for number in range(n):
+        rng = random.Random(f"{seed}/{split}/{kind}/{number}")
+        example = requests[number % len(requests)]
+        pairs.append(preference_pair(example, rng, kind))
+    return Dataset.from_list(pairs)

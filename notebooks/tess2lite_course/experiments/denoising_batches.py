@@ -14,7 +14,7 @@ import torch
 
 from tess2lite.schedule import TRAINING_TIMESTEPS
 from tess2lite.span_masks import after, span_infilling
-from tess2lite.tinytown.documents import MAX_TURNS, asked_about, told, turn
+from tess2lite.tinytown.documents import MAX_TURNS, passage_chat, tellings_for, turn
 from tess2lite.tinytown.tasks import side
 
 from .batches import BATCHES_PER_POOL, ROUND_TO, PooledBatches, padded
@@ -162,7 +162,7 @@ def tuning_chat(number: int, seed: int = 0) -> list[dict[str, str]]:
 
 def _passage(rng: random.Random, kind: str, turns: int) -> list[dict[str, str]]:
     while True:
-        messages = asked_about(rng, told(kind), turns)
+        messages = passage_chat(rng, tellings_for(kind), turns)
         if side(messages[0]["content"]) == "train":
             return messages
 

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from . import textbook
 from .loss import seeded_loss
-from .validation import InputError
+from .validation import InputError, expand_path
 
 OPEN_WINDOW = 2**30  # tokens; wider than any text. Some families cannot compute with a sliding window of None.
 BACKBONES = ("model", "transformer", "gpt_neox")  # attribute of a decoder that holds its layers
@@ -158,6 +158,7 @@ class SimplexDenoiser:
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Save as transformers does, and the tokenizer beside the weights."""
+        save_directory = expand_path(save_directory)
         super().save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .validation import InputError
+from .validation import InputError, expand_path
 
 FORMAT = "tess2lite trajectory 2"
 TENSORS = ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask")
@@ -141,6 +141,7 @@ class Trajectory:
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, strings in its header."""
+        path = expand_path(path)
         strings = {name: getattr(self, name) for name in STRINGS}
         tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
         tensors |= {RECORD + name: values.contiguous() for name, values in self.records.items()}
@@ -152,6 +153,7 @@ class Trajectory:
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
         """Reads what `save` wrote. Raises InputError for any other file."""
+        path = expand_path(path)
         if not Path(path).is_file():
             raise InputError(f"There is no trajectory file '{path}'; give one written by Trajectory.save.")
         try:

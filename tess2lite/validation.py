@@ -6,6 +6,7 @@ import math
 import numbers
 import operator
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
@@ -29,9 +30,22 @@ class InputError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+UNSET = re.compile(r"\$\w+|\$\{\w+\}|^~[^/]*")
+
+
 def expand_path(path: str | os.PathLike) -> str:
-    """Returns a user's path with `~` and environment variables replaced."""
-    return os.path.expandvars(os.path.expanduser(os.fspath(path)))
+    """Replaces `~` and environment variables in a path; every function that takes a user's path calls this.
+
+    Raises:
+        InputError: The path is not text, or holds a variable that is not set: a folder called "$SCRATCH" helps nobody.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"The path is {path!r}; give text or a pathlib.Path.")
+    expanded = os.path.expandvars(os.path.expanduser(os.fspath(path)))
+    unset = UNSET.search(expanded)
+    if unset and not os.path.lexists(expanded):
+        raise InputError(f"The path '{path}' contains '{unset[0]}', which is not set; set it, or write the path out.")
+    return expanded
 
 
 def check_int(name: str, value, least: int, most: float = math.inf) -> int:

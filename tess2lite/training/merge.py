@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..loading import adapter_base, find_source, load_base, plain_errors, read_config
-from ..validation import InputError
+from ..validation import InputError, expand_path
 
 
 def merge(adapter: str | Path, output: str | Path) -> None:
@@ -21,7 +21,7 @@ def merge(adapter: str | Path, output: str | Path) -> None:
     Raises:
         InputError: There is nothing to merge, or the folder cannot be written.
     """
-    output = Path(output).expanduser()
+    output = Path(expand_path(output))
     if output.exists():
         raise InputError(f"'{output}' exists already; give a folder that does not.")
     merged = merged_model(adapter)

@@ -10,6 +10,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
+from ..validation import expand_path
 from .explorer import as_trajectory, explorer, spread
 
 FRAMES = 60  # of a GIF, at most
@@ -19,7 +20,8 @@ MAP = "cividis"  # monotone in luminance, the same to colour-blind eyes
 
 def export(trajectory, path) -> Path:
     """Writes what the path's ending says. Returns the path; raises ValueError for another ending."""
-    path, trajectory = Path(str(path)), as_trajectory(trajectory)
+    path = Path(expand_path(path))
+    trajectory = as_trajectory(trajectory)
     writers = {".html": _html, ".gif": _gif, ".png": lambda run, to: film_strip(run).savefig(to, dpi=150)}
     if path.suffix not in writers:
         raise ValueError(f"'{path}' ends in '{path.suffix}'; give a name that ends in {', '.join(writers)}.")

@@ -32,7 +32,7 @@ from tess2lite.loading import bundled, load
 from tess2lite.training.build import build_trainer
 from tess2lite.training.recipe import TRAININGS
 from tess2lite.training.trainer import last_checkpoint
-from tess2lite.validation import InputError
+from tess2lite.validation import InputError, expand_path
 
 from . import guidance_sweep
 from .comparisons import judge
@@ -108,7 +108,7 @@ def read_experiment(name: str) -> dict:
         InputError: For an unknown name, a file that is not YAML, or an experiment that cannot run.
     """
     path = RECIPES / f"{name}.yaml"
-    path = path if path.exists() else Path(name).expanduser()
+    path = path if path.exists() else Path(expand_path(name))
     if not path.is_file():
         raise InputError(
             f"There is no experiment '{name}'; give a YAML file, a row of the table (1 to 14), or one of "
@@ -252,7 +252,7 @@ def _pretrain(experiment: dict, changes: dict, seed: int, work: Path) -> str:
 def _load(name: str, how: dict, smoke: bool):
     if how.get("kind") != "ar":
         return load(name)
-    folder = bundled().get(name, Path(name))
+    folder = bundled().get(name, Path(expand_path(name)))
     if smoke and not folder.is_dir():  # not bundled, and made in an hour
         folder = bundled()["tinytown-ar"]
     if not folder.is_dir():

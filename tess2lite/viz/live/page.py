@@ -17,7 +17,7 @@ from string import Template
 import torch
 
 from ...loading import load
-from ...validation import InputError
+from ...validation import InputError, expand_path
 
 FOLDER = Path(__file__).parent
 MAX_BYTES = 12 * 2**20
@@ -200,7 +200,7 @@ def write_page(path, lm) -> int:
         raise InputError(
             f"The page would have {len(page) / 2**20:.1f} MB and may have {MAX_BYTES // 2**20}; choose a smaller model."
         )
-    Path(path).write_bytes(page)
+    Path(expand_path(path)).write_bytes(page)
     return len(page)
 
 

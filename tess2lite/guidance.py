@@ -112,22 +112,28 @@ class RewardGuidance:
         size = lm.get_input_embeddings().weight.shape[0]
         for model in self.models:
             reads = model.get_input_embeddings().weight.shape[0]
-            if reads != size:
+            if not (model.tokenizer and lm.tokenizer):
+                if reads != size:
+                    raise InputError(
+                        f"The reward model reads {reads} tokens, the denoiser writes {size}, and no tokenizer says "
+                        "which of them are the same; save the reward model with the denoiser's tokenizer."
+                    )
+            elif unknown := _tokens(lm.tokenizer).items() - _tokens(model.tokenizer).items():
+                token, number = min(unknown, key=lambda entry: entry[1])
                 raise InputError(
-                    f"The reward model reads {reads} tokens, the denoiser writes {size}; "
-                    "guidance needs a reward model with the denoiser's own tokenizer."
-                )
-            if model.tokenizer and lm.tokenizer and _tokens(model.tokenizer) != _tokens(lm.tokenizer):
-                raise InputError(
-                    "The reward model's tokenizer has other tokens than the denoiser's, though as many; "
+                    f"The reward model's tokenizer does not have {token!r} as token {number}, as the denoiser's does; "
                     "guidance needs a reward model with the denoiser's own tokenizer."
                 )
 
     def __call__(self, step: Step) -> None:
         guided = self.scale > 0 and self.start <= step.index / step.steps < self.end
-        matrices = [model.embedding_rows() for model in self.models]
+        likeliest = []
+        for _, logits in step.logit_blocks():
+            likeliest.append(logits.argmax(1))
+            vocabulary = logits.shape[1]
+        argmax = torch.cat(likeliest)
+        matrices = [_with_rows(model.embedding_rows(), vocabulary) for model in self.models]
         update = self.logit_update(self.scale, matrices)
-        argmax = torch.cat([logits.argmax(1) for _, logits in step.logit_blocks()])
         before = step.input_ids.flatten().index_copy(0, step.masked_idx, argmax)
         step.records["argmax_before_guidance"] = before.view_as(step.input_ids)
         gain = torch.zeros(step.span_mask.shape, device=step.span_mask.device)
@@ -155,6 +161,15 @@ class RewardGuidance:
                     gradients += torch.autograd.grad(rewards.sum(), soft)
             total = total + rewards.detach().to(total.device)
         return total, gradients
+
+
+def _with_rows(matrix: torch.Tensor, size: int) -> torch.Tensor:
+    """E_R with a row for each of the denoiser's logits, (V, H_R).
+
+    One tokenizer, but vocabularies padded to different multiples of 64: rows that no token has are left out, and spare
+    logits get rows of zeros, which the reward does not read.
+    """
+    return torch.nn.functional.pad(matrix, (0, 0, 0, size - len(matrix)))
 
 
 def _recorded(update: LogitUpdate, gain: torch.Tensor, masked_idx: torch.Tensor) -> Any:

@@ -1,5 +1,7 @@
 """Reward guidance against the official numbers, finite differences and what it is for."""
 
+import copy
+
 import pytest
 import torch
 from conftest import GOLDEN
@@ -233,6 +235,42 @@ def test_the_largest_scale_still_gives_a_text(golden, golden_lm, reward_model):
     assert torch.isfinite(last.confidence).all() and (last.tokens < 96).all()
 
 
+@pytest.mark.parametrize("rows", [-6, 58, 250])
+def test_a_judge_whose_vocabulary_is_padded_otherwise_guides_alike(tiny, rows):
+    """Spare rows change neither reward nor text (-6: the denoiser is the one that has them)."""
+    lm = tiny(vocab_size=332)
+    judge = small_judge(lm)
+    weight = judge.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[326:] = 0
+    options = {"steps": 4, "length": 12, "progress": False}
+    same = t2.generate(lm, "A cat.", hooks=[t2.RewardGuidance(judge, 20.0)], **options)
+    judge.resize_token_embeddings(332 + rows, mean_resizing=False)
+    with torch.no_grad():
+        judge.get_input_embeddings().weight[332:] = 9.0
+    padded = t2.generate(lm, "A cat.", hooks=[t2.RewardGuidance(judge, 20.0)], **options)
+    assert torch.equal(padded.trajectory.tokens, same.trajectory.tokens)
+    assert torch.allclose(padded.trajectory.records["reward"], same.trajectory.records["reward"])
+    unguided = t2.generate(lm, "A cat.", **options)
+    assert not torch.equal(padded.trajectory.tokens, unguided.trajectory.tokens)
+
+
+def test_a_judge_with_tokens_of_its_own_guides_what_it_shares(tiny):
+    lm = tiny()
+    judge = small_judge(lm)
+    judge.tokenizer = copy.deepcopy(lm.tokenizer)
+    judge.tokenizer.add_tokens(["<score>"])
+    judge.resize_token_embeddings(len(judge.tokenizer), mean_resizing=False)
+    t2.RewardGuidance(judge).check(lm)
+    judge.tokenizer = None
+    with pytest.raises(ValueError, match="reads 327 tokens, the denoiser writes 326, and no tokenizer says"):
+        t2.RewardGuidance(judge).check(lm)
+    lm.tokenizer.add_tokens(["<mood>"])
+    judge.tokenizer = tiny().tokenizer
+    with pytest.raises(ValueError, match="does not have '<mood>' as token 326"):
+        t2.RewardGuidance(judge).check(lm)
+
+
 def test_a_judge_of_other_tokens_is_refused_before_the_first_step(tiny, reward_model):
     batch = {"input_ids": torch.arange(1, 9)[None], "span_mask": torch.arange(8)[None] > 2}
     with pytest.raises(ValueError, match="reads 96 tokens, the denoiser writes 326"):
@@ -240,7 +278,7 @@ def test_a_judge_of_other_tokens_is_refused_before_the_first_step(tiny, reward_m
     lm = tiny()
     judge = small_judge(lm)
     judge.tokenizer = type("Other", (), {"get_vocab": lambda self: {"a": 0}})()
-    with pytest.raises(ValueError, match="has other tokens than the denoiser's, though as many"):
+    with pytest.raises(ValueError, match="does not have '.*' as token 0, as the denoiser's does"):
         t2.generate(lm, "A cat.", steps=1, hooks=[t2.RewardGuidance(judge)])
     with pytest.raises(ValueError, match="is a MistralForDiffusionLM; give one from tess2lite.load_reward"):
         t2.RewardGuidance(lm)

@@ -1,16 +1,14 @@
 """tess2lite: learn, watch and experiment with simplex diffusion language models."""
 
-import logging
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: without it nf4 on a CPU crawls
-# It advises a package for a kernel that rounds differently and passes no gradients (see loading.py).
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 from .generation import Chat, Generation, Interrupted, SamplingParams, generate, infill, replay  # noqa: E402
 from .guidance import RewardGuidance, best_of  # noqa: E402
 from .insides.attribution import attribute  # noqa: E402
-from .loading import bundled, load  # noqa: E402
+from .loading import load  # noqa: E402
+from .pretrained.sources import bundled  # noqa: E402
 from .reward import load_reward  # noqa: E402
 from .sampling import Step, denoise  # noqa: E402
 from .trajectory import Trajectory  # noqa: E402

@@ -193,7 +193,7 @@ def _log_probability(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 def _attention_mask(model: RewardModel, step: Step) -> torch.Tensor | None:
     """The text as the reward model was trained to read it: to the end of the row, or up to EOS."""
-    if model.config.read_at == "last":
+    if model.config.score_position == "last":
         return step.attention_mask
     seen = step.text_mask | ~step.span_mask
     return (seen if step.attention_mask is None else seen & step.attention_mask.bool()).long()

@@ -2,7 +2,8 @@
 
 The model remains a `transformers.PreTrainedModel` with its own layers. It gains one submodule, `timestep_embed`,
 loses the causal mask, and reads mixtures of embeddings where tokens are unknown. `denoiser_class` makes the class of
-any decoder family; two probes check at load what the class promises. `loading.py` gets a model from a name or a folder.
+any decoder family, `loading.py` gets a model from a name or a folder, and probes (`pretrained/probes.py`) check what
+the class promises.
 """
 
 from __future__ import annotations
@@ -129,8 +130,7 @@ class SimplexDenoiser:
         """Logits of hidden states, (R, H) → (R, V), in float32 at least, with the family's scale and softcap."""
         layer = self.get_output_embeddings()
         logits = layer(hidden.to(layer.weight.dtype))
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
-        return scale_logits(logits, self.config)
+        return scale_logits(at_least_float32(logits), self.config)
 
     def logits_from_simplex(
         self,
@@ -162,6 +162,11 @@ class SimplexDenoiser:
         super().save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)
+
+
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Half-precision values in float32, others as they are."""
+    return values.to(torch.promote_types(torch.float32, values.dtype))
 
 
 def scale_logits(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
@@ -220,43 +225,3 @@ def make_bidirectional(config: PreTrainedConfig) -> None:
     config.use_cache = False
     if hasattr(config, "sliding_window"):
         config.sliding_window = OPEN_WINDOW
-
-
-PROBE = 8  # tokens
-
-
-def probe_ids(lm: SimplexDenoiser) -> torch.Tensor:
-    """Different token ids from all over the vocabulary, (1, PROBE)."""
-    size = len(lm.get_input_embeddings().weight)
-    return torch.linspace(0, size - 1, PROBE, device=lm.device).long()[None]
-
-
-@torch.no_grad()
-def check_bidirectional(lm: SimplexDenoiser) -> None:
-    """Change the last token and see that every earlier position notices, with and without filler.
-
-    Raises:
-        RuntimeError: The attention is causal after all.
-    """
-    ids = probe_ids(lm)
-    other = ids.clone()
-    other[0, -1] = ids[0, 1]
-    filler = torch.ones_like(ids)
-    filler[0, 0] = 0
-    embed = lm.get_input_embeddings()
-    for attention_mask in (None, filler):
-        before = lm.hidden_states(embed(ids), attention_mask)[0, 1:-1]
-        after = lm.hidden_states(embed(other), attention_mask)[0, 1:-1]
-        check_finite(before)
-        check_finite(after)
-        if not (before != after).any(-1).all():
-            raise RuntimeError(
-                "The model's attention is still causal: a later token does not reach earlier positions. A "
-                f"{lm.config.model_type} with attn_implementation {lm.config._attn_implementation!r} cannot denoise; "
-                f"use 'sdpa' or 'eager', or one of the decoders {FAMILIES}."
-            )
-
-
-def check_finite(numbers: torch.Tensor) -> None:
-    if not torch.isfinite(numbers).all():
-        raise InputError("The model's weights give no finite numbers, but NaN or infinity; the checkpoint is broken.")

@@ -13,7 +13,7 @@ from jupyter_client.manager import start_new_kernel
 from transformers import LlamaConfig
 
 import tess2lite as t2
-from tess2lite.reward import scorer
+from tess2lite.reward import classifier
 
 ROOT = Path(__file__).parent.parent
 LINES = 25
@@ -247,7 +247,7 @@ def folder(tmp_path_factory):
     stacked.write_text(json.dumps(named))
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1)
     config = LlamaConfig(vocab_size=64, **sizes)
-    scorer(config)(config).save_pretrained(here / "foreign-judge")
+    classifier(config)(config).save_pretrained(here / "foreign-judge")
     return here
 
 

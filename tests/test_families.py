@@ -33,9 +33,10 @@ from transformers import (
 )
 
 import tess2lite as t2
-from tess2lite.model import check_bidirectional, denoiser_class, original_class
-from tess2lite.pretrained.probes import causal, check_parity
-from tess2lite.reward import frozen, reward_class
+from tess2lite.model import denoiser_class, original_class
+from tess2lite.pretrained.probes import causal, check_bidirectional, check_parity
+from tess2lite.pretrained.shared_base import freeze_
+from tess2lite.reward import reward_class
 from tess2lite.tokens import eos_token_ids
 from tess2lite.training import recipe
 from tess2lite.training.merge import merge
@@ -240,8 +241,8 @@ def test_guidance_reads_a_scaled_embedding(family_folder):
     lm = t2.load(folder)
     config = lm.config.__class__.from_pretrained(folder, num_labels=1)
     torch.manual_seed(1)
-    judge = frozen(reward_class(original_class(config))(config))
-    judge.config.read_at, judge.tokenizer = "last", AutoTokenizer.from_pretrained(folder)
+    judge = freeze_(reward_class(original_class(config))(config))
+    judge.config.score_position, judge.tokenizer = "last", AutoTokenizer.from_pretrained(folder)
     ids = torch.tensor([[5, 60, 7, 200]])
     expected = judge(input_ids=ids).logits[:, 0]
     assert torch.allclose(judge.score_embeddings(judge.embedding_rows()[ids], None), expected, atol=1e-5)

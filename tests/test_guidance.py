@@ -169,20 +169,21 @@ def test_best_of_n_is_by_the_same_reward(tiny, tmp_path):
         t2.best_of(judge, [])
 
 
-def small_judge(lm, read_at="last"):
+def small_judge(lm, score_position="last"):
     """A random reward model with a denoiser's own tokens."""
     from transformers import MistralConfig
 
-    from tess2lite.reward import MistralRewardModel, frozen
+    from tess2lite.pretrained.shared_base import freeze_
+    from tess2lite.reward import MistralRewardModel
 
     torch.manual_seed(1)
     config = MistralConfig(**(lm.config.to_diff_dict() | {"num_labels": 1, "is_causal": True}))
     judge = MistralRewardModel(config)
-    judge.tokenizer, judge.config.read_at = lm.tokenizer, read_at
-    return frozen(judge)
+    judge.tokenizer, judge.config.score_position = lm.tokenizer, score_position
+    return freeze_(judge)
 
 
-def test_read_at_eos_hides_what_follows(tiny):
+def test_score_position_eos_hides_what_follows(tiny):
     lm = tiny()
     last, eos = small_judge(lm), small_judge(lm, "eos")
     ids = torch.tensor([[1, 9, 8, 2, 3, 3], [1, 9, 8, 7, 6, 5]])

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import tess2lite as t2
-from tess2lite import loading
 from tess2lite.mask_diffusion import mask_token_id
+from tess2lite.pretrained import full_models, sources
 from tess2lite.pretrained.probes import causal
 from tess2lite.tokens import eos_token_ids
 from tess2lite.training.merge import merge
@@ -104,7 +104,7 @@ def test_eos_as_pad_is_no_pad(ar_folder):
 def test_pads_rows_learn(tiny):
     """PAD is an ordinary token: as a known token its embedding gets a gradient."""
     lm = tiny()
-    loading.prepare(lm)
+    full_models.prepare(lm)
     ids, mask = torch.tensor([[1, 3, 9, 5]]), torch.tensor([[False, False, True, True]])
     simplex, t = torch.randn(1, 4, lm.config.vocab_size), torch.full((1, 4), 0.5)
     lm.logits_from_simplex(simplex, t, ids, mask).sum().backward()
@@ -260,7 +260,7 @@ def test_an_unreadable_rope_gets_a_sentence(checkpoint):
 def test_a_home_folder_is_found(checkpoint, monkeypatch):
     monkeypatch.setenv("HOME", str(checkpoint.parent))
     monkeypatch.setenv("MODELS", str(checkpoint.parent))
-    assert loading.find_source("~/checkpoint") == loading.find_source("$MODELS/checkpoint") == str(checkpoint)
+    assert sources.find_source("~/checkpoint") == sources.find_source("$MODELS/checkpoint") == str(checkpoint)
 
 
 def test_a_mask_token_never_is_the_end(ar_folder):
@@ -292,8 +292,8 @@ def test_gguf_names(tmp_path, monkeypatch):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
     refuses("holds 2 GGUF files; name one of them", tmp_path)
-    assert loading.find_source(tmp_path / "a.gguf") == str(tmp_path / "a.gguf")
-    assert loading.find_source("owner/repository/model.gguf") == "owner/repository/model.gguf"
+    assert sources.find_source(tmp_path / "a.gguf") == str(tmp_path / "a.gguf")
+    assert sources.find_source("owner/repository/model.gguf") == "owner/repository/model.gguf"
     refuses("could not be loaded", tmp_path / "a.gguf")
     refuses("save_pretrained(folder)", tmp_path / "a.gguf", load_in_4bit=True)
     monkeypatch.setattr("tess2lite.pretrained.sources.smollm2_file", lambda: None)
@@ -316,8 +316,8 @@ def refuses(sentence, *arguments, **settings):
 def test_a_source_is_found_from_anywhere(checkpoint, monkeypatch):
     """It is what an adapter names as its base: a folder by its full path, a name of the hub as it is."""
     monkeypatch.chdir(checkpoint.parent)
-    assert loading.find_source("checkpoint") == t2.load("checkpoint").base_name == str(checkpoint.resolve())
-    assert loading.find_source("mistralai/Mistral-7B-v0.1") == "mistralai/Mistral-7B-v0.1"
+    assert sources.find_source("checkpoint") == t2.load("checkpoint").base_name == str(checkpoint.resolve())
+    assert sources.find_source("mistralai/Mistral-7B-v0.1") == "mistralai/Mistral-7B-v0.1"
 
 
 def test_unknown_names(tmp_path):

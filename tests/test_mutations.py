@@ -6,6 +6,7 @@ import parity
 import pytest
 
 from tess2lite import generation, loss, model, sampling, textbook, validation
+from tess2lite.pretrained import probes
 
 # name → (module, what it says, what a mistaken version says). One mistake a line, in the textbook or the fast path.
 MUTATIONS = {
@@ -85,4 +86,4 @@ def _remade(lm):
 def test_the_probe_notices_causal_attention(golden_lm):
     golden_lm.config.is_causal = True
     with pytest.raises(RuntimeError, match="still causal"):
-        model.check_bidirectional(golden_lm)
+        probes.check_bidirectional(golden_lm)

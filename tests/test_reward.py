@@ -81,7 +81,7 @@ def test_an_adapter_learns_the_preference_and_is_read_as_it_was_trained(adapter)
     assert batch["attention_mask"].min() == 0  # some rows have filler
     for row, real, wanted in zip(batch["input_ids"], batch["attention_mask"].sum(1), theirs, strict=True):
         assert model.score_ids(row[None, :real])[0].item() == pytest.approx(wanted.item(), abs=1e-4)
-    assert model.config.read_at == "last"
+    assert model.config.score_position == "last"
 
 
 def test_an_adapter_shares_its_base_with_the_denoiser(adapter, base):
@@ -156,7 +156,7 @@ def test_a_whole_classifier_and_resuming(base, tmp_path):
         close(one, other, 1e-6)
     model = t2.load_reward(tmp_path / "judge")
     liked, disliked = scores(model, model.tokenizer)
-    assert liked > disliked and model.config.read_at == "last"
+    assert liked > disliked and model.config.score_position == "last"
 
 
 def test_pairs_are_padded_as_what_a_denoiser_writes(tiny):
@@ -209,7 +209,7 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
         t2.load_reward(made.output, base="tinytown-instruct")
     with pytest.raises(ValueError, match="'tinytown:funny' is not a preference of Tinytown; choose tinytown:cheerful"):
         reward_training.read_pairs("tinytown:funny")
-    refuses("read_at is 'middle'; choose one of last, eos", GOLDEN / "reward", read_at="middle")
+    refuses("score_position is 'middle'; choose one of last, eos", GOLDEN / "reward", score_position="middle")
     refuses("is a whole model, not an adapter", GOLDEN / "reward", base=tiny())
     refuses("base is on .*; leave base out", made.output, base=t2.load("tinytown-base"))
     for more in ({"load_in_4bit": True}, {"dtype": "float64"}, {"device": "cpu"}):

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import tess2lite as t2
-from tess2lite.model import check_bidirectional
+from tess2lite.pretrained.probes import check_bidirectional
 from tess2lite.training.recipe import TRAININGS
 from tess2lite_course.experiments import metrics, report, runner, steps_figure
 from tess2lite_course.experiments.early_stopping import PATIENCES

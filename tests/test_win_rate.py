@@ -51,16 +51,16 @@ def test_scores_that_do_not_compare(a, b, says):
         win_rate.win_rate(a, b)
 
 
-@pytest.mark.parametrize("read_at", ["last", "eos"])
-def test_a_reward_model_reads_rows_as_it_was_trained_on(model, pairs, read_at, monkeypatch):
+@pytest.mark.parametrize("score_position", ["last", "eos"])
+def test_a_reward_model_reads_rows_as_it_was_trained_on(model, pairs, score_position, monkeypatch):
     """Against `encode_chat`'s rows with 8 of their PADs; a reader at EOS is told the same whatever follows."""
-    monkeypatch.setattr(model.config, "read_at", read_at)
+    monkeypatch.setattr(model.config, "score_position", score_position)
     prompts, texts = ["Say a word.", "Tell me something about the hill."], ["  It was good. ", "Nobody laughs there."]
     found = win_rate.scores(model, prompts, texts)
     for prompt, text, score in zip(prompts, texts, found, strict=True):
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
         ids = encode_chat(model.tokenizer, chat, 100)[0]["input_ids"]
-        ids = ids[: ids.index(2) + 1 + 8] if read_at == "last" else ids
+        ids = ids[: ids.index(2) + 1 + 8] if score_position == "last" else ids
         assert score == pytest.approx(float(model.score_ids(torch.tensor([ids]))[0]), rel=1e-5)
     assert found[0] != found[1]
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from .. import mask_diffusion, sampling, validation
 from ..chat_template import chat_prompt
-from ..loading import find_source, load
+from ..loading import load
+from ..pretrained.sources import find_source
 from ..tokens import encode, encode_continuation
 from ..validation import InputError
 from .likelihood import log_likelihood

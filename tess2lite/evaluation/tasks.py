@@ -26,7 +26,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from .. import validation
-from ..loading import bundled
+from ..pretrained.sources import bundled
 from ..tinytown import tasks as tinytown
 from ..training.data import json_lines, read_text
 from ..training.recipe import value_of

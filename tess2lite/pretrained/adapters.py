@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from ..validation import InputError
+from .four_bits import import_bitsandbytes
+from .sources import find_file
 from .tokenizers import add_rows
 
 REPEATED = r"\.(original_module|modules_to_save)\.(weight|bias)$"  # what PEFT saves twice where a vocabulary grew
@@ -33,6 +35,7 @@ class Adapter:
             InputError: It is not a LoRA adapter.
         """
         self.source = source
+        import_bitsandbytes()
         from peft import PeftConfig, PeftType  # late, as loading a plain model does not need it
 
         self.config = PeftConfig.from_pretrained(source)
@@ -124,6 +127,19 @@ class Adapter:
             if name.endswith("lora_magnitude_vector"):
                 new = model.get_output_embeddings().weight[-1:].float().norm(dim=1).to(tensor.dtype)
             self.tensors[name] = torch.cat([tensor, new], axis)
+
+
+def read_adapter(source: str, scores: bool = False) -> Adapter:
+    """The adapter of a source, read but not attached; `scores` if it must have a head that scores."""
+    path = find_file(source, "adapter_model.safetensors")
+    if path is None:
+        raise InputError(f"'{source}' holds no adapter_model.safetensors; pickled adapters are not read.")
+    adapter = Adapter(source, path)
+    if adapter.scores != scores:
+        right = "a reward model; give it to tess2lite.load_reward"
+        wrong = "not a reward model: it has no score head"
+        raise InputError(f"'{source}' is {right if adapter.scores else wrong}.")
+    return adapter
 
 
 def _names(model) -> tuple[str, str | None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -25,6 +27,7 @@ def uneven_layers(kind: type, config: PreTrainedConfig, device: torch.device) ->
 
 def nf4(dtype: torch.dtype, skipped: Iterable[str] = ()) -> BitsAndBytesConfig:
     """4-bit weights that are multiplied in `dtype`; the heads, the timestep embedding and `skipped` keep theirs."""
+    import_bitsandbytes()
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -32,3 +35,14 @@ def nf4(dtype: torch.dtype, skipped: Iterable[str] = ()) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["lm_head", "timestep_embed", "score", *skipped],
     )
+
+
+def import_bitsandbytes() -> None:
+    """Import it before PEFT does, and without its advice: a kernel that rounds differently and has no gradients."""
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        importlib.import_module("bitsandbytes")
+    finally:
+        logger.setLevel(level)

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..model import FAMILIES, SimplexDenoiser, check_finite, original_class, probe_ids
+from ..model import FAMILIES, SimplexDenoiser, original_class
 from ..validation import InputError
+
+PROBE = 8  # tokens
 
 
 @contextmanager
@@ -62,3 +64,40 @@ def check_parity(lm: SimplexDenoiser) -> None:
             f"A {config.model_type} has a step of its own between embeddings and logits: as a denoiser its logits are "
             f"off by {error:.0%}, so that it would start from another model. The decoders accepted are {FAMILIES}."
         )
+
+
+def probe_ids(lm: SimplexDenoiser) -> torch.Tensor:
+    """Different token ids from all over the vocabulary, (1, PROBE)."""
+    size = len(lm.get_input_embeddings().weight)
+    return torch.linspace(0, size - 1, PROBE, device=lm.device).long()[None]
+
+
+@torch.no_grad()
+def check_bidirectional(lm: SimplexDenoiser) -> None:
+    """Change the last token and see that every earlier position notices, with and without filler.
+
+    Raises:
+        RuntimeError: The attention is causal after all.
+    """
+    ids = probe_ids(lm)
+    other = ids.clone()
+    other[0, -1] = ids[0, 1]
+    filler = torch.ones_like(ids)
+    filler[0, 0] = 0
+    embed = lm.get_input_embeddings()
+    for attention_mask in (None, filler):
+        before = lm.hidden_states(embed(ids), attention_mask)[0, 1:-1]
+        after = lm.hidden_states(embed(other), attention_mask)[0, 1:-1]
+        check_finite(before)
+        check_finite(after)
+        if not (before != after).any(-1).all():
+            raise RuntimeError(
+                "The model's attention is still causal: a later token does not reach earlier positions. A "
+                f"{lm.config.model_type} with attn_implementation {lm.config._attn_implementation!r} cannot denoise; "
+                f"use 'sdpa' or 'eager', or one of the decoders {FAMILIES}."
+            )
+
+
+def check_finite(numbers: torch.Tensor) -> None:
+    if not torch.isfinite(numbers).all():
+        raise InputError("The model's weights give no finite numbers, but NaN or infinity; the checkpoint is broken.")

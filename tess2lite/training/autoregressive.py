@@ -12,8 +12,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ..chunks import generator_for
-from ..loading import choose_device, find_source, find_tokenizer, load, plain_errors, read_config
+from ..loading import load
 from ..model import original_class
+from ..pretrained.devices import choose_device
+from ..pretrained.full_models import read_config
+from ..pretrained.sources import find_source, plain_errors
+from ..pretrained.tokenizers import find_tokenizer
 from ..validation import InputError
 from .recipe import PretrainingRecipe
 from .trainer import GRID_SEED, Batch, ResumableTrainer
@@ -122,7 +126,7 @@ class PretrainingTrainer(ResumableTrainer):
         return {"loss": self._mean_loss(rows, replace(self.data_collator, seed=GRID_SEED))}
 
 
-def load_left_to_right(recipe: PretrainingRecipe):
+def load_autoregressive(recipe: PretrainingRecipe):
     """The recipe's model as transformers has it, causal, in float32, with `lm.tokenizer`; or fresh weights for it."""
     source = find_source(recipe.model)
     with plain_errors(recipe.model):

@@ -15,11 +15,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
-from ..loading import adapter_base, choose_device, find_source, load, plain_errors
+from ..loading import load
 from ..mask_diffusion import mask_token_id
-from ..model import check_bidirectional
+from ..pretrained.devices import choose_device
+from ..pretrained.probes import check_bidirectional
+from ..pretrained.sources import adapter_base, find_source, plain_errors
 from ..validation import InputError
-from .autoregressive import PretrainingCollator, PretrainingTrainer, load_left_to_right
+from .autoregressive import PretrainingCollator, PretrainingTrainer, load_autoregressive
 from .mask_diffusion import MaskedTrainer
 from .recipe import MaskedRecipe, PretrainingRecipe, Recipe, Training
 from .rows import TextRecipe, build_datasets
@@ -36,7 +38,7 @@ def build_trainer(recipe: Training, edit: Callable | None = None) -> ResumableTr
     """
     check_run(recipe)
     if isinstance(recipe, PretrainingRecipe):
-        lm = _edited(recipe, load_left_to_right(recipe), edit)
+        lm = _edited(recipe, load_autoregressive(recipe), edit)
         return PretrainingTrainer(lm, data_collator=_pretraining_collator(recipe, lm), **_shared(recipe, lm))
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe is a {type(recipe).__name__}; prepare_reward makes its trainer.")

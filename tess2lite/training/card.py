@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ..loading import bundled
+from ..pretrained.sources import bundled
 from .checkpoints import write_atomically
 from .recipe import TRAININGS, RewardRecipe, Training
 from .sources import parse_sources

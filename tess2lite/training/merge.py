@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from ..loading import adapter_base, find_source, load_base, plain_errors, read_config
+from ..pretrained.full_models import load_base, read_config
+from ..pretrained.sources import adapter_base, find_source, plain_errors
 from ..validation import InputError, expand_path
 
 

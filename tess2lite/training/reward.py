@@ -12,7 +12,7 @@ from peft import get_peft_model
 from trl import RewardConfig, RewardTrainer
 
 from ..chat_template import encode_chat
-from ..loading import bundled, find_source, plain_errors
+from ..pretrained.sources import bundled, find_source, plain_errors
 from ..reward import load_classifier
 from ..tinytown.tasks import PREFERENCES, preferences
 from ..validation import InputError
@@ -90,7 +90,7 @@ class PreferenceTrainer(CompleteCheckpoints, RewardTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            write_atomically(Path(output_dir or self.args.output_dir, "reward.json"), '{"read_at": "last"}\n')
+            write_atomically(Path(output_dir or self.args.output_dir, "reward.json"), '{"score_position": "last"}\n')
 
 
 def prepare_reward(recipe: RewardRecipe) -> PreferenceTrainer:
@@ -104,7 +104,7 @@ def prepare_reward(recipe: RewardRecipe) -> PreferenceTrainer:
     set_attention(recipe, model)
     tokenizer = model.tokenizer
     model.name_or_path = recipe.model if recipe.model in bundled() else source
-    model.config.read_at = "last"
+    model.config.score_position = "last"
     train_rows, held_out = _split_pairs(recipe, tokenizer)
     if recipe.lora_rank:
         config = lora_config(recipe, check_targets(recipe, model), ["score"], task_type="SEQ_CLS")

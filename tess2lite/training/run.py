@@ -18,7 +18,8 @@ import yaml
 from safetensors import SafetensorError
 from transformers import AutoConfig, Trainer
 
-from ..loading import choose_device, choose_dtype, find_source, plain_errors
+from ..pretrained.devices import choose_device, choose_dtype
+from ..pretrained.sources import find_source, plain_errors
 from ..validation import InputError
 from .build import build_trainer, check_run
 from .card import push, write_card

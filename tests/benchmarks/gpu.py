@@ -31,10 +31,12 @@ from torch import nn
 from transformers import CompileConfig, GenerationConfig, MistralConfig, MistralForCausalLM, StoppingCriteria
 
 import tess2lite as t2
-from tess2lite import loading, reward, textbook
+from tess2lite import reward, textbook
 from tess2lite.evaluation.results import stamp, write_json
 from tess2lite.loss import seeded_loss
 from tess2lite.model import MistralForDiffusionLM
+from tess2lite.pretrained.full_models import prepare
+from tess2lite.pretrained.shared_base import freeze_, share_base
 from tess2lite.span_masks import after
 from tess2lite.training.build import apply_lora, lora_targets
 from tess2lite.training.memory import GB, measured_peak
@@ -93,7 +95,7 @@ def made(kind: str, sizes: Sizes, device: torch.device) -> MistralForDiffusionLM
             nn.init.ones_(weight) if weight.dim() == 1 else nn.init.normal_(weight, std=0.02)
     lm.model.rotary_emb = type(lm.model.rotary_emb)(lm.config).to(device)  # computed, not drawn
     lm.is_loaded_in_4bit = lm.model.is_loaded_in_4bit = four_bit  # as from_pretrained says it; PEFT asks
-    loading.prepare(lm)
+    prepare(lm)
     if kind != "qlora":
         return lm.eval()
     recipe = Recipe(
@@ -106,7 +108,7 @@ def made(kind: str, sizes: Sizes, device: torch.device) -> MistralForDiffusionLM
 
 
 def quantised(linear: nn.Linear, dtype: torch.dtype, device: torch.device) -> bnb.nn.Linear4bit:
-    """An nf4 layer of this shape with random weights, double-quantised as in `loading.nf4`."""
+    """An nf4 layer of this shape with random weights, double-quantised as in `four_bits.nf4`."""
     nf4 = {"compress_statistics": True, "quant_type": "nf4"}
     size = linear.in_features, linear.out_features
     layer = bnb.nn.Linear4bit(*size, bias=False, compute_dtype=dtype, device="meta", **nf4)
@@ -218,12 +220,13 @@ def sampling_peak(bench: Bench):
 
 def judge(bench: Bench, lm):
     """A reward model as an adapter on the denoiser's own 4-bit base."""
-    model = reward.sharing_base(lm, MistralConfig(**bench.sizes.shape, sliding_window=None, num_labels=1))
+    config = MistralConfig(**bench.sizes.shape, sliding_window=None, num_labels=1)
+    model = share_base(reward.MistralRewardModel, lm, config)
     model.model.is_loaded_in_4bit = True
     inject_adapter_in_model(LoraConfig(r=bench.sizes.reward_rank, target_modules=lora_targets(model)), model.model)
     nn.init.normal_(model.score.weight, std=0.02)
-    model.config.read_at = "last"
-    return reward.frozen(model)
+    model.config.score_position = "last"
+    return freeze_(model)
 
 
 def guided_step(bench: Bench):

@@ -17,6 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 
 import tess2lite as t2
 from tess2lite import reward
+from tess2lite.pretrained.shared_base import freeze_, share_base
 from tess2lite.training.build import lora_targets
 
 STEPS = 10
@@ -27,11 +28,11 @@ def judge(lm, kind: str):
     if kind == "whole":
         made = reward.MistralRewardModel(config)
     else:
-        made = reward.sharing_base(lm, config)
+        made = share_base(reward.MistralRewardModel, lm, config)
         inject_adapter_in_model(LoraConfig(r=8, target_modules=lora_targets(made)), made.model)
     torch.nn.init.normal_(made.score.weight, std=0.02)
-    made.config.read_at = "last"
-    return reward.frozen(made)
+    made.config.score_position = "last"
+    return freeze_(made)
 
 
 def guide(lm, kind: str) -> list:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from tess2lite.chat_template import chat_prompt
 from tess2lite.generation import generate
 from tess2lite.hooks import NoSelfConditioning
-from tess2lite.loading import bundled
+from tess2lite.pretrained.sources import bundled
 from tess2lite.tinytown.language import split_sentences
 from tess2lite.tinytown.stories import corpus, stories
 from tess2lite.tinytown.tasks import score

@@ -28,7 +28,8 @@ from transformers import (
 
 from tess2lite.evaluation.intervals import mean_interval
 from tess2lite.evaluation.results import stamp, write_text
-from tess2lite.loading import bundled, load
+from tess2lite.loading import load
+from tess2lite.pretrained.sources import bundled
 from tess2lite.training.build import build_trainer
 from tess2lite.training.recipe import TRAININGS
 from tess2lite.training.trainer import last_checkpoint

@@ -44,7 +44,7 @@ def scores(judge: Judge, prompts: list[str], texts: list[str]) -> list[float]:
 
 
 def _predicted_reward(model: RewardModel) -> Callable[[str, str], float]:
-    end = ("eos", *["pad"] * PADS) if model.config.read_at == "last" else ("eos",)
+    end = ("eos", *["pad"] * PADS) if model.config.score_position == "last" else ("eos",)
 
     def score(prompt: str, text: str) -> float:
         chat = chat_prompt([{"role": "user", "content": prompt}])

@@ -38,9 +38,16 @@ class World:
 
     def apply(self, kind: str, slots: dict[str, str]) -> None:
         """Make an event true, or raise `Contradiction` with what was wrong."""
-        a, b, thing, at = (slots.get(key) for key in ("A", "B", "o", "at"))
+        a = slots.get("A")
+        b = slots.get("B")
         _need(a is None or a != b, f"{a} cannot do this with {a}")
-        getattr(self, f"_{kind}", lambda **_: None)(a=a, b=b, o=thing, at=at, slots=slots)
+        change = getattr(self, f"_{kind}", None)  # some events change nothing
+        if change:
+            values = {name.lower(): slots.get(name) for name in ("A", "B", "o", "q", "c", "at", "i")}
+            for name in ("n", "m"):
+                if name in slots:
+                    values[name] = number(slots[name])
+            change(**values)
         for person in (b, a):
             if person:
                 self.people.add(person)
@@ -76,7 +83,8 @@ class World:
         self.place[a] = at
 
     def _together(self, a, b, at, **_):
-        self.place[a] = self.place[b] = at
+        self.place[a] = at
+        self.place[b] = at
 
     def _give(self, a, b, o, **_):
         self._hold(a, o)
@@ -91,7 +99,7 @@ class World:
         if o not in self.holder:  # "Anna lost her red ball": she had it
             self._new(a, o)
         self._hold(a, o)
-        self.holder[o], self.lies[o] = None, at
+        self._lie(o, at)
 
     def _miss(self, a, o, **_):
         _need(o in self.lies, f"the {o} is not lost")
@@ -109,12 +117,13 @@ class World:
         _need(self.owner.get(o) == b, f"the {o} was never {b}'s")
         self._take(b, o)
 
-    def _swap(self, a, b, o, slots, **_):
+    def _swap(self, a, b, o, q, **_):
         self._hold(a, o)
-        self._hold(b, slots["q"])
+        self._hold(b, q)
         self._take(b, o)
-        self._take(a, slots["q"])
-        self.owner[o], self.owner[slots["q"]] = b, a
+        self._take(a, q)
+        self.owner[o] = b
+        self.owner[q] = a
 
     def _lend(self, a, b, o, **_):
         self._hold(a, o)
@@ -131,7 +140,7 @@ class World:
 
     def _stuck(self, a, o, at, **_):
         self._hold(a, o)
-        self.holder[o], self.lies[o] = None, at
+        self._lie(o, at)
 
     def _fetch(self, a, b, o, **_):
         _need(o in self.lies, f"the {o} is not out of reach")
@@ -139,7 +148,8 @@ class World:
         self._take(b, o)
 
     def _hide(self, a, at, **_):
-        self.hiding[a] = self.place[a] = at
+        self.hiding[a] = at
+        self.place[a] = at
 
     def _seek(self, a, b, at, **_):
         _need(b in self.hiding, f"{b} is not hiding")
@@ -149,19 +159,19 @@ class World:
         _need(self.hiding.get(b) == at, f"{b} is not hiding {at}")
         del self.hiding[b]
 
-    def _creature(self, a, at, slots, **_):
+    def _creature(self, a, at, c, **_):
         _need(not self.creatures, "there is a creature already")
-        self.creatures.add(slots["c"])
+        self.creatures.add(c)
         self.place[a] = at
 
-    def _known_creature(self, slots, **_):
-        _need(slots["c"] in self.creatures, f"nobody has met the {slots['c']}")
+    def _known_creature(self, c, **_):
+        _need(c in self.creatures, f"nobody has met the {c}")
 
     _hungry = _feed = _follow = _known_creature
 
-    def _count_have(self, a, slots, **_):
-        _need((a, slots["i"]) not in self.count, f"{a}'s {slots['i']} were counted before")
-        self.count[a, slots["i"]] = number(slots["n"])
+    def _count_have(self, a, i, n, **_):
+        _need((a, i) not in self.count, f"{a}'s {i} were counted before")
+        self.count[a, i] = n
 
     def _counted(self, a, item):
         _need((a, item) in self.count, f"nobody said how many {item} {a} had")
@@ -169,7 +179,8 @@ class World:
 
     def _change(self, who, item, by):
         left = self._counted(who, item) + by
-        _need(left >= 0, f"{who} does not have {number_word(max(1, -by))} {item}")
+        missing = number_word(max(1, -by))
+        _need(left >= 0, f"{who} does not have {missing} {item}")
         self.count[who, item] = left
 
     def _pass_on(self, giver, receiver, item, number_passed):
@@ -179,28 +190,27 @@ class World:
         if (receiver, item) in self.count:
             self._change(receiver, item, number_passed)
 
-    def _count_more(self, a, b, slots, **_):
-        self._counted(a, slots["i"])
-        self._pass_on(b, a, slots["i"], number(slots["m"]))
+    def _count_more(self, a, b, i, m, **_):
+        self._counted(a, i)
+        self._pass_on(b, a, i, m)
 
-    def _count_lose(self, a, slots, **_):
-        self._change(a, slots["i"], -number(slots["m"]))
+    def _count_lose(self, a, i, m, **_):
+        self._change(a, i, -m)
 
-    def _count_give(self, a, b, slots, **_):
-        self._counted(a, slots["i"])
-        self._pass_on(a, b, slots["i"], number(slots["m"]))
+    def _count_give(self, a, b, i, m, **_):
+        self._counted(a, i)
+        self._pass_on(a, b, i, m)
 
-    def _count_left(self, a, slots, **_):
-        told = number(slots["n"])
-        _need(self._counted(a, slots["i"]) == told, f"{a} does not have {told} {slots['i']}")
+    def _count_left(self, a, i, n, **_):
+        _need(self._counted(a, i) == n, f"{a} does not have {n} {i}")
 
-    def _count_both(self, a, b, slots, **_):
-        together = self._counted(a, slots["i"]) + self._counted(b, slots["i"])
-        _need(together == number(slots["n"]), f"{a} and {b} do not have {slots['n']} {slots['i']}")
+    def _count_both(self, a, b, i, n, **_):
+        together = self._counted(a, i) + self._counted(b, i)
+        _need(together == n, f"{a} and {b} do not have {number_word(n)} {i}")
 
-    def _more_than(self, a, b, slots, **_):
-        more = self._counted(a, slots["i"]) > self._counted(b, slots["i"])
-        _need(more, f"{a} does not have more {slots['i']} than {b}")
+    def _more_than(self, a, b, i, **_):
+        more = self._counted(a, i) > self._counted(b, i)
+        _need(more, f"{a} does not have more {i} than {b}")
 
     def _holds(self, a, o, **_):
         self._hold(a, o)
@@ -216,7 +226,8 @@ class World:
         self._lie(o, at)
 
     def _lie(self, thing, at):
-        self.holder[thing], self.lies[thing] = None, at
+        self.holder[thing] = None
+        self.lies[thing] = at
 
     def _where(self, o, at, **_):
         _need(self.lies.get(o) == at, f"the {o} is not {at}")
@@ -230,29 +241,31 @@ class World:
     def _hidden_at(self, a, at, **_):
         _need(self.hiding.get(a) == at, f"{a} is not hiding {at}")
 
-    def _two(self, o, at, slots, **_):
-        _need(o != slots["q"], f"there is only one {o}")
-        for thing in (o, slots["q"]):
+    def _two(self, o, at, q, **_):
+        _need(o != q, f"there is only one {o}")
+        for thing in (o, q):
             _need(thing not in self.holder, f"the {thing} is already somebody's")
             self._lie(thing, at)
 
-    def _choose(self, a, b, o, slots, **_):
+    def _choose(self, a, b, o, q, **_):
         _need(o in self.lies, f"the {o} lies nowhere")
-        _need(self.lies[o] == self.lies.get(slots["q"]), f"the {slots['q']} is not beside the {o}")
-        for who, thing in ((a, o), (b, slots["q"])):
-            self._take(who, thing)
-            self.owner[thing] = who
+        _need(self.lies[o] == self.lies.get(q), f"the {q} is not beside the {o}")
+        self._take(a, o)
+        self._take(b, q)
+        self.owner[o] = a
+        self.owner[q] = b
+
+
+FEMALE = {"she", "her", "girl"}
 
 
 def _agrees(slots: dict[str, str]) -> bool:
     """Pronouns and girl/boy fit the people; an omitted A is the last one named."""
-    for who, prefix in (("A", ""), ("B", "b")):
-        pronouns = {k: v.lower() for k, v in slots.items() if k in {prefix + p for p in ("he", "him", "his")}}
-        if who == "A":
-            pronouns |= {k: slots[k].lower() for k in ("He", "kid") if k in slots}
+    for who, names in (("A", ("he", "him", "his", "He", "kid")), ("B", ("bhe", "bhim", "bhis"))):
+        pronouns = [slots[name].lower() for name in names if name in slots]
         if pronouns and who not in slots:
             return False
-        if any((v in {"she", "her", "girl"}) != is_girl(slots[who]) for v in pronouns.values()):
+        if any((pronoun in FEMALE) != is_girl(slots[who]) for pronoun in pronouns):
             return False
     return True
 
@@ -261,8 +274,8 @@ def tell(world: World, sentence: str) -> None:
     """Apply one sentence to the world, or raise `Contradiction` saying what is wrong with it."""
     problem = "no sentence of Tinytown"
     for kind, _, slots in read_sentence(sentence):
-        if "A" not in slots and "He" in slots:
-            slots = {"A": world.last, **slots} if world.last else slots
+        if "A" not in slots and "He" in slots and world.last:
+            slots["A"] = world.last
         if not _agrees(slots):
             problem = "a pronoun does not fit"
             continue
@@ -275,7 +288,8 @@ def tell(world: World, sentence: str) -> None:
 
 def verify(text: str) -> str | None:
     """None when every sentence is Tinytown's and consistent with what came before; else what is wrong."""
-    sentences, world = split_sentences(text), World()
+    sentences = split_sentences(text)
+    world = World()
     if len(sentences) < 3:
         return "fewer than three sentences"
     try:

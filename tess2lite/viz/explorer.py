@@ -11,13 +11,20 @@ import html
 import json
 import re
 import secrets
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 
 from ..trajectory import Trajectory, as_trajectory
+
+if TYPE_CHECKING:
+    from ..generation import Generation
+
+Run: TypeAlias = "Trajectory | Generation"
 
 MODULE = Path(__file__).parent / "explorer.mjs"
 LISTED = 40  # steps that the list for readers without scripts holds
@@ -30,7 +37,7 @@ PADS = {"[PAD]", "<pad>", "<|pad|>"}
 BEGINNINGS = {"<s>", "<bos>", "<|begin_of_text|>"}
 
 
-def explorer(trajectory, note: str = "") -> str:
+def explorer(trajectory: Run, note: str = "") -> str:
     """One run as HTML: the text at every step, a map of tokens × steps, and what was likely at each place.
 
     Args:
@@ -45,7 +52,7 @@ def explorer(trajectory, note: str = "") -> str:
     return _page({"runs": [run_data(trajectory, note=note)]}, {"": trajectory})
 
 
-def comparison(runs: dict) -> str:
+def comparison(runs: dict[str, Run]) -> str:
     """Several runs in one explorer, name → trajectory: the last is compared with the first, all are its tabs.
 
     Raises:
@@ -53,33 +60,34 @@ def comparison(runs: dict) -> str:
     """
     if not isinstance(runs, dict) or not runs:
         raise ValueError(f"runs is {type(runs).__name__}; give a dict of one or more trajectories by name.")
-    runs = {str(name): as_trajectory(run) for name, run in runs.items()}
-    data = {"runs": [run_data(run, name) for name, run in runs.items()]}
+    trajectories = {str(name): as_trajectory(run) for name, run in runs.items()}
+    data: dict[str, Any] = {"runs": [run_data(run, name) for name, run in trajectories.items()]}
     if len(runs) > 1:
         data["beside"] = [0, len(runs) - 1]
-    return _page(data, runs)
+    return _page(data, trajectories)
 
 
 def spread(steps: int, count: int) -> list[int]:
     """Return at most `count` indices of a run's steps, evenly from the first to the last."""
-    return np.unique(np.linspace(0, steps - 1, count).round().astype(int)).tolist()
+    even = np.linspace(0, steps - 1, count).round()
+    return np.unique(even.astype(int)).tolist()
 
 
-def pins_of(hooks) -> list[dict]:
+def pins_of(hooks: Iterable) -> list[dict[str, int]]:
     """Each pinned token of a run's hooks: position, first step (index), token id, and the step after its last."""
     pins = []
     for hook in hooks:
         if type(hook).__name__ != "Pin":
             continue
-        until = {} if hook.stop == float("inf") else {"until": hook.stop}
-        pins += [
-            {"position": position, "step": hook.start, "token": token} | until
-            for position, token in hook.tokens.items()
-        ]
+        for position, token in hook.tokens.items():
+            pin = {"position": position, "step": hook.start, "token": token}
+            if hook.stop != float("inf"):
+                pin["until"] = hook.stop
+            pins.append(pin)
     return pins
 
 
-def run_data(trajectory, name: str = "", note: str = "") -> dict:
+def run_data(trajectory: Trajectory, name: str = "", note: str = "") -> dict[str, Any]:
     """One run as the contract in explorer.mjs has it; what does not fit into a page is left out and said in its note.
 
     Args:
@@ -102,12 +110,13 @@ def run_data(trajectory, name: str = "", note: str = "") -> dict:
     return header
 
 
-def run_header(trajectory, name: str) -> dict:
+def run_header(trajectory: Trajectory, name: str) -> dict[str, Any]:
     """What the contract says of a run apart from its steps."""
     known = trajectory.known
     if not known:
         known = [trajectory.token_strings[i] for i in trajectory.tokens[-1].tolist()]
-    given = [("" if written else text) for text, written in zip(known, trajectory.span_mask.tolist(), strict=True)]
+    is_written = trajectory.span_mask.tolist()
+    given = ["" if written else text for text, written in zip(known, is_written, strict=True)]
     if given[0] in BEGINNINGS:
         given[0] = ""
     settings = trajectory.settings
@@ -121,25 +130,33 @@ def run_header(trajectory, name: str) -> dict:
     }
 
 
-def _pins(trajectory) -> list[dict]:
+def _pins(trajectory: Trajectory) -> list[dict[str, Any]]:
     """Pinned tokens by their text; a file may hold anything, so what does not fit is dropped."""
     pins = trajectory.settings.get("pins", [])
-    found = []
-    for pin in pins if isinstance(pins, list) else []:
-        numbers = [pin.get(name) for name in ("position", "step", "token")] if isinstance(pin, dict) else []
-        if not numbers or not all(isinstance(number, int) for number in numbers):
-            continue
-        position, step, token = numbers
-        if token in trajectory.token_strings:
-            until = {"until": pin["until"]} if isinstance(pin.get("until"), int) else {}
-            found.append({"position": position, "step": step, "token": piece(trajectory, token)} | until)
-    return found
+    if not isinstance(pins, list):
+        return []
+    shown = [_shown_pin(trajectory, pin) for pin in pins if isinstance(pin, dict)]
+    return [pin for pin in shown if pin]
+
+
+def _shown_pin(trajectory: Trajectory, pin: dict) -> dict[str, Any] | None:
+    """A pin with its token's text, None where its numbers are not numbers or the token is unknown."""
+    numbers = [pin.get(name) for name in ("position", "step", "token")]
+    if not all(isinstance(number, int) for number in numbers):
+        return None
+    position, step, token = numbers
+    if token not in trajectory.token_strings:
+        return None
+    shown = {"position": position, "step": step, "token": piece(trajectory, token)}
+    if isinstance(pin.get("until"), int):
+        shown["until"] = pin["until"]
+    return shown
 
 
 class _Columns:
     """A trajectory's numbers at the positions it wrote, as the explorer reads them."""
 
-    def __init__(self, trajectory, positions: torch.Tensor):
+    def __init__(self, trajectory: Trajectory, positions: torch.Tensor):
         self.trajectory = trajectory
         self.positions = positions
         self.ids = sorted(trajectory.token_strings)
@@ -152,13 +169,16 @@ class _Columns:
 
     def special_ids(self) -> tuple[list[int], list[int]]:
         """Indices of the tokens that end a text, and of those that pad it."""
-        settings = self.trajectory.settings
+        return self._named_ids("eos_token_id", ENDS), self._named_ids("pad_token_id", PADS)
+
+    def _named_ids(self, setting: str, texts: set[str]) -> list[int]:
+        """Indices of the ids that a setting names; where it is missing, of the tokens with these texts."""
         strings = self.trajectory.token_strings
+        named = self.trajectory.settings.get(setting, [i for i, text in strings.items() if text in texts])
+        if not isinstance(named, list):
+            named = [named]
         index = {token: at for at, token in enumerate(self.ids)}
-        ends = settings.get("eos_token_id", [i for i, text in strings.items() if text in ENDS])
-        pads = settings.get("pad_token_id", [i for i, text in strings.items() if text in PADS])
-        listed = [given if isinstance(given, list) else [given] for given in (ends, pads)]
-        return tuple([index[i] for i in given if isinstance(i, int) and i in index] for given in listed)
+        return [index[i] for i in named if isinstance(i, int) and i in index]
 
     def detailed(self) -> list[int]:
         """The steps whose candidates fit; all of them but in large runs."""
@@ -171,40 +191,46 @@ class _Columns:
         room = max(1, int((RUN_BYTES - always) / float(by_step.float().mean())))
         return spread(steps, min(steps, max(2, room)))
 
-    def packed(self, detailed: list[int]) -> dict:
+    def packed(self, detailed: list[int]) -> dict[str, Any]:
         """The columns; entropies only where there is room for them."""
-        run, at = self.trajectory, self.positions
+        run = self.trajectory
+        at = self.positions
         kept = self.kept[detailed]
-        whole = len(detailed) == len(run)
-        entropy = (run.entropy[:, at] * 16).round().clamp(0, 255) if whole else torch.empty(0)
-        before, gain = torch.empty(2, 0)
+        entropy = torch.empty(0)
+        if len(detailed) == len(run):
+            entropy = (run.entropy[:, at] * 16).round().clamp(0, 255)
+        reward = None
+        if "reward" in run.records:
+            reward = _rounded(run.records["reward"], 4)
+        before = torch.empty(0)
+        gain = torch.empty(0)
         if "logprob_gain" in run.records:
             before = run.records["argmax_before_guidance"][:, at]
             gain = (run.records["logprob_gain"][:, at] * 100).round().clamp(-32_767, 32_767)
+        top = run.top_ids[detailed][:, at]
         return {
             "tokens": self._indices(run.tokens[:, at]),
             "sure": _packed(self.p[..., 0], torch.uint8),
             "counts": _packed(kept.sum(-1), torch.uint8),
-            "top": self._indices(run.top_ids[detailed][:, at][kept]),
+            "top": self._indices(top[kept]),
             "p": _packed(self.p[detailed][kept], torch.uint8),
             "entropy": _packed(entropy, torch.uint8),
-            "alpha_bar": [round(value, 5) for value in run.alpha_bar.tolist()],
-            "reward": [round(value, 4) for value in run.records["reward"].tolist()]
-            if "reward" in run.records
-            else None,
+            "alpha_bar": _rounded(run.alpha_bar, 5),
+            "reward": reward,
             "before": self._indices(before),
             "gain": _packed(gain, torch.int16),
         }
 
     def _indices(self, ids: torch.Tensor) -> str:
-        return _packed(torch.searchsorted(torch.tensor(self.ids), ids.long()), self.width)
+        indices = torch.searchsorted(torch.tensor(self.ids), ids.long())
+        return _packed(indices, self.width)
 
 
-def _rounded(values: torch.Tensor | None) -> list[float] | None:
-    return None if values is None else [round(value, 4) for value in values.tolist()]
+def _rounded(values: torch.Tensor, digits: int) -> list[float]:
+    return [round(value, digits) for value in values.tolist()]
 
 
-def piece(trajectory, token: int) -> str:
+def piece(trajectory: Trajectory, token: int) -> str:
     """A token's text; bytes that are not whole characters as U+DC00 + byte, for the explorer to join."""
     partial = trajectory.token_bytes.get(token)
     if partial is None:
@@ -213,20 +239,22 @@ def piece(trajectory, token: int) -> str:
 
 
 def _packed(tensor: torch.Tensor, dtype: torch.dtype) -> str:
-    return base64.b64encode(tensor.to(dtype).numpy().tobytes()).decode()
+    numbers = tensor.to(dtype).numpy()
+    return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _page(data: dict, runs: dict) -> str:
+def _page(data: dict[str, Any], runs: dict[str, Trajectory]) -> str:
     """The element, what it shows without scripts, and the script that draws in it."""
     identity = f"t2-{secrets.token_hex(6)}"
-    static = "".join(_static(name, run, data["runs"][i]["note"]) for i, (name, run) in enumerate(runs.items()))
+    notes = [run["note"] for run in data["runs"]]
+    static = "".join(_static(name, run, note) for (name, run), note in zip(runs.items(), notes, strict=True))
     given = json.dumps(data).replace("<", "\\u003c")  # no text can close the script element
     call = f'explore(document.getElementById("{identity}"), {given});'
     script = f"<script>(() => {{\n{_script()}\n{call}\n}})();</script>"
     return f'<div id="{identity}" class="t2-explorer">{static}</div>{script}'
 
 
-def _static(name: str, trajectory, note: str) -> str:
+def _static(name: str, trajectory: Trajectory, note: str) -> str:
     title = f"<p><b>{html.escape(name)}</b></p>" if name else ""
     text = html.escape(_readable(trajectory.texts[-1]))
     say = f"{trajectory.label(len(trajectory) - 1)}. To go through the steps, run the cell or let scripts run."
@@ -237,15 +265,18 @@ def _static(name: str, trajectory, note: str) -> str:
     )
 
 
-def _listing(trajectory) -> str:
+def _listing(trajectory: Trajectory) -> str:
     steps = len(trajectory)
     longest = max(len(text) for text in trajectory.texts)
-    chosen = spread(steps, max(1, min(steps, LISTED, LISTED_CHARACTERS // max(1, longest))))
+    room = LISTED_CHARACTERS // max(1, longest)
+    listed = spread(steps, max(1, min(steps, LISTED, room)))
     frames = []
-    for i in chosen:
-        says = f"{trajectory.label(i)}, {float(trajectory.alpha_bar[i]):.0%} signal"
-        frames.append(f"<p><b>{html.escape(says)}</b><br>{html.escape(_readable(trajectory.texts[i]))}</p>")
-    what = f"All {steps} steps" if len(chosen) == steps else f"{len(chosen)} of {steps} steps"
+    for i in listed:
+        signal = float(trajectory.alpha_bar[i])
+        heading = html.escape(f"{trajectory.label(i)}, {signal:.0%} signal")
+        text = html.escape(_readable(trajectory.texts[i]))
+        frames.append(f"<p><b>{heading}</b><br>{text}</p>")
+    what = f"All {steps} steps" if len(listed) == steps else f"{len(listed)} of {steps} steps"
     return f"<details><summary>{what} as a list</summary>{''.join(frames)}</details>"
 
 

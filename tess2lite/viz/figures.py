@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..schedule import SCHEDULES, alpha_bar
-from .explorer import as_trajectory
+from .explorer import Run, as_trajectory
 from .export import MAP, drawable
 from .theory import recovery_probability
 
+DASHES = ("-", "--", ":")
+MARKERS = "os^D"
+Interval: TypeAlias = Sequence[float | None]  # mean, low, high; None where an end is unknown
 
-def trajectory_map(trajectory) -> Figure:
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of this size in inches with one pair of axes, which no notebook shows by itself."""
+    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+    plt.close(figure)
+    return figure, axis
+
+
+def trajectory_map(trajectory: Run) -> Figure:
     """Confidence of every written position at every step; a dot where the shown token changed from the step before."""
     trajectory = as_trajectory(trajectory)
     confidence = trajectory.confidence[:, trajectory.span_mask].T.numpy()  # (M, S)
     tokens = trajectory.tokens[:, trajectory.span_mask].T.numpy()
-    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    positions, steps = confidence.shape
+    figure, axis = _axes(8, 4.5)
     image = axis.imshow(
         confidence,
         aspect="auto",
@@ -28,157 +43,238 @@ def trajectory_map(trajectory) -> Figure:
         vmin=0,
         vmax=1,
         interpolation="nearest",
-        extent=(0.5, confidence.shape[1] + 0.5, confidence.shape[0] - 0.5, -0.5),
-    )  # steps count from 1
+        extent=(0.5, steps + 0.5, positions - 0.5, -0.5),  # steps count from 1
+    )
     position, step = np.nonzero(tokens[:, 1:] != tokens[:, :-1])
-    axis.plot(step + 2, position, ".", color="white", markeredgecolor="black", markeredgewidth=0.3, markersize=3)
-    axis.set(xlabel="diffusion step", ylabel="written position", title="confidence; dots: the token changed")
+    axis.plot(
+        step + 2,
+        position,
+        ".",
+        color="white",
+        markeredgecolor="black",
+        markeredgewidth=0.3,
+        markersize=3,
+    )
+    axis.set_xlabel("diffusion step")
+    axis.set_ylabel("written position")
+    axis.set_title("confidence; dots: the token changed")
     figure.colorbar(image, ax=axis, label="probability of the most likely token")
-    plt.close(figure)
     return figure
 
 
-def commit_order(trajectory) -> Figure:
+def commit_order(trajectory: Run) -> Figure:
     """When each written position settled: the step from which its most likely token never changed, by position."""
     trajectory = as_trajectory(trajectory)
     written = trajectory.span_mask.nonzero()[:, 0]
-    figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-    axis.scatter(written, trajectory.commit_step()[written] + 1, c=trajectory.flips()[written], cmap=MAP, s=14)
-    figure.colorbar(axis.collections[0], ax=axis, label="changes of mind")
-    axis.set(xlabel="position", ylabel="settled at step", ylim=(0, len(trajectory) + 1))
-    plt.close(figure)
+    settled_at = trajectory.commit_step()[written] + 1
+    changes = trajectory.flips()[written]
+    figure, axis = _axes(8, 3.2)
+    points = axis.scatter(written, settled_at, c=changes, cmap=MAP, s=14)
+    figure.colorbar(points, ax=axis, label="changes of mind")
+    axis.set_xlabel("position")
+    axis.set_ylabel("settled at step")
+    axis.set_ylim(0, len(trajectory) + 1)
     return figure
 
 
-def bands(trajectory) -> Figure:
+def bands(trajectory: Run) -> Figure:
     """Entropy and confidence over the steps: median of the written positions, their middle half and middle 90 %."""
     trajectory = as_trajectory(trajectory)
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    of = {"entropy (nats)": trajectory.entropy, "probability of the most likely token": trajectory.confidence}
-    steps = np.arange(1, len(trajectory) + 1)
-    for axis, (label, values) in zip(axes, of.items(), strict=True):
-        low, lower, middle, upper, high = np.quantile(
-            values[:, trajectory.span_mask].numpy(), [0.05, 0.25, 0.5, 0.75, 0.95], axis=1
-        )
-        axis.fill_between(steps, low, high, alpha=0.15, color="C0", label="middle 90 %")
-        axis.fill_between(steps, lower, upper, alpha=0.35, color="C0", label="middle half")
-        axis.plot(steps, middle, color="C0", label="median")
-        axis.set(xlabel="diffusion step", ylabel=label)
-    axes[0].legend(fontsize=8)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     plt.close(figure)
+    written = trajectory.span_mask
+    _draw_bands(left, trajectory.entropy[:, written], "entropy (nats)")
+    _draw_bands(right, trajectory.confidence[:, written], "probability of the most likely token")
+    left.legend(fontsize=8)
     return figure
+
+
+def _draw_bands(axis: Axes, values: torch.Tensor, label: str) -> None:
+    """Quantiles of (S, M) values over the M positions, by step."""
+    quantiles = np.quantile(values.numpy(), [0.05, 0.25, 0.5, 0.75, 0.95], axis=1)
+    low, lower, middle, upper, high = quantiles
+    steps = np.arange(1, len(values) + 1)
+    axis.fill_between(steps, low, high, alpha=0.15, color="C0", label="middle 90 %")
+    axis.fill_between(steps, lower, upper, alpha=0.35, color="C0", label="middle half")
+    axis.plot(steps, middle, color="C0", label="median")
+    axis.set_xlabel("diffusion step")
+    axis.set_ylabel(label)
 
 
 def schedules(timesteps: int = 5000) -> Figure:
     """ᾱ against time, for every schedule there is."""
-    figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
-    for name, dash in zip(SCHEDULES, itertools.cycle(["-", "--", ":"])):
-        axis.plot(np.arange(timesteps) / timesteps, alpha_bar(timesteps, name), dash, label=name.replace("_", " "))
-    axis.set(xlabel="time $t/T$", ylabel="signal left, $\\bar\\alpha_t$")
+    figure, axis = _axes(6.5, 3.4)
+    times = np.arange(timesteps) / timesteps
+    for name, dash in zip(SCHEDULES, itertools.cycle(DASHES)):
+        label = name.replace("_", " ")
+        axis.plot(times, alpha_bar(timesteps, name), dash, label=label)
+    axis.set_xlabel("time $t/T$")
+    axis.set_ylabel("signal left, $\\bar\\alpha_t$")
     axis.legend()
-    plt.close(figure)
     return figure
 
 
-def recovery(vocabularies=(100, 1_024, 32_000), timesteps: int = 5000) -> Figure:
+def recovery(vocabularies: Sequence[int] = (100, 1_024, 32_000), timesteps: int = 5000) -> Figure:
     """Probability that the largest entry of a noisy simplex is its token, against time, by the exact integral."""
-    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    curve, times = alpha_bar(timesteps), np.linspace(0, 0.98, 50)
-    for size, dash in zip(vocabularies, itertools.cycle(["-", "--", ":"])):
-        p = [recovery_probability(float(curve[int(time * timesteps)]), size) for time in times]
+    figure, axis = _axes(6.5, 3.8)
+    alphas_bar = alpha_bar(timesteps)
+    times = np.linspace(0, 0.98, 50)
+    for size, dash in zip(vocabularies, itertools.cycle(DASHES)):
+        p = []
+        for time in times:
+            t = int(time * timesteps)
+            p.append(recovery_probability(float(alphas_bar[t]), size))
         axis.plot(times, p, dash, label=f"V = {size:,}")
-    axis.set(xlabel="time $t/T$", ylabel="P(argmax is the token)")
+    axis.set_xlabel("time $t/T$")
+    axis.set_ylabel("P(argmax is the token)")
     axis.legend()
-    plt.close(figure)
     return figure
 
 
-def token_bars(probabilities: dict, token: int, decode, count: int = 8) -> Figure:
-    """The likeliest tokens of each distribution. probabilities: name → (V,); token: the true one, hatched."""
-    figure, axes = plt.subplots(1, len(probabilities), figsize=(4.5 * len(probabilities), 2.8), layout="constrained")
-    for axis, (name, p) in zip(np.atleast_1d(axes), probabilities.items(), strict=True):
-        values, ids = (part.tolist() for part in p.topk(min(count, len(p))))
-        bars = axis.barh(range(len(ids)), values, color=["#c44" if i == token else "#789" for i in ids])
+def token_bars(
+    probabilities: Mapping[str, torch.Tensor], token: int, decode: Callable[[list[int]], str], count: int = 8
+) -> Figure:
+    """The most likely tokens of each distribution.
+
+    Args:
+        probabilities: (V,) by name.
+        token: The true one, hatched.
+        decode: Ids → text.
+        count: How many tokens are shown.
+    """
+    number = len(probabilities)
+    figure, axes = plt.subplots(1, number, figsize=(4.5 * number, 2.8), layout="constrained", squeeze=False)
+    plt.close(figure)
+    for axis, (name, p) in zip(axes[0], probabilities.items(), strict=True):
+        top = p.topk(min(count, len(p)))
+        ids = top.indices.tolist()
+        colors = ["#c44" if i == token else "#789" for i in ids]
+        bars = axis.barh(range(len(ids)), top.values.tolist(), color=colors)
         for i, bar in zip(ids, bars, strict=True):
             bar.set_hatch("//" if i == token else "")
-        axis.set_yticks(range(len(ids)), [drawable(repr(decode([i]))) for i in ids])
+        labels = [drawable(repr(decode([i]))) for i in ids]
+        axis.set_yticks(range(len(ids)), labels)
         axis.invert_yaxis()
-        axis.set(title=f"{name}: {float(p[token]):.1%} on the token", xlabel="probability", xlim=(0, 1))
-    plt.close(figure)
+        axis.set_title(f"{name}: {float(p[token]):.1%} on the token")
+        axis.set_xlabel("probability")
+        axis.set_xlim(0, 1)
     return figure
 
 
-def loss_curves(curves: dict, loss: str = "diffusion loss (nats a token)") -> Figure:
-    """A loss by training step. curves: name → one (steps, losses) a seed; thin lines are seeds, thick their mean."""
-    figure, axis = plt.subplots(figsize=(6.5, 3.6), layout="constrained")
+Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # steps and the loss at each
+
+
+def loss_curves(curves: Mapping[str, Sequence[Curve]], loss: str = "diffusion loss (nats per token)") -> Figure:
+    """A loss by training step.
+
+    Args:
+        curves: By name, (steps, losses) for each seed; thin lines are seeds, the thick one their mean.
+        loss: Label of the axis.
+    """
+    figure, axis = _axes(6.5, 3.6)
     for (name, seeds), marker in zip(curves.items(), itertools.cycle("os^vD*")):
-        steps, mean = seeds[0][0], np.mean([losses for _, losses in seeds], axis=0)
-        (line,) = axis.plot(steps, mean, marker=marker if len(steps) < 20 else None, markersize=4, label=name)
-        for steps, losses in seeds if len(seeds) > 1 else ():
-            axis.plot(steps, losses, color=line.get_color(), linewidth=0.6)
-    axis.set(xlabel="training step", ylabel=loss)
+        steps, _ = seeds[0]
+        mean = np.mean([losses for _, losses in seeds], axis=0)
+        shown_marker = marker if len(steps) < 20 else None
+        (line,) = axis.plot(steps, mean, marker=shown_marker, markersize=4, label=name)
+        if len(seeds) > 1:
+            for steps, losses in seeds:
+                axis.plot(steps, losses, color=line.get_color(), linewidth=0.6)
+    axis.set_xlabel("training step")
+    axis.set_ylabel(loss)
     axis.legend(fontsize=8)
-    plt.close(figure)
     return figure
 
 
-def reward_curves(runs: dict) -> Figure:
-    """Predicted reward over the steps of several runs, name → trajectory, on one scale."""
-    figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
+def reward_curves(runs: Mapping[str, Run]) -> Figure:
+    """Predicted reward over the steps of several runs, by name, on one scale."""
+    figure, axis = _axes(6, 2.6)
     for (name, run), dash in zip(runs.items(), itertools.cycle(("-", "--", ":", "-."))):
-        axis.plot(range(run.first + 1, run.first + len(run) + 1), run.records["reward"], dash, label=name)
-    axis.set(xlabel="diffusion step", ylabel="predicted reward")
+        trajectory = as_trajectory(run)
+        first = trajectory.first + 1
+        steps = range(first, first + len(trajectory))
+        axis.plot(steps, trajectory.records["reward"], dash, label=name)
+    axis.set_xlabel("diffusion step")
+    axis.set_ylabel("predicted reward")
     axis.legend()
-    plt.close(figure)
     return figure
 
 
-def steps_against_quality(arms: dict, metric: str, cost: str = "CPU seconds per text") -> Figure:
+def steps_against_quality(
+    arms: Mapping[str, Mapping[str, Interval]], metric: str, cost: str = "CPU seconds per text"
+) -> Figure:
     """A metric by diffusion steps, with its interval, and what a text costs on a second axis.
 
-    arms: "50 steps, halted" → {metric: [mean, low, high], …}, as a finding's `summary` has them; what follows the
-    comma names the curve.
+    Args:
+        arms: "50 steps, halted" → {metric: [mean, low, high], …}, as an experiment's `summary` has them; what
+            follows the comma names the curve.
+        metric: Which one is drawn.
+        cost: The metric of the second axis.
     """
-    figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
-    clock, curves = axis.twinx(), {}
+    figure, axis = _axes(7, 3.8)
+    clock = axis.twinx()
+    curves: dict[str, list] = {}
     for arm, measured in arms.items():
         steps, _, kind = arm.partition(" steps")
-        curves.setdefault(kind.strip(", ") or "self-conditioned", []).append((int(steps), measured))
-    for (kind, points), marker in zip(curves.items(), itertools.cycle("os^D")):
-        steps, means = [step for step, _ in points], [measured[metric][0] for _, measured in points]
-        whiskers = _whiskers([measured[metric] for _, measured in points])
-        line = axis.errorbar(steps, means, whiskers, marker=marker, capsize=3, label=kind)
-        # A run of all steps was watched; a text that halts would have cost its share of them.
-        seconds = [m[cost][0] * m.get("steps", [step])[0] / step for step, m in points]
-        clock.plot(steps, seconds, ":", marker=marker, markersize=3, color=line[0].get_color())
-    axis.set(xscale="log", xlabel="diffusion steps", ylabel=metric)
-    axis.set_xticks(sorted({step for points in curves.values() for step, _ in points}), minor=False)
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.minorticks_off()
+        name = kind.strip(", ") or "self-conditioned"
+        curves.setdefault(name, []).append((int(steps), measured))
+    for (name, points), marker in zip(curves.items(), itertools.cycle(MARKERS)):
+        steps = [step for step, _ in points]
+        color = _draw_intervals(axis, steps, [measured[metric] for _, measured in points], name, marker)
+        seconds = [_halted_cost(measured, cost, step) for step, measured in points]
+        clock.plot(steps, seconds, ":", marker=marker, markersize=3, color=color)
+    axis.set_xlabel("diffusion steps")
+    axis.set_ylabel(metric)
     clock.set_ylabel(f"{cost} (dotted)")
+    axis.set_xscale("log")
+    _label_only(axis, sorted({step for points in curves.values() for step, _ in points}))
     axis.legend(fontsize=8, loc="upper center")
-    plt.close(figure)
     return figure
 
 
-def _whiskers(intervals: Iterable[list[float | None]]) -> list[list[float]]:
-    """How far [mean, low, high] intervals reach below and above their means; none where they are unknown."""
-    known = [(mean, *(mean if end is None else end for end in ends)) for mean, *ends in intervals]
-    return [[mean - low for mean, low, _ in known], [high - mean for mean, _, high in known]]
+def _halted_cost(measured: Mapping[str, Interval], cost: str, steps: int) -> float:
+    """Every run was watched to its end; a text that halts would have cost its share of the steps."""
+    mean_steps, *_ = measured.get("steps", [steps])
+    mean_cost, *_ = measured[cost]
+    return mean_cost * mean_steps / steps
 
 
-def time_against_length(arms: dict, prefix: str = "seconds for ") -> Figure:
-    """Seconds by the number of tokens written. arms: name → {"seconds for 64": [mean, low, high], …}."""
-    figure, axis = plt.subplots(figsize=(7, 3.8), layout="constrained")
-    for (name, measured), marker in zip(arms.items(), itertools.cycle("os^D")):
-        points = {int(key.removeprefix(prefix)): value for key, value in measured.items() if key.startswith(prefix)}
-        lengths = list(points)
-        means = [mean for mean, _, _ in points.values()]
-        axis.errorbar(lengths, means, _whiskers(points.values()), marker=marker, capsize=3, label=name)
-    axis.set(xscale="log", yscale="log", xlabel="tokens written", ylabel="seconds")
-    axis.set_xticks(lengths)
+def _draw_intervals(axis: Axes, x: list[int], intervals: Iterable[Interval], name: str, marker: str) -> str:
+    """Draws means with whiskers to low and high, none where they are unknown. Returns the color."""
+    means = []
+    below = []
+    above = []
+    for mean, low, high in intervals:
+        means.append(mean)
+        below.append(0 if low is None else mean - low)
+        above.append(0 if high is None else high - mean)
+    line, *_ = axis.errorbar(x, means, [below, above], marker=marker, capsize=3, label=name)
+    return line.get_color()
+
+
+def _label_only(axis: Axes, ticks: Sequence[int]) -> None:
+    """A logarithmic x axis with these whole numbers and no others."""
+    axis.set_xticks(ticks)
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.minorticks_off()
+
+
+def time_against_length(arms: Mapping[str, Mapping[str, Interval]], prefix: str = "seconds for ") -> Figure:
+    """Seconds by the number of tokens written.
+
+    Args:
+        arms: By name, {"seconds for 64": [mean, low, high], …}.
+        prefix: What stands before the number of tokens.
+    """
+    figure, axis = _axes(7, 3.8)
+    for (name, measured), marker in zip(arms.items(), itertools.cycle(MARKERS)):
+        points = {int(key.removeprefix(prefix)): value for key, value in measured.items() if key.startswith(prefix)}
+        lengths = list(points)
+        _draw_intervals(axis, lengths, points.values(), name, marker)
+    axis.set_xlabel("tokens written")
+    axis.set_ylabel("seconds")
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    _label_only(axis, lengths)
     axis.legend(fontsize=8)
-    plt.close(figure)
     return figure

@@ -7,7 +7,7 @@ import torch
 from ..textbook import K
 
 
-def _normal(points: int = 4001, reach: float = 9.0):
+def _normal(points: int = 4001, reach: float = 9.0) -> tuple[torch.Tensor, torch.Tensor]:
     """A grid over the standard normal: values z and weights that sum to 1, both (points,) float64."""
     z = torch.linspace(-reach, reach, points, dtype=torch.float64)
     weight = torch.exp(-z * z / 2)
@@ -15,8 +15,15 @@ def _normal(points: int = 4001, reach: float = 9.0):
 
 
 def _check(alpha_bar: float, vocabulary: int) -> None:
-    if not 0 <= alpha_bar <= 1 or vocabulary < 2:
-        raise ValueError(f"alpha_bar is {alpha_bar} and vocabulary {vocabulary}; give 0 to 1, and 2 tokens or more.")
+    if not 0 <= alpha_bar <= 1:
+        raise ValueError(f"alpha_bar is {alpha_bar}; give a number from 0 to 1.")
+    if vocabulary < 2:
+        raise ValueError(f"vocabulary is {vocabulary}; give 2 tokens or more.")
+
+
+def _head_start(alpha_bar: float) -> float:
+    """d = 2√(ᾱ/(1−ᾱ)): how far a token's own entry is ahead, in units of the noise k√(1−ᾱ)."""
+    return 2 * math.sqrt(alpha_bar / (1 - alpha_bar))
 
 
 def recovery_probability(alpha_bar: float, vocabulary: int) -> float:
@@ -28,8 +35,9 @@ def recovery_probability(alpha_bar: float, vocabulary: int) -> float:
     if alpha_bar == 1:
         return 1.0
     z, weight = _normal()
-    log_below = torch.special.log_ndtr(z + 2 * math.sqrt(alpha_bar / (1 - alpha_bar)))
-    return float((weight * torch.exp((vocabulary - 1) * log_below)).sum())
+    log_below = torch.special.log_ndtr(z + _head_start(alpha_bar))
+    all_below = torch.exp((vocabulary - 1) * log_below)
+    return float((weight * all_below).sum())
 
 
 def expected_mass(alpha_bar: float, vocabulary: int, k: float = K) -> float:
@@ -40,13 +48,19 @@ def expected_mass(alpha_bar: float, vocabulary: int, k: float = K) -> float:
     """
     _check(alpha_bar, vocabulary)
     z, weight = _normal(801)
-    sigma, head_start = k * math.sqrt(1 - alpha_bar), 2 * k * math.sqrt(alpha_bar)
+    sigma = k * math.sqrt(1 - alpha_bar)
+    head_start = 2 * k * math.sqrt(alpha_bar)
+    first = -head_start - 10 * sigma - 40
+    last = 10 * sigma + 10
+    y = torch.linspace(first, last, 3001, dtype=torch.float64)[:, None]  # (Y, 1)
     log_x = sigma * z  # log of one exp(σz)
-    y = torch.linspace(-head_start - 10 * sigma - 40, 10 * sigma + 10, 3001, dtype=torch.float64)[:, None]
     log_a = log_x + head_start
-    own = (weight * torch.exp(log_a + y - torch.exp(log_a + y))).sum(1)  # u·E[A e^{−uA}], (Y,)
-    others = (weight * torch.exp(-torch.exp(log_x + y))).sum(1)
-    return float(torch.trapezoid(own * others.clamp(min=1e-300) ** (vocabulary - 1), y[:, 0]))
+    log_ua = log_a + y
+    log_ux = log_x + y
+    own = (weight * torch.exp(log_ua - torch.exp(log_ua))).sum(1)  # u·E[A e^{−uA}], (Y,)
+    other = (weight * torch.exp(-torch.exp(log_ux))).sum(1)  # E[e^{−uX}], (Y,)
+    others = other.clamp(min=1e-300) ** (vocabulary - 1)
+    return float(torch.trapezoid(own * others, y[:, 0]))
 
 
 def loss_alone(alpha_bar: float, candidates: float) -> float:
@@ -64,9 +78,10 @@ def loss_alone(alpha_bar: float, candidates: float) -> float:
     if alpha_bar == 1:
         return 0.0
     z, weight = _normal()
-    d = 2 * math.sqrt(alpha_bar / (1 - alpha_bar))
+    d = _head_start(alpha_bar)
     rivals = math.log(candidates - 1) - d * d / 2 - d * z
-    return float((weight * torch.nn.functional.softplus(rivals)).sum())
+    losses = torch.nn.functional.softplus(rivals)
+    return float((weight * losses).sum())
 
 
 def decision_time(candidates: float) -> float:
@@ -76,7 +91,8 @@ def decision_time(candidates: float) -> float:
     """
     if candidates <= 1:
         raise ValueError(f"candidates is {candidates}; give more than 1.")
-    return 2 / math.pi * math.atan(math.sqrt(2 / math.log(candidates)))
+    root = math.sqrt(2 / math.log(candidates))
+    return 2 / math.pi * math.atan(root)
 
 
 def mass_time(vocabulary: int, k: float = K) -> float | None:
@@ -94,4 +110,5 @@ def mass_time(vocabulary: int, k: float = K) -> float | None:
     is_ahead = lead > others
     if not is_ahead[0]:
         return None
-    return float(angles[is_ahead.long().cumprod(0).sum() - 1] / (math.pi / 2))
+    last = is_ahead.long().cumprod(0).sum() - 1
+    return float(angles[last] / (math.pi / 2))

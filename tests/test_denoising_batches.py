@@ -1,11 +1,15 @@
 """Batches that the bundled denoisers learn from, and the starting weights of the AR model."""
 
+import random
+import re
+
 import pytest
 import torch
 
-from tess2lite.tinytown.documents import document
+from tess2lite.tinytown.documents import document, pairs, roster
+from tess2lite.tinytown.language import words
 from tess2lite_course.experiments import build, instruct
-from tess2lite_course.experiments.batches import PlannedBatches, as_text
+from tess2lite_course.experiments.batches import AnswerFinder, CausalCollator, PlannedBatches, as_text
 from tess2lite_course.experiments.denoising_batches import (
     PAD_WEIGHT,
     PAD_WEIGHT_IN_CHATS,
@@ -132,3 +136,48 @@ def test_a_fresh_head_finds_what_followed_an_equal_token(tokenizer):
     followed = weights[second, second - 23].mean()
     others = (weights[second].sum(1) - weights[second, second - 23]).mean() / 30
     assert followed > 4 * others
+
+
+def test_answers_are_found_in_texts_and_in_chats(tokenizer):
+    find = AnswerFinder.of(tokenizer)
+    text = "Clara has the pen. Who has the pen? Clara. What does Clara have? The pen."
+    chat = as_text(
+        [
+            {"role": "user", "content": "Clara had a pen.\nWho has the pen now?"},
+            {"role": "assistant", "content": "Clara"},
+            {"role": "user", "content": "What does Clara have now?"},
+            {"role": "assistant", "content": "the pen"},
+        ]
+    )
+    expected = {text: " Clara. The pen.", chat: "\n<|assistant|>\nClara\n\n<|assistant|>\nthe pen"}
+    for source, answers in expected.items():
+        ids = tokenizer(source, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode([ids[place] for place in find(ids)]) == answers
+    assert find(tokenizer("Where is Tom? In the mill.", add_special_tokens=False)["input_ids"]) == []
+
+
+def test_a_row_with_questions_is_learned_from_in_its_answers_alone_as_often_as_said(tokenizer):
+    row = [BOS, *tokenizer("Clara has the pen. Who has the pen? Clara. The pen? Clara.")["input_ids"], EOS]
+    find = AnswerFinder.of(tokenizer)
+    collate = CausalCollator(PAD, [5], chance=0.0, answers=find, answers_alone=0.3)
+    labels = collate([row] * 400, torch.Generator().manual_seed(0))["labels"]
+    is_alone = (labels != -100).sum(1) == len(find(row))
+    assert 0.2 < is_alone.float().mean() < 0.4
+    assert ((labels != -100).sum(1)[~is_alone] == len(row) - 1).all()
+    assert (labels[is_alone].nonzero()[:, 1].unique().numel()) >= len(find(row))
+
+
+@pytest.mark.parametrize("make", [pairs, roster])
+def test_questions_of_pairs_and_rosters_are_answered_by_what_was_said(make):
+    known = words()
+    keys = {word.lower() for kind in ("girls", "boys", "thing") for word in known[kind]}
+    keys |= {place.split()[-1] for place in known["place"]}
+    for number in range(200):
+        text = make(random.Random(number)).lower().replace("'s", "")
+        said, *asked = re.split(r"(?<=\.) (?=(?:who|what|where|how) )", text)
+        sentences = [set(re.findall(r"\w+", line)) for line in said.split(".")]
+        for pair in asked:
+            question, answer = (set(re.findall(r"\w+", half)) for half in pair.split("?"))
+            about = [line for line in sentences if question & keys & line]
+            assert len(about) == 1, text
+            assert answer - {"the"} <= about[0], text

@@ -124,6 +124,43 @@ def padded(rows: list[list[int]], filler: int, width: int | None = None) -> tupl
 
 
 @dataclass
+class AnswerFinder:
+    """Where the answers are: what follows a question mark, to the end of the sentence, or of the assistant's line.
+
+    Args:
+        question_mark, full_stop, line_break: token ids.
+    """
+
+    question_mark: int
+    full_stop: int
+    line_break: int
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> AnswerFinder:
+        """For a tokenizer that has a token for each of the three."""
+        ids = [tokenizer(mark, add_special_tokens=False)["input_ids"][-1] for mark in ("?", ".", "\n")]
+        return cls(*ids)
+
+    def __call__(self, row: list[int]) -> list[int]:
+        """Places of the answers in a row; none where it asks fewer than two questions."""
+        if row.count(self.question_mark) < 2:
+            return []
+        places = []
+        is_answer = False
+        lines = 0
+        for place, token in enumerate(row):
+            if is_answer:
+                places.append(place)
+                lines += token == self.line_break
+                # In a chat come three: after the question, after <|assistant|>, after the answer.
+                is_answer = token != self.full_stop and lines < 3
+            if token == self.question_mark:
+                is_answer = True
+                lines = 0
+        return places
+
+
+@dataclass
 class CausalCollator:
     """Rows for next-token training. Some tokens are replaced, so that the model copes with words it never read.
 
@@ -131,17 +168,23 @@ class CausalCollator:
         filler: id of [PAD].
         rare: ids to replace tokens by: bytes, and words that no training text has.
         chance: the probability that a row has replaced tokens.
+        answers: finds the answers of a row with questions; None where all rows are learned from whole.
+        answers_alone: the probability that such a row is learned from in its answers alone.
     """
 
     filler: int
     rare: list[int]
     chance: float = 0.1
+    answers: AnswerFinder | None = None
+    answers_alone: float = 0.0
 
     def __call__(self, rows: list[list[int]], generator: torch.Generator) -> dict[str, torch.Tensor]:
         ids, lengths = padded(rows, self.filler)
         inside = torch.arange(ids.shape[1]) < lengths[:, None]
         labels = ids.masked_fill(~inside, -100)
         labels[:, 0] = -100
+        for label, row in zip(labels, rows, strict=True):
+            self._keep_answers_(label, row, generator)
         rare = torch.tensor(self.rare)
         for row in range(len(ids)):
             if torch.rand((), generator=generator) < self.chance:
@@ -150,3 +193,12 @@ class CausalCollator:
                 ids[row, where] = rare[torch.randint(len(rare), (count,), generator=generator)]
                 labels[row, where] = -100
         return {"input_ids": ids, "labels": labels}
+
+    def _keep_answers_(self, label: torch.Tensor, row: list[int], generator: torch.Generator) -> None:
+        if self.answers is None or torch.rand((), generator=generator) >= self.answers_alone:
+            return
+        places = self.answers(row)
+        if places:
+            kept = label[places]
+            label.fill_(-100)
+            label[places] = kept

@@ -30,7 +30,7 @@ from transformers import (
 from tess2lite.generation import generate
 from tess2lite.loading import load
 from tess2lite.model import SimplexDenoiser
-from tess2lite.tinytown.documents import ECHO_FIRST, KINDS, LOOKUP_NEXT, document
+from tess2lite.tinytown.documents import ECHO_FIRST, EVERYTHING, KINDS, LOOKUP_NEXT, PAIRS_NEXT, ROSTERS_NEXT, document
 from tess2lite.tinytown.language import skeletons, split_sentences
 from tess2lite.tinytown.stories import stories
 from tess2lite.tinytown.world import verify
@@ -38,7 +38,7 @@ from tess2lite.training.autoregressive import PretrainingTrainer
 from tess2lite.training.trainer import DiffusionTrainer, last_checkpoint
 
 from . import instruct, rewards
-from .batches import CausalCollator, PlannedBatches, as_text
+from .batches import AnswerFinder, CausalCollator, PlannedBatches, as_text
 from .denoising_batches import Answers, PlannedChats, WriteOrFill
 from .look_up_prior import look_up_prior_
 from .muon import MuonAdamW, has_fast_bfloat16
@@ -69,28 +69,45 @@ class Phase:
         steps: Optimizer steps.
         tokens: Per step, about.
         first_rate, last_rate: Learning rate of the matrices, linear in between.
-        reads: "echo", "look-up" or "all" documents, or "chats".
+        reads: Which documents, by the name they have in `READS`; or "chats".
     """
 
     steps: int
     tokens: int
     first_rate: float
     last_rate: float
-    reads: str = "all"
+    reads: str = "everything"
 
 
 PHASES = {
     "tinytown-ar": [
         Phase(250, 1024, 5e-4, 5e-4, "echo"),
         Phase(1_250, 1024, 7e-4, 1e-3, "look-up"),
-        Phase(2_500, 1024, 1e-3, 1e-3),
-        Phase(2_500, 2048, 1e-3, 0.0),
+        Phase(2_500, 1024, 1e-3, 1e-3, "all"),
+        Phase(1_000, 2048, 1e-3, 6e-4, "all"),
+        Phase(9_000, 1024, 1e-3, 1e-3, "all"),
+        Phase(3_500, 1024, 1e-3, 6.1e-4, "all"),
+        Phase(1_000, 1024, 1e-3, 1e-3, "pairs"),
+        Phase(1_500, 1024, 1e-3, 1e-3, "rosters"),
+        Phase(1_500, 1024, 1e-3, 1e-3, "pairs"),
+        Phase(1_000, 1024, 1e-3, 1e-3, "rosters"),
+        Phase(1_500, 1024, 2e-3, 2e-3, "pairs"),
+        Phase(2_000, 1024, 1e-3, 1e-3, "rosters"),
+        Phase(6_000, 1024, 1e-3, 0.0),
     ],
     "tinytown-base": [Phase(3_500, 2048, 1e-3, 0.0)],
     "tinytown-instruct": [Phase(2_500, 2048, 8e-4, 0.0, "chats")],
     "tinytown-ar-instruct": [Phase(1_500, 2048, 8e-4, 0.0, "chats")],  # to compare with; not bundled
 }
-READS = {"echo": ECHO_FIRST, "look-up": LOOKUP_NEXT, "all": KINDS}
+READS = {
+    "echo": ECHO_FIRST,
+    "look-up": LOOKUP_NEXT,
+    "all": KINDS,
+    "pairs": PAIRS_NEXT,
+    "rosters": ROSTERS_NEXT,
+    "everything": EVERYTHING,
+}
+ANSWERS_ALONE = {"pairs": 1.0, "rosters": 0.7, "everything": 0.2}  # share of rows with questions; else 0
 
 
 def build(out: Path) -> None:
@@ -185,10 +202,12 @@ def _planned(name: str, phase: Phase, tokenizer: PreTrainedTokenizerFast, first:
     if phase.reads == "chats":
         collate = instruct.NextTokens(pad) if name.endswith("ar-instruct") else Answers(pad, phase.tokens, LENGTH)
         return PlannedChats(lambda chat: instruct.encode_pair(tokenizer, chat), collate, **shared)
+    finder = AnswerFinder.of(tokenizer)
     if name == "tinytown-ar":
-        collate = CausalCollator(pad, unread_tokens(tokenizer))
+        share = ANSWERS_ALONE.get(phase.reads, 0.0)
+        collate = CausalCollator(pad, unread_tokens(tokenizer), answers=finder, answers_alone=share)
     else:
-        collate = WriteOrFill(pad, tokenizer.bos_token_id, phase.tokens, LENGTH)
+        collate = WriteOrFill(pad, tokenizer.bos_token_id, phase.tokens, LENGTH, finder)
     return PlannedBatches(tokenizer, collate=collate, kinds=READS[phase.reads], **shared)
 
 

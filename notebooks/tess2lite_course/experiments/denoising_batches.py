@@ -17,13 +17,14 @@ from tess2lite.span_masks import after, span_infilling
 from tess2lite.tinytown.documents import MAX_TURNS, passage_chat, tellings_for, turn
 from tess2lite.tinytown.tasks import side
 
-from .batches import BATCHES_PER_POOL, ROUND_TO, PooledBatches, padded
+from .batches import BATCHES_PER_POOL, ROUND_TO, AnswerFinder, PooledBatches, padded
 
 WINDOW = (0.15, 0.65)  # of t/T
 PAD_WEIGHT = 0.05  # PAD is easy: at full weight it is two thirds of the loss
 WRITING = 0.62  # share of batches whose rows are written after a prefix, up to their end and the PAD after it
 FROM_NOTHING = 0.15  # share of those rows that have no prefix
 MOST_TOKENS = 1.5  # times the size of a batch, after padding
+ANSWERS_ARE_BLANKS = 0.5  # in this share of rows with questions, of those with blanks
 SHORTEST = 8  # tokens, of a text with blanks
 
 # How often a turn that is tuned on is of each kind; "drill" and "dense" are questions about a passage.
@@ -96,12 +97,15 @@ class WriteOrFill:
         bos: id of the first token.
         tokens: size of a batch, about.
         longest: tokens of a row.
+        answers: finds the answers of a row with questions, which are then the blanks of half of such rows; None for
+            blanks that do not look at the text.
     """
 
     pad: int
     bos: int
     tokens: int
     longest: int
+    answers: AnswerFinder | None = None
 
     def __call__(self, rows: list[list[int]], generator: torch.Generator) -> dict[str, torch.Tensor]:
         draws = Draws(generator)
@@ -132,10 +136,16 @@ class WriteOrFill:
         for row in rows:
             start = 0 if draws.share() < 0.7 else draws.integer(0, len(row) - width + 1)
             cut.append([self.bos, *row[start + 1 : start + width]])
-        masks = [self._blanks(width, draws) for _ in cut]
+        masks = [self._blanks(row, draws) for row in cut]
         return torch.tensor(cut), torch.stack(masks)
 
-    def _blanks(self, width: int, draws: Draws) -> torch.Tensor:
+    def _blanks(self, row: list[int], draws: Draws) -> torch.Tensor:
+        width = len(row)
+        answers = self.answers(row) if self.answers and draws.share() < ANSWERS_ARE_BLANKS else []
+        if answers:
+            mask = torch.zeros(width, dtype=torch.bool)
+            mask[answers] = True
+            return mask
         kind = draws.share()
         if kind < 0.4:
             return span_infilling(width, 0.15, (3, 8)[draws.integer(0, 2)], draws.generator)

@@ -77,7 +77,7 @@ def test_a_line_that_is_cut_or_not_utf8_spoils_no_other(tmp_path, capsys):
     ("odd", "sentence"),
     [
         ({"text": None}, "has null in 'text'"),
-        ({"text": 5}, "has a int in 'text'"),
+        ({"text": 5}, "has int 5 in 'text'"),
         ({"text": " "}, "has no text in 'text'"),
         ({"text": "a \ud83d b"}, "has an unpaired surrogate in 'text'"),
         ({"body": "x"}, "has no text in column 'text'; it has: body"),
@@ -301,6 +301,105 @@ def test_a_long_text_is_packed_without_a_warning(tmp_path, golden_tokenizer, cap
     with caplog.at_level(logging.WARNING):
         assert list(data.pack(["the cat sat " * 500], golden_tokenizer, 32))
     assert "indexing errors" not in caplog.text
+
+
+TEXTS = {"utf-16": "utf-16", "utf-32": "utf-32", "with a mark": "utf-8-sig"}
+
+
+@pytest.mark.parametrize("encoding", TEXTS.values(), ids=TEXTS)
+def test_a_byte_order_mark_names_the_encoding(tmp_path, encoding):
+    record = '{"text": "läuft"}'
+    contents = {"a.txt": "läuft", "a.jsonl": record, "a.json": f"[{record}]", "a.csv": "text\nläuft\n"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode(encoding))
+        assert list(data.read_column(str(tmp_path / name), "text")) == ["läuft"], name
+
+
+def test_gzip_is_known_by_its_content(tmp_path):
+    packed = gzip.compress(b'{"text": "one"}\n' * 50)
+    for name, content in {"a.jsonl": packed, "b.jsonl.gz": packed, "c.jsonl.gz": gzip.decompress(packed)}.items():
+        (tmp_path / name).write_bytes(content)
+        assert list(data.read_column(str(tmp_path / name), "text")) == ["one"] * 50, name
+    for name in ("cut.jsonl.gz", "cut.txt.gz"):
+        (tmp_path / name).write_bytes(packed[:-12])
+        with pytest.raises(ValueError, match="cannot be read to its end"):
+            list(data.read_column(str(tmp_path / name), "text"))
+
+
+ROW = json.dumps({"messages": CHAT})
+MISNAMED = {
+    "a comma after each line": f"{ROW},\n{ROW},\n",
+    "a list in one line": f"[{ROW}, {ROW}]",
+    "a list over many lines": json.dumps([{"messages": CHAT}] * 2, indent=1),
+    "chats without a key": json.dumps([CHAT, CHAT]),
+    "a tab inside a string": ROW[:-1] + ', "note": "a\tb"}\n' + ROW,
+    "numbers that are none": ROW[:-1] + ', "score": NaN}\n' + ROW[:-1] + ', "score": Infinity}',
+}
+
+
+@pytest.mark.parametrize("content", MISNAMED.values(), ids=MISNAMED)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_json_that_is_almost_json_lines(tmp_path, content, suffix):
+    (tmp_path / f"a.{suffix}").write_text(content)
+    assert chats_of(tmp_path / f"a.{suffix}") == [CHAT, CHAT]
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.json", "[]"), ("a.csv", "text\n"), ("a.jsonl", "\n\n"), ("a.txt", ""), ("a.parquet", ""),
+])  # fmt: skip
+def test_a_set_of_nothing_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="has no records|holds no text|cannot be read as parquet"):
+        list(data.read_column(str(tmp_path / name), "text"))
+
+
+def test_a_number_with_too_many_digits_spoils_one_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b", "n": ' + "9" * 5000 + "}\n" + '{"text": "c"}\n')
+    assert list(data.read_column(str(path), "text")) == ["a", "c"]
+
+
+def test_semicolons_and_tabs_separate_cells(tmp_path):
+    for mark in ";\t,":
+        (tmp_path / "a.csv").write_text(f"prompt{mark}response\nA word?{mark}Cat.\n")
+        assert chats_of(tmp_path / "a.csv") == [CHAT]
+
+
+def test_a_pattern_names_several_files(tmp_path):
+    for name in ("a.jsonl", "b.jsonl", "c.txt"):
+        (tmp_path / name).write_text(ROW)
+    assert chats_of(tmp_path / "*.jsonl") == [CHAT, CHAT]
+    with pytest.raises(ValueError, match="There is no file"):
+        chats_of(tmp_path / "*.csv")
+
+
+PART = {"type": "text", "text": "A word?"}
+OTHER_FORMS = {
+    "parts": {"messages": [{"role": "user", "content": [PART]}, ANSWER]},
+    "one part": {"messages": [{"role": "user", "content": PART}, ANSWER]},
+    "parts that are texts": {"messages": [{"role": "user", "content": ["A ", "word?"]}, ANSWER]},
+    "columns of messages": {"messages": {"role": ["user", "assistant"], "content": ["A word?", "Cat."]}},
+    "JSON as text": {"messages": json.dumps(CHAT)},
+    "Python as text": {"messages": str(CHAT)},
+    "texts in turn": {"data": ["A word?", "Cat."]},
+    "exchanges": {"conversation": [{"input": "A word?", "output": "Cat."}]},
+    "turns": {"turns": CHAT},
+    "roles as columns": {"user": "A word?", "assistant": "Cat."},
+    "capitals": {"INSTRUCTION": "A word?", "RESPONSE": "Cat."},
+}
+
+
+@pytest.mark.parametrize("record", OTHER_FORMS.values(), ids=OTHER_FORMS)
+def test_other_forms_of_chats(record):
+    assert forms.messages_of(record) == CHAT
+
+
+@pytest.mark.parametrize(
+    "answer, said", [(None, "null"), (float("nan"), "float nan"), (["x"], "message"), ("", "empty")]
+)
+def test_a_preference_without_an_answer_is_named(answer, said):
+    with pytest.raises(ValueError, match=said):
+        forms.pair_of({"prompt": "A word?", "chosen": answer, "rejected": "Dog."})
 
 
 def test_home_and_variables_are_expanded(tmp_path, monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from contextlib import suppress
 from typing import Any
 
 from ..chat_template import check_chat
@@ -24,11 +26,12 @@ FORMS = (
     ("problem", "solution"),
     ("inputs", "targets"),
     ("input", "output"),
+    ("user", "assistant"),
 )
 QUESTIONS = ("prompt", "question", "instruction", "query", "input")
 CONTEXTS = ("input", "context")  # added to the question
 SYSTEMS = ("system", "system_prompt")
-CONVERSATIONS = ("messages", "conversations", "conversation")
+CONVERSATIONS = ("messages", "conversations", "conversation", "turns", "dialogue", "dialog", "items", "data")
 ROLES = {
     "system": "system",
     "developer": "system",
@@ -60,7 +63,7 @@ def check_text(name: str, text: Any) -> str:
     if text is None:
         raise InputError(f"has null in '{name}'; give text")
     if not isinstance(text, str):
-        raise InputError(f"has a {type(text).__name__} in '{name}'; give text")
+        raise InputError(f"has {type(text).__name__} {text!r:.40} in '{name}'; give text")
     if not text.strip():
         raise InputError(f"has no text in '{name}': it is empty")
     try:
@@ -91,8 +94,9 @@ def messages_of(record: dict[str, Any]) -> Chat:
     Raises:
         InputError: With what is wrong or missing.
     """
+    record = {str(name).lower(): value for name, value in record.items()}
     for column in CONVERSATIONS:
-        conversation = _decoded(record.get(column))
+        conversation = _as_list(_decoded(record.get(column)))
         if isinstance(conversation, list):
             return _checked([*_system(record), *_normalised(conversation)])
     instances = record.get("instances")
@@ -114,11 +118,17 @@ def _checked(messages: Chat) -> Chat:
 def _decoded(value: Any) -> Any:
     """Messages that a .csv file or a database kept as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
+        for read in (json.loads, ast.literal_eval):  # pandas writes Python's quotes; a literal runs nothing
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                return read(value)
     return value
+
+
+def _as_list(conversation: Any) -> Any:
+    """A conversation as a list of messages, of which arrow tables may have the columns."""
+    if not isinstance(conversation, dict) or not all(isinstance(column, list) for column in conversation.values()):
+        return conversation
+    return [dict(zip(conversation, row, strict=False)) for row in zip(*conversation.values(), strict=False)]
 
 
 def _question_and_answer(record: dict[str, Any]) -> tuple[Any, Any]:
@@ -152,13 +162,21 @@ def _as_messages(value: Any, role: str) -> Chat:
 
 
 def _normalised(messages: list) -> Chat:
-    """Messages of any dialect with the keys `role` and `content` alone."""
+    """Messages of any dialect with the keys `role` and `content` alone.
+
+    Texts without roles take turns, the user's first; so do the `input` and `output` of an exchange.
+    """
+    if messages and all(isinstance(message, dict) and {"input", "output"} <= message.keys() for message in messages):
+        messages = [message[name] for message in messages for name in ("input", "output")]
+    if messages and all(isinstance(message, str) for message in messages):
+        roles = ("user", "assistant")
+        messages = [{"role": roles[number % 2], "content": text} for number, text in enumerate(messages)]
     return [_message(message) for message in messages]
 
 
 def _message(message: Any) -> dict[str, str]:
     if not isinstance(message, dict):
-        message = {}
+        raise InputError(f"A message is a {type(message).__name__}; give records with role and content.")
     said = message.get("role", message.get("from"))
     name = said.lower() if isinstance(said, str) else said
     if name in TOOLS:
@@ -167,8 +185,8 @@ def _message(message: Any) -> dict[str, str]:
             "The roles are system, user, assistant; leave such chats out."
         )
     content = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
-    if isinstance(content, list):
-        content = _joined(content)
+    if isinstance(content, list | dict):
+        content = _joined(content if isinstance(content, list) else [content])
     if isinstance(content, str) and content.strip():
         check_text("content", content)
     role = ROLES.get(name, said) if isinstance(name, str) else said
@@ -180,6 +198,7 @@ def _joined(parts: list) -> str:
     """The text of a content that comes in parts."""
     texts = []
     for part in parts:
+        part = {"text": part} if isinstance(part, str) else part
         if not isinstance(part, dict) or not isinstance(part.get("text"), str):
             raise InputError("A message has parts that are not text, such as an image; leave such chats out.")
         texts.append(part["text"])
@@ -205,6 +224,8 @@ def pair_of(record: dict[str, Any]) -> tuple[Chat, Chat]:
 
 def _judged(record: dict[str, Any], side: str) -> Chat:
     answer = _decoded(record.get(side))
+    if side in record and not isinstance(answer, list | dict):
+        check_text(side, answer)
     prompts = [_decoded(record.get(name)) for name in (*QUESTIONS, *CONVERSATIONS)]
     prompt = next((prompt for prompt in prompts if isinstance(prompt, str | list) and prompt), None)
     if isinstance(answer, dict):

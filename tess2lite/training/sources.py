@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import glob
 import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..validation import InputError, expand_path
 
@@ -20,6 +25,13 @@ Numbered = tuple[int, Record | ValueError]
 NAMED = 3  # odd records that are named; the others are counted
 PATIENCE = 100  # a stream is refused once it has this many odd records and fewer good ones
 SPLIT_WORD = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?:[-_./]|\d|$)")
+GZIP = b"\x1f\x8b"  # what every gzip file begins with
+MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16's, which it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 METADATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 WRAPPERS = ("data", "rows", "examples", "train")  # keys under which .json files keep their list of records
 csv.field_size_limit(2**31 - 1)
@@ -88,17 +100,36 @@ def suffix_of(path: str | Path) -> str:
 def read_text(path: str | Path) -> str:
     """Returns the text of a UTF-8 file, without its byte-order mark, each line ended by one newline character."""
     path = Path(expand_path(str(path)))
-    if not path.is_file():
-        raise InputError(f"There is no text file '{path}'; give the path of an existing one.")
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    with _opened(path) as file:
+        content = file.read()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"'{path}' is not UTF-8 text; convert it, or give a plain .txt file.") from None
+        raise InputError(f"'{path}' is not UTF-8 text; convert it to UTF-8.") from None
     if "\x00" in text or not text.strip():
         problem = "binary data" if text.strip() else "no text"
-        raise InputError(f"'{path}' holds {problem}; give a plain .txt file.")
+        raise InputError(f"'{path}' holds {problem}; give a text file.")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes: decompressed where they are gzip, whatever the name says, and as UTF-8 where a mark says UTF-16.
+
+    Raises:
+        InputError: The file is not there, or a part of it cannot be read.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no text file '{path}'; give the path of an existing one.")
+    try:
+        with path.open("rb") as raw:
+            is_compressed = raw.peek(2).startswith(GZIP)
+            with gzip.open(raw) if is_compressed else raw as file:
+                start = file.peek(4)[:4]
+                encoding = next((name for mark, name in MARKS if start.startswith(mark)), None)
+                yield io.BytesIO(file.read().decode(encoding).encode()) if encoding else file
+    except (OSError, EOFError, zlib.error, UnicodeError) as problem:
+        raise InputError(f"'{path}' cannot be read to its end: {_first_line(problem)}") from problem
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
@@ -112,45 +143,65 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
 
 def _jsonl_records(path: Path) -> Iterator[Numbered]:
     """One line at a time: a line that cannot be decoded does not spoil the others."""
-    if not path.is_file():
-        raise InputError(f"There is no text file '{path}'; give the path of an existing one.")
     empty = True
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
-            content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if not content.strip():
+            content = line.removeprefix(b"\xef\xbb\xbf").strip()
+            if not content:
                 continue
+            if empty and (content.startswith(b"[") or content == b"{") and _is_one_value(path):
+                yield from _json_document(path)
+                return
             empty = False
-            yield number, _json_record(content)
+            yield number, _json_record(content.removesuffix(b","))
     if empty:
         raise InputError(f"'{path}' holds no text; give a file with a record in each line.")
 
 
 def _json_record(content: bytes) -> Record | ValueError:
     try:
-        record = json.loads(content.decode("utf-8"))
+        return _checked_record(_parse_json(content.decode("utf-8")))
     except UnicodeDecodeError:
         return InputError("is not UTF-8 text")
+    except InputError as problem:
+        return problem
+
+
+def _parse_json(text: str) -> Any:
+    try:
+        return json.loads(text, strict=False)  # raw tabs inside strings are common
     except json.JSONDecodeError as problem:
-        return InputError(f"is not JSON ({problem.msg})")
+        raise InputError(f"is not JSON ({problem.msg})") from None
     except RecursionError:
-        return InputError("is nested too deeply")
-    return _checked_record(record)
+        raise InputError("is nested too deeply") from None
+    except ValueError as problem:  # Python's limit on digits
+        raise InputError(f"is not readable JSON ({problem})") from None
 
 
 def _checked_record(record: Any) -> Record | ValueError:
     if isinstance(record, dict):
         return record
+    if isinstance(record, list) and record and all(isinstance(message, dict) for message in record):
+        return {"messages": record}
     return InputError(f"is not a record but a {type(record).__name__}")
 
 
 def _json_file_records(path: Path) -> Iterator[Numbered]:
     """A list of records, a mapping that holds one, or JSON lines under another name."""
+    yield from _json_document(path) if _is_one_value(path) else _jsonl_records(path)
+
+
+def _is_one_value(path: Path) -> bool:
+    """Whether a file is one JSON value, whatever its name."""
     try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError:
-        yield from _jsonl_records(path)
-        return
+        _parse_json(read_text(path))
+    except InputError:
+        return False
+    return True
+
+
+def _json_document(path: Path) -> Iterator[Numbered]:
+    content = _parse_json(read_text(path))
     if isinstance(content, dict):
         lists = [content[key] for key in WRAPPERS if isinstance(content.get(key), list)]
         content = lists[0] if lists else [content]
@@ -166,8 +217,9 @@ def _text_records(path: Path) -> Iterator[Numbered]:
 
 def _csv_records(path: Path) -> Iterator[Numbered]:
     """Every cell is text, also "NA" and "42"; a row with too few or too many cells is odd."""
-    delimiter = "\t" if suffix_of(path) == ".tsv" else ","
-    reader = csv.DictReader(read_text(path).splitlines(keepends=True), delimiter=delimiter)
+    lines = read_text(path).splitlines(keepends=True)
+    delimiter = next((mark for mark in ("\t", ",", ";") if mark in lines[0]), ",")
+    reader = csv.DictReader(lines, delimiter=delimiter)
     for number, row in enumerate(reader, 1):
         if None in row or None in row.values():
             yield number, InputError("has another number of cells than the header")
@@ -206,6 +258,8 @@ def local_files(source: Source) -> list[Path]:
     """The files of a local source: itself, or those of a folder that belong to its split."""
     path = Path(source.path)
     if not path.is_dir():
+        if glob.has_magic(source.path) and (matching := sorted(glob.glob(source.path, recursive=True))):
+            return [file for name in matching for file in local_files(replace(source, path=name))]
         if not path.exists():
             raise InputError(f"There is no file '{path}'; give the path of an existing one.")
         if suffix_of(path) not in READERS:
@@ -329,6 +383,8 @@ class Reader:
                 for sentence in named[reported:]:
                     print(f"{sentence} It is skipped.")
                 reported = max(reported, len(named))
+        if not odd and not good:
+            raise InputError(f"'{self.source.path}' has no records; give a set with at least one.")
         if odd > good:
             raise InputError(f"{sentence_count(odd, good)} unreadable. {named[0]}")
         if odd and not self._has_reported:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import validation
+from .layers.rows import product
 from .reward import RewardModel, check_reward_model
+from .simplex import soft_embedding
 from .validation import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class LogitUpdate:
         p = logits.softmax(1)
         u = torch.zeros_like(p)
         for gradient, matrix in zip(gradients, self.matrices, strict=True):
-            u += (gradient[rows] @ matrix.T).to(p)
+            u += product(gradient[rows], matrix)
         return u.sub_(torch.linalg.vecdot(p, u)[:, None]).mul_(p)
 
 
@@ -151,7 +153,10 @@ class RewardGuidance:
         total = torch.zeros(len(step.input_ids), device=step.span_mask.device)
         gradients: list[torch.Tensor] = []
         for model, weight, matrix in zip(self.models, self.weights, update.matrices, strict=True):
-            blocks = [update(logits, rows).softmax(1).to(matrix) @ matrix for rows, logits in step.logit_blocks()]
+            blocks = []
+            for rows, logits in step.logit_blocks():
+                p = update(logits, rows).softmax(1).to(matrix.device)
+                blocks.append(soft_embedding(p, matrix))
             soft = torch.cat(blocks).requires_grad_(wanted)  # (N, H_R)
             with torch.set_grad_enabled(wanted):
                 embeddings = matrix[step.input_ids.to(matrix.device)]  # (B, L, H_R)

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .chunks import make_chunks, rows_per_chunk
 from .schedule import TRAINING_TIMESTEPS, alpha_bar
-from .simplex import noisy_simplex_, soft_embedding
+from .simplex import noisy_simplex_
 
 Noise = Callable[[slice], torch.Tensor]
 
@@ -59,17 +59,16 @@ def diffusion_loss(
     Returns:
         Σ weight · cross-entropy, a scalar.
     """
-    matrix = lm.embedding_matrix()  # E, (V, H); detached on the soft path, as in the official code
-    path = _SoftPath(lm, matrix.detach(), input_ids, span_mask, blocks, attention_mask)
+    path = _SoftPath(lm, input_ids, span_mask, blocks, attention_mask)
     with torch.no_grad():
-        belief = matrix.detach().mean(0)
+        belief = path.soft_embedding.mean()
         times = [(t + 1).clamp(max=TRAINING_TIMESTEPS - 1), t] if self_condition else [t]
         *first, soft = path.noisy(noise, times)
         if self_condition:
-            belief = path.belief(path.forward(*first, belief, times[0], matrix))
-    hidden = path.forward(soft, belief, t, matrix)
+            belief = path.belief(path.forward(*first, belief, times[0]))
+    hidden = path.forward(soft, belief, t)
     weights = None if loss_weights is None else loss_weights.flatten()[path.masked_idx]  # (N,)
-    return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(len(matrix), matrix.device), weights)
+    return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(lm.config.vocab_size, hidden.device), weights)
 
 
 def seeded_loss(
@@ -127,15 +126,19 @@ def measure_loss_curve(
 class _SoftPath:
     """Noisy rows of one batch into the model and back, nothing V wide kept."""
 
-    def __init__(self, lm, matrix, input_ids, span_mask, blocks, attention_mask):
-        self.lm, self.matrix, self.input_ids, self.span_mask, self.blocks = lm, matrix, input_ids, span_mask, blocks
+    def __init__(self, lm, input_ids, span_mask, blocks, attention_mask):
+        self.lm = lm
+        self.soft_embedding = lm.soft_embedding()  # E is detached here, as in the official code
+        self.input_ids = input_ids
+        self.span_mask = span_mask
+        self.blocks = blocks
         self.attention_mask = attention_mask
         self.masked_idx = span_mask.flatten().nonzero()[:, 0]  # (N,), found once: a GPU must be waited for
         self.ids, self.sequence = input_ids.flatten()[self.masked_idx], self.masked_idx // input_ids.shape[1]  # (N,)
 
     def noisy(self, noise: Noise, times) -> torch.Tensor:
         """p·E of the noisy simplexes at each of `times` (B,), with the same noise: (times, N, H)."""
-        matrix = self.matrix
+        matrix = self.soft_embedding.matrix
         soft = matrix.new_empty(len(times), len(self.ids), matrix.shape[1])
         levels = alpha_bar(TRAINING_TIMESTEPS).to(matrix.device)[torch.stack(times)][:, self.sequence, None]
         levels = levels.to(torch.promote_types(torch.float32, matrix.dtype))  # (times, N, 1)
@@ -143,13 +146,13 @@ class _SoftPath:
             drawn = noise(rows)
             for out, level in zip(soft, levels, strict=True):
                 simplex = noisy_simplex_(drawn.clone(), self.ids[rows], level[rows])
-                out[rows] = soft_embedding(torch.softmax(simplex, 1, out=simplex), matrix)
+                out[rows] = self.soft_embedding(torch.softmax(simplex, 1, out=simplex))
         return soft
 
-    def forward(self, noisy, belief, t, matrix):
+    def forward(self, noisy, belief, t):
         """Hidden states that the masked positions are read from, (N, H), for their noisy rows and the belief."""
         time = self.lm.embed_time(t / TRAINING_TIMESTEPS)  # (B, H)
-        embeddings = F.embedding(self.input_ids, matrix)  # (B, L, H)
+        embeddings = self.lm.embed_known(self.input_ids)  # (B, L, H)
         soft = ((noisy + belief) / 2 + time[self.sequence]).to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)
         hidden = self.lm.hidden_states(embeddings, self.attention_mask)
@@ -157,10 +160,10 @@ class _SoftPath:
 
     def belief(self, hidden):
         """p·E of the prediction, (N, H)."""
-        belief = self.matrix.new_empty(len(hidden), self.matrix.shape[1])
+        belief = torch.empty_like(hidden, dtype=self.soft_embedding.matrix.dtype)
         for rows in self.blocks:
             logits = self.lm.head(hidden[rows])
-            belief[rows] = soft_embedding(torch.softmax(logits, 1, out=logits), self.matrix)
+            belief[rows] = self.soft_embedding(torch.softmax(logits, 1, out=logits))
         return belief
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
@@ -21,6 +22,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.pytorch_utils import Conv1D
 
 from . import textbook
+from .layers.embedding import SoftEmbedding
 from .loss import seeded_loss
 from .validation import InputError, expand_path
 
@@ -93,6 +95,15 @@ class SimplexDenoiser:
         if type(layer) is nn.Embedding:
             return layer.weight
         return layer(torch.arange(self.config.vocab_size, device=self.device))
+
+    def embed_known(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of known tokens, (B, L) → (B, L, H); a row of PAD learns as any other."""
+        layer = self.get_input_embeddings()
+        return F.embedding(input_ids, layer.weight) if type(layer) is nn.Embedding else layer(input_ids)
+
+    def soft_embedding(self) -> SoftEmbedding:
+        """p ↦ p·E, (R, V) → (R, H), without gradient for E."""
+        return SoftEmbedding(self.get_input_embeddings(), self.config.vocab_size)
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from .layers.rows import aligned
+
 SIMPLEX_VALUE = 5.0  # k of the paper: a token is +k at its id and −k elsewhere
 
 
@@ -32,4 +34,4 @@ def self_condition(noisy: torch.Tensor, belief: torch.Tensor | float) -> torch.T
 
 def soft_embedding(probabilities: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
     """p·E, (R, V)·(V, H) → (R, H), in E's precision."""
-    return probabilities.to(embedding.dtype) @ embedding
+    return aligned(probabilities, embedding.dtype) @ embedding

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from ..layers.rows import align_head
 from ..model import denoiser_class, original_class
 from ..validation import InputError
 from .adapters import Adapter, read_adapter
@@ -138,6 +139,7 @@ def _check_tensors(source: str, info: dict, fresh: tuple[str, ...], backbone: st
 
 def prepare(lm: PreTrainedModel) -> None:
     """Undo library defaults that break diffusion training."""
+    align_head(lm)
     lm.get_input_embeddings().padding_idx = None  # PAD is an ordinary token here: its row must learn
     # Settings of AR sampling mean nothing to a denoiser, and some of them cannot be saved again.
     lm.generation_config = GenerationConfig.from_model_config(lm.config)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ..chat_template import JINJA
+from ..layers.rows import align_head
 from ..tokens import eos_token_ids
 from ..validation import InputError
 from .sources import find_file, split_gguf
@@ -100,6 +101,7 @@ def add_rows(model: PreTrainedModel, size: int) -> None:
     """Grow the vocabulary to `size`, in place. New rows are the mean of the old: no noise, the same every time."""
     old = model.config.vocab_size
     model.resize_token_embeddings(size, mean_resizing=False)
+    align_head(model)
     for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
         for values in filter(lambda values: values is not None, (layer.weight, getattr(layer, "bias", None))):
             values[old:] = values[:old].float().mean(0).to(values.dtype)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, Mis
 
 import tess2lite as t2
 from tess2lite.model import MistralForDiffusionLM
+from tess2lite.pretrained.probes import causal
 from tess2lite.training.merge import merge
 from tess2lite.training.recipe import Recipe
 from tess2lite.training.run import train
@@ -246,5 +247,10 @@ def test_a_saved_adapter_opens_with_plain_peft(raw_base, tmp_path):
     assert isinstance(opened, PeftModel) and isinstance(opened.base_model.model, MistralForCausalLM)
     lm, plain = t2.load(tmp_path / "adapter"), opened.base_model.model.model.layers[1].mlp.up_proj
     assert torch.equal(plain.lora_B["default"].weight, lm.model.layers[1].mlp.up_proj.lora_B["default"].weight)
+    ids = torch.tensor([[1, 5, 17, 40, 9]])
+    with torch.no_grad(), causal(lm):
+        expected = opened(input_ids=ids, use_cache=False).logits[0]
+        logits = lm.head(lm.hidden_states(lm.embedding_matrix()[ids], None)[0])
+    assert torch.allclose(logits[:, : expected.shape[1]], expected, atol=1e-4)
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert "library_name: peft" in card and "[More Information Needed]" not in card

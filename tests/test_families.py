@@ -156,8 +156,8 @@ def test_a_family_trains_saves_loads_merges_and_writes(family, family_folder, tm
     (tmp_path / "own.txt").write_text(TEXT * 60)
     fields = {
         "model": str(folder), "data": str(tmp_path / "own.txt"), "length": 16, "batch_size": 4,
-        "micro_batch_size": 4, "steps": 5, "warmup": 1, "learning_rate": 1e-3, "num_eval_examples": 4,
-        "evaluate_every": 5, "save_every": 5, "lora_rank": 2,
+        "micro_batch_size": 4, "steps": 20, "warmup": 1, "learning_rate": 1e-3, "num_eval_examples": 4,
+        "evaluate_every": 20, "save_every": 20, "lora_rank": 2,
     }  # fmt: skip
     train(recipe.Recipe(**fields, output=str(tmp_path / "adapter")))
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")

@@ -7,6 +7,8 @@ import torch
 from benchmarks import gpu
 from peft.tuners.lora import bnb as four_bit
 
+from tess2lite.training.recipe import read_recipe
+
 CPU = torch.device("cpu")
 
 
@@ -43,6 +45,14 @@ def test_all_rows_of_the_real_run_are_asked_for():
     rows = [row.what for row in gpu.rows_of(gpu.REAL)]
     assert len(rows) == len(set(rows)) == 15
     assert gpu.rows_of(gpu.REAL)[2].what == "sampling, nf4, L=2048: peak"
+
+
+def test_it_measures_the_vocabulary_that_runs_have():
+    """Mistral's 32,000 tokens and [PAD]; an odd width in the small model, too."""
+    recipe = read_recipe("mistral-7b-nf4")
+    assert recipe.model == "mistralai/Mistral-7B-v0.1"
+    assert gpu.REAL.shape["vocab_size"] == 32_000 + 1
+    assert gpu.TINY.shape["vocab_size"] % 2 == 1
 
 
 def raises(problem):

@@ -65,12 +65,12 @@ class Sizes:
     reward_rank: int  # as in mistral-7b-reward-nf4
 
 
-MISTRAL_7B = {
-    "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+MISTRAL_7B = {  # with [PAD] as its last token, as every run has it: 32,001, which is odd
+    "vocab_size": 32_001, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5,
 }  # fmt: skip
 SMALL = {
-    "vocab_size": 120, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "vocab_size": 121, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
 }  # fmt: skip
 REAL = Sizes(MISTRAL_7B, 512, 384, 2048, 100, (1, 8), 64, 20, 5, 64, 32)

@@ -40,9 +40,16 @@ def test_the_limits_by_hand():
 
 
 @pytest.mark.parametrize("function", [theory.recovery_probability, theory.expected_mass])
-@pytest.mark.parametrize(("level", "vocabulary"), [(1.6, 100), (-0.1, 100), (0.5, 0)])
-def test_what_is_no_level_and_no_vocabulary_gets_a_sentence(function, level, vocabulary):
-    with pytest.raises(ValueError, match=f"alpha_bar is {level} and vocabulary {vocabulary}; give"):
+@pytest.mark.parametrize(
+    ("level", "vocabulary", "sentence"),
+    [
+        (1.6, 100, "alpha_bar is 1.6; give a number from 0 to 1."),
+        (-0.1, 100, "alpha_bar is -0.1; give a number from 0 to 1."),
+        (0.5, 0, "vocabulary is 0; give 2 tokens or more."),
+    ],
+)
+def test_impossible_levels_and_vocabularies_get_a_sentence(function, level, vocabulary, sentence):
+    with pytest.raises(ValueError, match=sentence):
         function(level, vocabulary)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ipywidgets as widgets
 import torch
@@ -20,10 +21,18 @@ from ..hooks import Branch, Pin
 from ..schedule import SCHEDULES, TRAINING_TIMESTEPS, alpha_bar
 from ..tokens import encode
 from ..validation import InputError
-from .explorer import as_trajectory
-from .widget import Explorer
+from .explorer import Run, as_trajectory
+from .widget import Explorer, Future, Hooks
+
+if TYPE_CHECKING:
+    from ..model import SimplexDenoiser
+    from ..reward import RewardModel
 
 SETTINGS = ("steps", "seed")
+
+
+Field: TypeAlias = dict[str, Any]
+Work: TypeAlias = "Callable[[Panel, dict, dict], None]"
 
 
 class Panel(Explorer):
@@ -38,15 +47,30 @@ class Panel(Explorer):
         hooks: Those it was made with.
     """
 
-    def __init__(self, lm, fields: list[dict], says: str, work: Callable, run=None, hooks=()):
+    def __init__(
+        self,
+        lm: SimplexDenoiser,
+        fields: list[Field],
+        says: str,
+        work: Work,
+        run: Run | None = None,
+        hooks: Hooks = (),
+    ):
         super().__init__(lm, run, hooks, fields=fields, says=says)
         self.work = work
         self.result: generation.Generation | None = None
 
     def go(self, values: dict | None = None, run: int = 0, step: int = 0, position: int | None = None) -> None:
         """Press the button: the form's values, some of them replaced, and what is held. Returns when it is done."""
-        values = {field["name"]: field["value"] for field in self.fields} | (values or {})
-        self._answer(self, {"type": "go", "values": values, "run": run, "step": step, "position": position}, None)
+        defaults = {field["name"]: field["value"] for field in self.fields}
+        message = {
+            "type": "go",
+            "values": defaults | (values or {}),
+            "run": run,
+            "step": step,
+            "position": position,
+        }
+        self._answer(self, message, None)
         self.thread.join()
 
     def _write(self, message: dict) -> None:
@@ -55,28 +79,43 @@ class Panel(Explorer):
         held = {name: message.get(name) for name in ("run", "step", "position")}
         self.work(self, message["values"], held)
 
-    def show(self, name: str, work: Callable, hooks=(), beside: int | None = None) -> generation.Generation:
+    def show(self, name: str, work: Callable, hooks: Hooks = (), beside: int | None = None) -> generation.Generation:
         """Write one run in view of the reader."""
         self.result = self.stream(name, work, hooks, beside)
         return self.result
 
 
-def _number(name: str, label: str, value: float, least: float, most: float, step: float = 1) -> dict:
-    return {"name": name, "label": label, "kind": "number", "value": value, "min": least, "max": most, "step": step}
+def _number(name: str, label: str, value: float, least: float, most: float, step: float = 1) -> Field:
+    return {
+        "name": name,
+        "label": label,
+        "kind": "number",
+        "value": value,
+        "min": least,
+        "max": most,
+        "step": step,
+    }
 
 
-def _prompt(text: str) -> dict:
+def _choice(name: str, label: str, choices: Iterable[tuple[str, str]]) -> Field:
+    """choices: (what is shown, value); the first is chosen."""
+    pairs = [list(pair) for pair in choices]
+    _, first = pairs[0]
+    return {"name": name, "label": label, "kind": "choice", "value": first, "choices": pairs}
+
+
+def _prompt(text: str) -> Field:
     return {"name": "prompt", "label": "prompt", "kind": "area", "value": text}
 
 
-def run_panel(lm, prompt: str, steps: int = 50) -> Panel:
+def run_panel(lm: SimplexDenoiser, prompt: str, steps: int = 50) -> Panel:
     """A prompt and all settings of `generate`; the text streams in, and any of its words can be exchanged."""
     _check(lm, prompt, steps)
-    room = min(lm.config.max_position_embeddings - 1, 256)
+    longest = min(lm.config.max_position_embeddings - 1, 256)
     fields = [
         _prompt(prompt),
         _number("steps", "steps", steps, 1, max(200, steps)),
-        _number("length", "length (0: all)", 0, 0, room),
+        _number("length", "length (0: all)", 0, 0, longest),
         _number("top_p", "top-p", 0.99, 0.01, 1, 0.01),
         _number("temperature", "temperature", 1, 0.1, 2, 0.05),
         _number("seed", "seed", 0, 0, 2**31),
@@ -84,13 +123,19 @@ def run_panel(lm, prompt: str, steps: int = 50) -> Panel:
 
     def work(panel: Panel, values: dict, _) -> None:
         settings = values | {"length": values["length"] or None, "progress": False}
+
+        def write(hooks: list) -> generation.Generation:
+            return generation.generate(lm, hooks=hooks, **settings)
+
         name = f"seed {values['seed']}, {values['steps']} steps"
-        panel.show(name, lambda hooks: generation.generate(lm, hooks=hooks, **settings))
+        panel.show(name, write)
 
     return Panel(lm, fields, "Write", work)
 
 
-def guidance_panel(lm, rewards: dict, prompt: str, steps: int = 50, scale: float = 10) -> Panel:
+def guidance_panel(
+    lm: SimplexDenoiser, rewards: Mapping[str, RewardModel], prompt: str, steps: int = 50, scale: float = 10
+) -> Panel:
     """An instruction answered twice from the same noise: unguided, and pulled towards a reward.
 
     Args:
@@ -105,10 +150,9 @@ def guidance_panel(lm, rewards: dict, prompt: str, steps: int = 50, scale: float
         raise TypeError(f"rewards is {type(rewards).__name__}; give a dict of one or more reward models by name.")
     for reward in rewards.values():
         RewardGuidance(reward, scale).check(lm)
-    names = [[str(name), name] for name in rewards]
     fields = [
         _prompt(prompt),
-        {"name": "reward", "label": "reward model", "kind": "choice", "value": names[0][1], "choices": names},
+        _choice("reward", "reward model", [(str(name), name) for name in rewards]),
         _number("scale", "scale η", scale, 0, 1e6, 0.25),
         _number("inner_steps", "inner steps", 1, 1, 5),
         _number("start", "guided from", 0, 0, 1, 0.05),
@@ -121,18 +165,23 @@ def guidance_panel(lm, rewards: dict, prompt: str, steps: int = 50, scale: float
         if values["reward"] not in rewards:
             raise InputError(f"The reward model is {values['reward']!r}; choose one of {', '.join(rewards)}.")
         model = rewards[values["reward"]]
-        share = {"start": values["start"], "end": values["end"]}
-        pulled = RewardGuidance(model, values["scale"], values["inner_steps"], **share)
-        asked = [{"role": "user", "content": values["prompt"]}]
-        settings = {name: values[name] for name in SETTINGS} | {"progress": False}
+        guidance = RewardGuidance(
+            model,
+            values["scale"],
+            values["inner_steps"],
+            start=values["start"],
+            end=values["end"],
+        )
+        chat = [{"role": "user", "content": values["prompt"]}]
+        settings = {name: values[name] for name in SETTINGS}
 
-        def write(hooks):
-            return generation.generate(lm, asked, hooks=hooks, **settings)
+        def write(hooks: list) -> generation.Generation:
+            return generation.generate(lm, chat, hooks=hooks, progress=False, **settings)
 
         first = len(panel.futures)
         panel.show("unguided", write, [RewardGuidance(model, 0)])
         if not panel.stopped:
-            panel.show(f"guided, η = {values['scale']:g}", write, [pulled], beside=first)
+            panel.show(f"guided, η = {values['scale']:g}", write, [guidance], beside=first)
             panel.send({"type": "view", "view": "curves"})
 
     return Panel(lm, fields, "Answer twice", work)
@@ -143,11 +192,11 @@ ACTIONS = {
     "branch": "another seed from this step on",
     "replace": "another word at this step alone",
     "noise": "noise the final text and begin again at this step",
-    "rewrite": "write the held word anew, in the final text",
+    "rewrite": "sample the held word again, in the final text",
 }
 
 
-def intervention_panel(lm, written, hooks=()) -> Panel:
+def intervention_panel(lm: SimplexDenoiser, written: Run, hooks: Hooks = ()) -> Panel:
     """Other futures for a `Generation`: hold a word at a step, exchange it, or do what the form says.
 
     Args:
@@ -158,26 +207,30 @@ def intervention_panel(lm, written, hooks=()) -> Panel:
     _check(lm)
     run = as_trajectory(written)
     seed = run.settings.get("seed", 0) + 1
-    choices = [[says, name] for name, says in ACTIONS.items()]
-    fields = [
-        {"name": "action", "label": "at the step shown", "kind": "choice", "value": "branch", "choices": choices},
-        {"name": "word", "label": "word", "kind": "text", "value": "", "for": ["replace"]},
-        _number("seed", "seed", seed, 0, 2**31) | {"for": ["branch", "noise", "rewrite"]},
-    ]
+    action = _choice("action", "at the step shown", [(says, name) for name, says in ACTIONS.items()])
+    word = {"name": "word", "label": "word", "kind": "text", "value": "", "for": ["replace"]}
+    new_seed = _number("seed", "seed", seed, 0, 2**31)
+    new_seed["for"] = ["branch", "noise", "rewrite"]
+    fields = [action, word, new_seed]
 
     def work(panel: Panel, values: dict, held: dict) -> None:
         future = panel.futures[held["run"]]
-        name, hooks, more = _intervention(panel, future, values, held)
-        kept = [*future.hooks, *hooks]
-        writing = lambda hooks: generation.replay(lm, future.trajectory, hooks, progress=False, **more)  # noqa: E731
-        panel.show(name, writing, kept, beside=held["run"])
+        name, added, settings = _intervention(panel, future, values, held)
+
+        def write(hooks: list) -> generation.Generation:
+            return generation.replay(lm, future.trajectory, hooks, progress=False, **settings)
+
+        panel.show(name, write, [*future.hooks, *added], beside=held["run"])
 
     return Panel(lm, fields, "Write this future", work, run, hooks)
 
 
-def _intervention(panel: Panel, future, values: dict, held: dict) -> tuple[str, list, dict]:
+def _intervention(panel: Panel, future: Future, values: dict, held: dict) -> tuple[str, list, dict]:
     """Name of the new run, hooks to add, and what else `replay` is given."""
-    run, step, position, seed = future.trajectory, held["step"], held["position"], values["seed"]
+    run = future.trajectory
+    step = held["step"]
+    position = held["position"]
+    seed = values["seed"]
     action = values["action"]
     if action == "branch":
         return f"seed {seed} from step {step + 1}", [Branch(step, seed)], {}
@@ -188,14 +241,16 @@ def _intervention(panel: Panel, future, values: dict, held: dict) -> tuple[str, 
     if position is None:
         raise InputError("No word is held; click one.")
     if action == "replace":
-        tokens = panel.token_ids(run, position, values["word"])
+        word = values["word"]
+        tokens = panel.token_ids(run, position, word)
         if len(tokens) > 1:
-            raise InputError(f"{values['word']!r} is {len(tokens)} tokens, not one; type a shorter word.")
-        return f"{values['word'].strip()} at step {step + 1}", [Pin({position: tokens[0]}, start=step, count=1)], {}
-    first, end = next(word for word in run.words() if word[0] <= position < word[1])
+            raise InputError(f"{word!r} is {len(tokens)} tokens, not one; type a shorter word.")
+        pin = Pin({position: tokens[0]}, start=step, count=1)
+        return f"{word.strip()} at step {step + 1}", [pin], {}
+    first, end = next((first, end) for first, end in run.words() if first <= position < end)
     mask = torch.zeros_like(run.span_mask)
     mask[first:end] = run.span_mask[first:end]
-    return "written anew", [], {"span_mask": mask, "seed": seed}
+    return "sampled again", [], {"span_mask": mask, "seed": seed}
 
 
 NOISE_STYLE = """<style>
@@ -215,8 +270,8 @@ NOISE_STYLE = """<style>
 BARS = 6
 
 
-def noise_panel(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets.VBox:
-    """A sentence under noise: one position's noisy simplex as bars, beside what the model believes there."""
+def noise_panel(lm: SimplexDenoiser, sentence: str = "Anna gave the red kite to Ben.") -> widgets.VBox:
+    """A sentence under noise: one position's noisy simplex as bars, beside what the model predicts there."""
     _check(lm, sentence)
     validation.check_simplex(lm)
     controls = {
@@ -242,9 +297,11 @@ def noise_panel(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets
             ids = _encoded(lm, controls["sentence"].value)
         except ValueError:  # which `show` is about to say
             ids = []
-        controls["position"].unobserve(show, "value")  # one picture a sentence, not one a change
-        _choices(controls["position"], [(f"{i}: {lm.tokenizer.decode(ids[i])!r}", i) for i in range(1, len(ids))])
-        controls["position"].observe(show, "value")
+        dropdown = controls["position"]
+        dropdown.unobserve(show, "value")  # one picture per sentence, not one per change
+        options = [(f"{i}: {lm.tokenizer.decode(ids[i])!r}", i) for i in range(1, len(ids))]
+        _set_options(dropdown, options)
+        dropdown.observe(show, "value")
         show()
 
     for name, control in controls.items():
@@ -253,16 +310,17 @@ def noise_panel(lm, sentence: str = "Anna gave the red kite to Ben.") -> widgets
     name_positions()
     rows = widgets.Box([*controls.values()], layout=widgets.Layout(flex_flow="row wrap"))
     box = widgets.VBox([rows, picture], layout=widgets.Layout(max_width="75em"))
-    box.controls, box.picture = controls, picture
+    box.controls = controls
+    box.picture = picture
     return box
 
 
-def _encoded(lm, sentence: str) -> list[int]:
+def _encoded(lm: SimplexDenoiser, sentence: str) -> list[int]:
     generation.check_texts("The sentence", sentence)
     return [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, sentence)]
 
 
-def _noised(lm, sentence, position, time, k, schedule, seed) -> str:
+def _noised(lm: SimplexDenoiser, sentence: str, position: int, time: float, k: float, schedule: str, seed: int) -> str:
     """HTML: what one position of the noisy page holds and what the model makes of it, and both pages whole."""
     ids = torch.tensor([_encoded(lm, sentence)])  # (B, L)
     validation.check_int("position", position, 1, ids.shape[1] - 1)
@@ -273,43 +331,54 @@ def _noised(lm, sentence, position, time, k, schedule, seed) -> str:
         raise InputError(f"The sentence is {ids.shape[1]} tokens long; this model has a context of {context}.")
     span_mask = torch.arange(ids.shape[1])[None] > 0
     simplex = textbook.token_simplex(ids, lm.config.vocab_size, k)  # (B, L, V)
-    noise = torch.randn(simplex.shape, generator=generator_for(seed, 0, "noise lab", torch.device("cpu")))
-    level = alpha_bar(TRAINING_TIMESTEPS, schedule)[round(time * TRAINING_TIMESTEPS)]
-    noisy = textbook.add_noise(simplex, noise, level.float(), k).to(lm.device)
+    generator = generator_for(seed, 0, "noise lab", torch.device("cpu"))
+    noise = torch.randn(simplex.shape, generator=generator)
+    t = round(time * TRAINING_TIMESTEPS)
+    alphas_bar = alpha_bar(TRAINING_TIMESTEPS, schedule)
+    noisy = textbook.add_noise(simplex, noise, alphas_bar[t].float(), k).to(lm.device)
     with torch.no_grad():
-        belief = lm.logits_from_simplex(noisy, torch.full(ids.shape, time), ids.to(lm.device), span_mask.to(lm.device))
-    pages = {"The noisy page": noisy, "What the model believes": belief}
-    columns = [_column(lm, name, logits[0], int(ids[0, position]), position) for name, logits in pages.items()]
-    words = f"<p>{float(level):.1%} signal (ᾱ = {level:.3f}), {1 - float(level):.1%} noise. Likeliest words:</p>"
+        times = torch.full(ids.shape, time)
+        predicted = lm.logits_from_simplex(noisy, times, ids.to(lm.device), span_mask.to(lm.device))
+    true = int(ids[0, position])
+    columns = [
+        _column(lm, "The noisy page", noisy[0], true, position),
+        _column(lm, "What the model predicts", predicted[0], true, position),
+    ]
+    signal = float(alphas_bar[t])
+    words = f"<p>{signal:.1%} signal (ᾱ = {signal:.3f}), {1 - signal:.1%} noise. Most likely words:</p>"
     return f'{words}<div class="columns">{"".join(columns)}</div>'
 
 
-def _column(lm, name: str, logits: torch.Tensor, true: int, position: int) -> str:
-    """One page's likeliest words, and bars for one of its positions; the true token is marked."""
+def _column(lm: SimplexDenoiser, name: str, logits: torch.Tensor, true: int, position: int) -> str:
+    """One page's most likely words, and bars for one of its positions; the true token is marked."""
     p = logits[position].softmax(-1).cpu()
-    listed = p.topk(min(BARS, len(p))).indices.tolist()
+    top = p.topk(min(BARS, len(p)))
+    listed = top.indices.tolist()
     if true not in listed:
         listed[-1] = true
-    bars = []
-    for token in listed:
-        kind = "bar true" if token == true else "bar"
-        word = html.escape(lm.tokenizer.decode([token]).strip() or "␣")
-        width = f'<i style="width:{100 * float(p[token]):.1f}%"></i>'
-        bars.append(f'<div class="{kind}"><span>{word}</span>{width}<span>{float(p[token]):.1%}</span></div>')
+    bars = [_bar(lm.tokenizer.decode([token]), float(p[token]), token == true) for token in listed]
     line = html.escape(lm.tokenizer.decode(logits.argmax(-1)[1:]))
     return f'<div><b>{name}</b><div class="line">{line}</div>{"".join(bars)}</div>'
 
 
-def _choices(dropdown, options) -> None:
-    """Other choices, what was chosen kept where it can be."""
-    kept = dropdown.value
+def _bar(text: str, probability: float, is_true: bool) -> str:
+    kind = "bar true" if is_true else "bar"
+    word = html.escape(text.strip() or "␣")
+    bar = f'<i style="width:{100 * probability:.1f}%"></i>'
+    return f'<div class="{kind}"><span>{word}</span>{bar}<span>{probability:.1%}</span></div>'
+
+
+def _set_options(dropdown: widgets.Dropdown, options: list[tuple[str, int]]) -> None:
+    """Give other options; the value stays where it is among them."""
+    value = dropdown.value
     dropdown.options = options
     if options:
-        dropdown.value = kept if kept in [value for _, value in options] else options[0][1]
+        values = [value for _, value in options]
+        dropdown.value = value if value in values else values[0]
 
 
-def _check(lm, text: str = "", steps: int = 1) -> None:
-    """What a panel begins with; its box of text may begin empty."""
+def _check(lm: SimplexDenoiser, text: str = "", steps: int = 1) -> None:
+    """Check what a panel begins with; its box of text may begin empty."""
     generation.check_model(lm)
     if not isinstance(text, str):
         raise TypeError(f"The panel's text is {text!r}; give a string.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anywidget
 import torch
@@ -20,8 +21,23 @@ from ..tokens import encode_continuation
 from ..trajectory import Trajectory, known_texts, token_strings_of
 from ..validation import InputError
 from .byte_tokens import partial_bytes
-from .explorer import MODULE, as_trajectory, pins_of, run_data, run_header
+from .explorer import MODULE, Run, as_trajectory, pins_of, run_data, run_header
 
+if TYPE_CHECKING:
+    from ..hooks import Hook
+    from ..model import SimplexDenoiser
+
+Hooks: TypeAlias = "Hook | Iterable[Hook]"
+
+EMPTY: dict[str, Any] = {  # a run of no steps
+    "name": "",
+    "steps": 0,
+    "positions": [],
+    "known": [""],
+    "pieces": [],
+    "tokens": "",
+    "alpha_bar": [],
+}
 MOST_KEPT = 2**29  # bytes of step inputs that one run may keep
 SMALL = 50_000_000  # parameters of models that replay a run in the background, to be ready for wishes
 STATELESS = (Pin, RewardGuidance, NoSelfConditioning)  # hooks for which a run may begin in its middle
@@ -47,17 +63,18 @@ class Explorer(anywidget.AnyWidget):
     fields = traitlets.List().tag(sync=True)
     says = traitlets.Unicode("").tag(sync=True)
 
-    def __init__(self, lm, run=None, hooks=(), **traits):
+    def __init__(self, lm: SimplexDenoiser, run: Run | None = None, hooks: Hooks = (), **traits: Any):
         generation.check_model(lm)
-        super().__init__(can_explain=find_spec("tess2lite.insides.attribution") is not None, **traits)
+        can_explain = find_spec("tess2lite.insides.attribution") is not None
+        super().__init__(can_explain=can_explain, **traits)
         self.lm = lm
         self.futures: list[Future] = []
         self.thread: threading.Thread | None = None
         self._stopped = threading.Event()
-        empty = {"name": "", "steps": 0, "positions": [], "known": [""], "pieces": [], "tokens": "", "alpha_bar": []}
-        self.data = {"runs": [empty]}
+        self.data = {"runs": [EMPTY]}
         if run is not None:
-            self._keep(Future("as it was", as_trajectory(run), validation.as_hooks(hooks)))
+            future = Future("as it was", as_trajectory(run), validation.as_hooks(hooks))
+            self._keep(future)
         self.on_msg(self._answer)
 
     @property
@@ -65,7 +82,7 @@ class Explorer(anywidget.AnyWidget):
         """All trajectories, the given one first."""
         return [future.trajectory for future in self.futures]
 
-    def stream(self, name: str, work: Callable, hooks=(), beside: int | None = None) -> generation.Generation:
+    def stream(self, name: str, work: Callable, hooks: Hooks = (), beside: int | None = None) -> generation.Generation:
         """Run work(hooks) → Generation in this thread, and show its steps as they are made.
 
         Args:
@@ -84,12 +101,15 @@ class Explorer(anywidget.AnyWidget):
     def what_if(self, run: int, step: int, position: int, tokens: list[int]) -> generation.Generation:
         """Write tokens from this position on, at a step (index) and all later ones, and stream what follows."""
         parent = self.futures[run]
+        trajectory = parent.trajectory
         pins = {position + i: token for i, token in enumerate(tokens)}
         hooks = [*parent.hooks, Pin(pins, start=step)]
-        strings = parent.trajectory.token_strings | self._strings(tokens)
-        old = strings[int(parent.trajectory.tokens[step, position])].strip()
+        strings = trajectory.token_strings | self._strings(tokens)
+        old_token = int(trajectory.tokens[step, position])
+        old = strings[old_token].strip()
         new = "".join(strings[token] for token in tokens).strip()
-        feed = _Feed(self, f"{old} → {new} at step {step + 1}", parent.trajectory, step, hooks, beside=run)
+        name = f"{old} → {new} at step {step + 1}"
+        feed = _Feed(self, name, trajectory, step, hooks, beside=run)
         written, inputs = parent.continued(self.lm, step, hooks, feed)
         self._keep(Future(feed.name, written.trajectory, hooks, inputs))
         feed.end()
@@ -105,21 +125,23 @@ class Explorer(anywidget.AnyWidget):
         data = [run_data(each.trajectory, each.name) for each in self.futures]
         self.data = {"runs": data}
         if not future.inputs and self.lm.num_parameters() <= SMALL:
-            threading.Thread(target=future.fill, args=(self.lm,)).start()
+            filling = threading.Thread(target=future.fill, args=(self.lm,))
+            filling.start()
 
     def _answer(self, _, message: dict, __) -> None:
         """A wish of the front end. Work goes on in a thread, so that the kernel stays free for Stop."""
-        if message.get("type") == "stop":
+        wishes = {"what if": self._imagine, "why": self._explain, "go": self._write}
+        wish = message.get("type")
+        if wish == "stop":
             self._stopped.set()
-        elif message.get("type") in ("what if", "why", "go"):
+        elif wish in wishes:
             if self.thread is not None:
                 self.thread.join(0.3)  # it may just have sent its last message
             if self.thread is not None and self.thread.is_alive():
                 self.say("One thing at a time: this run is still being written.", busy=True)
                 return
-            work = {"what if": self._imagine, "why": self._explain, "go": self._write}[message["type"]]
             self._stopped.clear()
-            self.thread = threading.Thread(target=self._guarded, args=(work, message))
+            self.thread = threading.Thread(target=self._guarded, args=(wishes[wish], message))
             self.thread.start()
 
     def _guarded(self, work: Callable, message: dict) -> None:
@@ -173,7 +195,8 @@ class Explorer(anywidget.AnyWidget):
         old = trajectory.token_strings[int(trajectory.tokens[-1, position])]
         spaced = " " + text.lstrip()
         spellings = [spaced, text] if old.startswith(" ") else [text, spaced]
-        ids = min((encode_continuation(tokenizer, spelling) for spelling in spellings), key=len)
+        encoded = [encode_continuation(tokenizer, spelling) for spelling in spellings]
+        ids = min(encoded, key=len)
         if tokenizer.unk_token_id in ids:
             raise InputError(f"The tokenizer has no tokens for {text!r}; type another word.")
         return ids
@@ -203,36 +226,46 @@ class Future:
     inputs: list[torch.Tensor] = field(default_factory=list)
     _filling: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def resumable(self, lm) -> bool:
+    def resumable(self, lm: SimplexDenoiser) -> bool:
         """Whether the run may begin in its middle, and what that needs is not too large."""
-        simplex = getattr(lm.config, "diffusion", "simplex") == "simplex"
-        size = int(self.trajectory.span_mask.sum()) * lm.config.hidden_size * 4 * len(self.trajectory)
-        whole = self.trajectory.first == 0
-        return simplex and whole and size <= MOST_KEPT and all(type(hook) in STATELESS for hook in self.hooks)
+        if getattr(lm.config, "diffusion", "simplex") != "simplex":
+            return False
+        if self.trajectory.first != 0 or not _are_stateless(self.hooks):
+            return False
+        positions = int(self.trajectory.span_mask.sum())
+        values = positions * lm.config.hidden_size * len(self.trajectory)
+        return values * 4 <= MOST_KEPT
 
-    def fill(self, lm) -> None:
+    def fill(self, lm: SimplexDenoiser) -> None:
         """Replay once to find what each step reads."""
         with self._filling:
             if self.inputs or not self.resumable(lm):
                 return
             sampler = _sampler(lm, self.trajectory)
-            for _ in loop(sampler, self.hooks, Step, 0, sampler.gather_masked(sampler.input_ids)):
+            tokens = sampler.gather_masked(sampler.input_ids)
+            for _ in loop(sampler, self.hooks, Step, 0, tokens):
                 pass
             self.inputs = sampler.inputs
 
-    def continued(self, lm, step: int, hooks: list, feed: _Feed) -> tuple[generation.Generation, list]:
+    def continued(self, lm: SimplexDenoiser, step: int, hooks: list, feed: _Feed) -> tuple[generation.Generation, list]:
         """The run from a step on with other hooks, as `replay` would write it, and what its steps read."""
         self.fill(lm)
-        if not self.inputs or not all(type(hook) in STATELESS for hook in hooks):
-            return generation.replay(lm, self.trajectory, [*hooks, feed], progress=False), []
         run = self.trajectory
+        if not self.inputs or not _are_stateless(hooks):
+            return generation.replay(lm, run, [*hooks, feed], progress=False), []
         sampler = _sampler(lm, run, self.inputs[: step + 1])
-        recorder = Recorder(run.top_ids.shape[-1], _recorded(run, step), run.alpha_bar[:step].tolist())
+        candidates = run.top_ids.shape[-1]
+        recorder = Recorder(candidates, _recorded(run, step), run.alpha_bar[:step].tolist())
         for _ in loop(sampler, [*hooks, recorder, feed], Step, step, None):
             pass
         names = [type(hook).__name__ for hook in hooks]
         settings = run.settings | {"hooks": names, "pins": pins_of(hooks)}
-        return generation.as_generation(lm.tokenizer, run.span_mask, 0, recorder, settings), sampler.inputs
+        written = generation.as_generation(lm.tokenizer, run.span_mask, 0, recorder, settings)
+        return written, sampler.inputs
+
+
+def _are_stateless(hooks: list) -> bool:
+    return all(type(hook) in STATELESS for hook in hooks)
 
 
 class _KeepingSampler(SamplerState):
@@ -248,41 +281,69 @@ class _KeepingSampler(SamplerState):
         return super().read(state, index)
 
 
-def _sampler(lm, run: Trajectory, inputs=()) -> _KeepingSampler:
-    ids = run.tokens[-1].long()
-    batch = {"input_ids": ids[None], "span_mask": run.span_mask[None], "attention_mask": torch.ones_like(ids)[None]}
+def _sampler(lm: SimplexDenoiser, run: Trajectory, inputs: Sequence[torch.Tensor] = ()) -> _KeepingSampler:
+    ids = run.tokens[-1:].long()  # (1, L)
+    batch = {
+        "input_ids": ids,
+        "span_mask": run.span_mask[None],
+        "attention_mask": torch.ones_like(ids),
+    }
     params = generation.params_of(run)
-    times = sampling_times(params.steps, params.timestep_spacing, getattr(lm.config, "loss_curve", None))
-    sampler = _KeepingSampler(lm, batch, times, params.top_p, params.temperature, params.seed, params.final)
+    loss_curve = getattr(lm.config, "loss_curve", None)
+    times = sampling_times(params.steps, params.timestep_spacing, loss_curve)
+    sampler = _KeepingSampler(
+        lm,
+        batch,
+        times,
+        params.top_p,
+        params.temperature,
+        params.seed,
+        params.final,
+    )
     sampler.inputs = list(inputs)
     return sampler
 
 
 def _recorded(run: Trajectory, steps: int) -> list[dict]:
     """A trajectory's first steps as a `Recorder` kept them."""
-    columns = {name: getattr(run, name) for name in ("tokens", "top_ids", "top_p", "entropy")} | run.records
-    return [{name: value[step : step + 1] for name, value in columns.items()} for step in range(steps)]
+    columns = {
+        "tokens": run.tokens,
+        "top_ids": run.top_ids,
+        "top_p": run.top_p,
+        "entropy": run.entropy,
+        **run.records,
+    }
+    recorded = []
+    for step in range(steps):
+        recorded.append({name: values[step : step + 1] for name, values in columns.items()})
+    return recorded
 
 
 class _Feed:
     """A hook that sends each step to the front end as it is made; put it last."""
 
     def __init__(
-        self, explorer: Explorer, name: str, parent: Trajectory | None = None, start: int = 0, hooks=(), **more
+        self,
+        explorer: Explorer,
+        name: str,
+        parent: Trajectory | None = None,
+        start: int = 0,
+        hooks: Sequence = (),
+        beside: int | None = None,
     ):
         self.explorer = explorer
         self.name = name
         self.parent = parent
         self.start = start
         self.pins = pins_of(hooks)
-        self.more = more
+        self.beside = beside
         self.run = len(explorer.futures)
         self.index: dict[int, int] = {}
         self.began = False
         self.recorder = Recorder()
         self.top_k = self.recorder.top_k
 
-    def __call__(self, step) -> None:
+    def __call__(self, step: Step) -> None:
         step.stop = step.stop or self.explorer.stopped
         if step.index < self.start:
             return
@@ -294,9 +355,10 @@ class _Feed:
         self.explorer.send({"type": "step", "run": self.run, "step": frame})
 
     def end(self) -> None:
+        """Tell the front end that the run is complete."""
         self.explorer.send({"type": "end", "run": self.run, "more": {}})
 
-    def _begin(self, step) -> None:
+    def _begin(self, step: Step) -> None:
         """The run's header; a future has its parent's steps up to where it begins."""
         self.began = True
         self.positions = step.span_mask[0].nonzero()[:, 0].cpu()
@@ -312,7 +374,7 @@ class _Feed:
         run["pieces"] += self._pieces([*special["end"], *special["pad"]])
         run |= {name: [self.index[token] for token in tokens] for name, tokens in special.items()}
         run["pins"] = [self._named(pin) for pin in self.pins]
-        self.explorer.send({"type": "run", "run": run, **self.more})
+        self.explorer.send({"type": "run", "run": run, "beside": self.beside})
 
     def _named(self, pin: dict) -> dict:
         """A pin that names its token by its text."""
@@ -321,19 +383,23 @@ class _Feed:
 
     def _special(self) -> dict[str, list[int]]:
         tokenizer = self.explorer.lm.tokenizer
-        found = {"end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-        return {name: [] if token is None else [token] for name, token in found.items()}
+        special = {"end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
+        return {name: [] if token is None else [token] for name, token in special.items()}
 
-    def _empty(self, step) -> dict:
+    def _empty(self, step: Step) -> dict:
         ids = step.input_ids[0].tolist()
-        decode = self.explorer.lm.tokenizer.decode
-        known = known_texts(ids, step.span_mask[0].tolist(), decode)
+        span_mask = step.span_mask[0].cpu()
+        nothing = torch.empty(0)
         run = Trajectory(
-            **dict.fromkeys(("tokens", "top_ids", "top_p", "entropy", "alpha_bar")),
-            span_mask=step.span_mask[0].cpu(),
+            tokens=nothing,
+            top_ids=nothing,
+            top_p=nothing,
+            entropy=nothing,
+            alpha_bar=nothing,
+            span_mask=span_mask,
             texts=[],
             token_strings={},
-            known=known,
+            known=known_texts(ids, span_mask.tolist(), self.explorer.lm.tokenizer.decode),
             settings={"steps": step.steps, "start": step.index},
         )
         return run_header(run, self.name) | {"pieces": [], "tokens": [], "alpha_bar": []}
@@ -341,16 +407,20 @@ class _Feed:
     def _pieces(self, ids: list[int]) -> list[str]:
         """Texts of those ids that the front end does not know yet."""
         new = [token for token in dict.fromkeys(ids) if token not in self.index]
-        self.index |= {token: len(self.index) + i for i, token in enumerate(new)}
+        for token in new:
+            self.index[token] = len(self.index)
         strings = self.explorer._strings(new)
         partial = partial_bytes(self.explorer.lm.tokenizer, new)
-        strings |= {token: bytes(values).decode("utf-8", "surrogateescape") for token, values in partial.items()}
+        for token, values in partial.items():
+            strings[token] = bytes(values).decode("utf-8", "surrogateescape")
         return [strings[token] for token in new]
 
     def _frame(self, recorded: dict) -> dict:
         """One step's columns as the contract has them."""
-        at = self.positions
-        columns = {name: value[0].cpu() if value.dim() == 1 else value[0].cpu()[at] for name, value in recorded.items()}
+        columns = {}
+        for name, value in recorded.items():
+            of_run = value[0].cpu()  # (L, …), or one number
+            columns[name] = of_run[self.positions] if of_run.dim() else of_run
         p = (columns["top_p"] * 255).round().int()
         kept = p > 0
         kept[:, 0] = True
@@ -358,7 +428,8 @@ class _Feed:
         if "argmax_before_guidance" in columns:
             ids.append(columns["argmax_before_guidance"])
         pieces = self._pieces(torch.cat(ids).tolist())
-        tokens, top, *before = [[self.index[token] for token in part.tolist()] for part in ids]
+        tokens, top, *before = [self._indices(part) for part in ids]
+        entropy = (columns["entropy"] * 16).round().clamp(0, 255)
         frame = {
             "pieces": pieces,
             "tokens": tokens,
@@ -366,20 +437,28 @@ class _Feed:
             "counts": kept.sum(1).tolist(),
             "top": top,
             "p": p[kept].tolist(),
-            "entropy": (columns["entropy"] * 16).round().clamp(0, 255).int().tolist(),
+            "entropy": entropy.int().tolist(),
         }
         if before:
+            gain = (columns["logprob_gain"] * 100).round().clamp(-32_767, 32_767)
             frame["before"] = before[0]
-            frame["gain"] = (columns["logprob_gain"] * 100).round().clamp(-32_767, 32_767).int().tolist()
+            frame["gain"] = gain.int().tolist()
             frame["reward"] = float(columns["reward"])
         return frame
+
+    def _indices(self, ids: torch.Tensor) -> list[int]:
+        return [self.index[token] for token in ids.tolist()]
 
 
 def _first_steps(run: Trajectory, steps: int) -> Trajectory:
     """A trajectory's first steps alone."""
-    parts = {
-        name: value[:steps] if torch.is_tensor(value) and name != "span_mask" else value
-        for name, value in vars(run).items()
-    }
-    records = {name: values[:steps] for name, values in run.records.items()}
-    return Trajectory(**parts | {"texts": run.texts[:steps], "records": records})
+    return replace(
+        run,
+        tokens=run.tokens[:steps],
+        top_ids=run.top_ids[:steps],
+        top_p=run.top_p[:steps],
+        entropy=run.entropy[:steps],
+        alpha_bar=run.alpha_bar[:steps],
+        texts=run.texts[:steps],
+        records={name: values[:steps] for name, values in run.records.items()},
+    )

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 import tess2lite as t2
 from tess2lite.tinytown.tasks import TASKS, examples
@@ -23,6 +24,7 @@ def made(tmp_path_factory):
         patch.setattr(build, "SCORED", 2)
         patch.setattr(build, "PHASES", {name: [shortened(phase) for phase in p] for name, p in build.PHASES.items()})
         patch.setattr(build, "has_fast_bfloat16", lambda device: False)  # compiling takes longer than two steps
+        patch.setattr(build, "MEASURED", 12)
         patch.setattr(instruct, "PER_SEED", 1)
         patch.setattr(instruct, "STEPS", 2)
         patch.setattr(reward_training, "TINYTOWN_PAIRS", 200)
@@ -47,6 +49,24 @@ def test_every_stage_leaves_a_model_and_a_card(made):
         "tinytown-instruct"
     )
     assert t2.Chat(t2.load(out / "tinytown-instruct"), steps=2, progress=False)("Who is Tom?").prompt
+
+
+@pytest.mark.parametrize("name", ["tinytown-base", "tinytown-instruct"])
+def test_a_denoiser_takes_its_steps_where_its_own_loss_changes(made, name):
+    lm = t2.load(made[0] / name)
+    curve = lm.config.loss_curve
+    assert len(curve["t"]) == len(curve["loss"]) > 10
+    assert lm.config.timestep_spacing == "informative"
+    times = t2.schedule.sampling_times(20, "informative", curve)
+    assert not torch.allclose(times, t2.schedule.sampling_times(20, "uniform"), atol=0.02)
+
+
+def test_answers_alone_are_measured(made):
+    tokenizer = t2.load(made[0] / "tinytown-instruct").tokenizer
+    ids, span_mask = build.answers_to_measure(tokenizer)
+    for row, mask in zip(ids, span_mask, strict=True):
+        assert row[mask][-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(row[: mask.int().argmax()]).endswith("<|assistant|>\n")
 
 
 def test_puzzles_are_told_apart():

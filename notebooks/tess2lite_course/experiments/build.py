@@ -29,16 +29,20 @@ from transformers import (
 
 from tess2lite.generation import generate
 from tess2lite.loading import load
+from tess2lite.loss import measure_loss_curve
 from tess2lite.model import SimplexDenoiser
+from tess2lite.span_masks import after
 from tess2lite.tinytown.documents import ECHO_FIRST, EVERYTHING, KINDS, LOOKUP_NEXT, PAIRS_NEXT, ROSTERS_NEXT, document
 from tess2lite.tinytown.language import skeletons, split_sentences
 from tess2lite.tinytown.stories import stories
+from tess2lite.tinytown.tasks import TASKS, examples
 from tess2lite.tinytown.world import verify
+from tess2lite.tokens import encode
 from tess2lite.training.autoregressive import PretrainingTrainer
 from tess2lite.training.trainer import DiffusionTrainer, last_checkpoint
 
 from . import instruct, rewards
-from .batches import AnswerFinder, CausalCollator, PlannedBatches, as_text
+from .batches import AnswerFinder, CausalCollator, PlannedBatches, as_text, padded
 from .denoising_batches import Answers, PlannedChats, WriteOrFill
 from .look_up_prior import look_up_prior_
 from .muon import MuonAdamW, has_fast_bfloat16
@@ -48,6 +52,8 @@ SEED = 0
 LENGTH = 256
 SAMPLE = 30_000  # documents whose pieces become the vocabulary
 SCORED = 400  # test stories
+MEASURED = 90  # validation texts, for the loss curve
+STORY_LENGTH = 64  # tokens of those that are stories
 SAVE_EVERY = 250  # steps
 WARMUP = 50  # steps
 OTHERS = 2.5  # learning rate of embeddings, head and norms, beside the matrices'
@@ -280,6 +286,9 @@ def save_stage(out: Path, name: str, model, tokenizer, trainer: Trainer, seconds
     """Write the model in bfloat16 and its card; a folder of that name is always complete."""
     complete = out / f"{name}-training" / "complete"
     model.set_attn_implementation("sdpa")
+    if isinstance(model, SimplexDenoiser):
+        texts = answers_to_measure(tokenizer) if reads_chats(name) else stories_to_measure(tokenizer)
+        choose_timesteps_(model, *texts)
     model.to(torch.bfloat16).save_pretrained(complete)
     tokenizer.save_pretrained(complete)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -295,6 +304,42 @@ def save_stage(out: Path, name: str, model, tokenizer, trainer: Trainer, seconds
         device=gpu or f"{platform.machine()} CPU",
     )
     complete.rename(out / name)
+
+
+def reads_chats(name: str) -> bool:
+    """Whether a stage ends with chats."""
+    return PHASES[name][-1].reads == "chats"
+
+
+def choose_timesteps_(lm: SimplexDenoiser, ids: torch.Tensor, span_mask: torch.Tensor) -> None:
+    """Store a denoiser's loss curve, on validation texts, and let it take its steps where the loss changes."""
+    lm.eval()
+    curve = measure_loss_curve(lm, ids, span_mask)
+    lm.config.loss_curve = {key: [round(value, 4) for value in values] for key, values in curve.items()}
+    lm.config.timestep_spacing = "informative"
+
+
+def stories_to_measure(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Validation stories of one length and what is to be written of them: ids and mask, (B, L)."""
+    texts = stories("validation", MEASURED, SEED)
+    rows = [[tokenizer.bos_token_id, *encode(tokenizer, text)] for text in texts]
+    ids = torch.tensor([row[:STORY_LENGTH] for row in rows if len(row) >= STORY_LENGTH])
+    return ids, after(STORY_LENGTH, STORY_LENGTH // 5).expand(ids.shape)
+
+
+def answers_to_measure(tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chats of all tasks from the validation split and their last answers: ids and mask, (B, L)."""
+    chats = [
+        [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.response}]
+        for task in TASKS
+        for example in examples(task, "validation", MEASURED // len(TASKS), SEED)
+    ]
+    rows = [instruct.encode_pair(tokenizer, chat) for chat in chats]
+    rows = [(context, answer) for context, answer in rows if len(context) + len(answer) <= LENGTH]
+    ids, lengths = padded([context + answer for context, answer in rows], tokenizer.pad_token_id)
+    places = torch.arange(ids.shape[1])
+    starts = torch.tensor([len(context) for context, _ in rows])
+    return ids, (places >= starts[:, None]) & (places < lengths[:, None])
 
 
 def _last_loss(trainer: Trainer) -> float:

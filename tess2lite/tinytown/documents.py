@@ -45,7 +45,7 @@ LOOKUP_NEXT = {
 # Then questions whose answers alone are learned from: first about bare pairs, where binding forms within some hundred
 # steps, then about sentences of growing variety.
 PAIRS_NEXT = {"pairs": 100}
-ROSTERS_NEXT = {"pairs": 15, "roster": 40, "drill": 22, "passage": 15, "dense": 4, "story": 4}
+ROSTERS_NEXT = {"pairs": 6, "roster": 36, "drill": 32, "passage": 20, "dense": 3, "story": 3}
 # At last everything, with what was learned kept alive.
 EVERYTHING = {
     "story": 24,
@@ -198,6 +198,7 @@ _ROSTERS = {
     "counts": ("{A} has {n} {i}.", "{N} {i} are {A}'s.", "{A} counted {n} {i}.", "{A} picked {n} {i}."),
 }
 MOST_QUESTIONS = 14  # in a text of this kind
+MOST_TURNS = 6  # in a chat of this kind
 
 
 def pairs(rng: random.Random) -> str:
@@ -215,8 +216,8 @@ def pairs(rng: random.Random) -> str:
     return " ".join(said)
 
 
-def roster(rng: random.Random) -> str:
-    """Who has what, is where, or has how many, in one form or in several; then questions about all of it."""
+def roster(rng: random.Random) -> Document:
+    """Who has what, is where, or has how many, in one form or in several; then questions, as a text or as a chat."""
     entries = _entries(rng, rng.choice((2, 3, 4, 6, 8)))
     kind = rng.choice(list(_ROSTERS))
     forms = _ROSTERS[kind] if rng.random() < 0.5 else (rng.choice(_ROSTERS[kind]),)
@@ -224,7 +225,22 @@ def roster(rng: random.Random) -> str:
     questions = [form for form in _ROLL_CALLS[kind] if "?" in form]
     asked = [form.format(**entry) for entry in entries for form in questions]
     rng.shuffle(asked)
-    return " ".join([*said, *asked[:MOST_QUESTIONS]])
+    if rng.random() < 0.5:
+        return " ".join([*said, *asked[:MOST_QUESTIONS]])
+    return _asked_in_a_chat(" ".join(said), asked[:MOST_TURNS])
+
+
+def _asked_in_a_chat(passage: str, asked: list[str]) -> list[dict[str, str]]:
+    """A passage and then questions with their answers ("Where is Tom? In the mill."), turn by turn."""
+    names = {*words()["girls"], *words()["boys"]}
+    messages = []
+    for pair in asked:
+        question, answer = pair.removesuffix(".").split("? ")
+        if answer not in names:
+            answer = answer[0].lower() + answer[1:]
+        messages += _turn(f"{question}?", answer)
+    messages[0]["content"] = f"{passage}\n{messages[0]['content']}"
+    return messages
 
 
 Telling = Callable[[random.Random], Teller]

@@ -98,7 +98,7 @@ PHASES = {
         Phase(1_500, 1024, 1e-3, 1e-3, "pairs"),
         Phase(1_000, 1024, 1e-3, 1e-3, "rosters"),
         Phase(1_500, 1024, 2e-3, 2e-3, "pairs"),
-        Phase(2_000, 1024, 1e-3, 1e-3, "rosters"),
+        Phase(4_000, 1024, 1e-3, 1e-3, "rosters"),
         Phase(6_000, 1024, 1e-3, 0.0),
     ],
     "tinytown-base": [Phase(3_500, 2048, 1e-3, 0.0)],

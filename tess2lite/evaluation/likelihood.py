@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,9 @@ from ..chunks import generator_for
 from ..sampling import Step, denoise
 from ..simplex import SIMPLEX_VALUE, noisy_simplex_
 from ..validation import InputError
+
+if TYPE_CHECKING:
+    from ..model import SimplexDenoiser
 
 PILOTS = 2  # runs of each kind
 CERTAIN = 30.0  # log odds
@@ -129,7 +133,11 @@ def _log_ratio(
 
 
 def log_likelihood(
-    lm, batch: Mapping[str, torch.Tensor], steps: int = 2, samples: int = 16, seed: int | Iterable[int] = 0
+    lm: SimplexDenoiser,
+    batch: Mapping[str, torch.Tensor],
+    steps: int = 2,
+    samples: int = 16,
+    seed: int | Iterable[int] = 0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Estimates a lower bound of log p(text) under a chain of `steps` steps at top_p 1.
 

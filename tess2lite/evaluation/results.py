@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..training.checkpoints import write_atomically
 from ..validation import InputError, expand_path
 
 
@@ -38,17 +39,15 @@ def writing(path: Path) -> Iterator[None]:
         ) from problem
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: object) -> None:
     """Writes all of it or nothing: a kill in the middle leaves the old file."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes all of it or nothing: a kill in the middle leaves the old file."""
-    part = path.with_suffix(".part")
     with writing(path):
-        part.write_text(text)
-        part.replace(path)
+        write_atomically(path, text)
 
 
 class Log:
@@ -82,7 +81,7 @@ class Log:
             raise InputError(f"'{path}' is not a log of answers; give another file, or move it away.") from None
         os.truncate(self.path, self.path.stat().st_size - len(cut))
 
-    def add(self, key: str, record) -> None:
+    def add(self, key: str, record: object) -> None:
         """Keeps a record, in the file too."""
         self.records[key] = record
         if self.path:

@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -34,6 +35,11 @@ from ..validation import InputError, expand_path
 from .intervals import mean_interval
 from .lm_eval_adapter import Denoiser, command
 from .results import stamp, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..model import SimplexDenoiser
 
 # isort: split
 from lm_eval import simple_evaluate  # after .lm_eval_adapter, which says what to install where it is missing
@@ -298,7 +304,7 @@ def _local_task(manager, task, family, data, fewshot, shots) -> dict:
 
 def evaluate(
     task: str,
-    model,
+    model: str | SimplexDenoiser | PreTrainedModel,
     data: str | None = None,
     fewshot: str | None = None,
     shots: int | None = None,

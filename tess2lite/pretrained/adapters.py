@@ -19,6 +19,7 @@ INNER = ("weight", "bias", "base_layer.weight", "base_layer.bias")  # an embeddi
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class Adapter:
@@ -59,7 +60,7 @@ class Adapter:
             axes |= {f"{head}.lora_B.weight": 0, f"{head}.lora_magnitude_vector": 0}
         return {name: axis for name, axis in axes.items() if name in self.tensors}
 
-    def grow_vocabulary(self, model) -> None:
+    def grow_vocabulary(self, model: PreTrainedModel) -> None:
         """Give the base, in place, the rows of tokens that were added with the adapter, where the adapter has them."""
         embedding, head = _names(model)
         for name in (f"{embedding}.weight", f"{embedding}.base_layer.weight"):
@@ -69,7 +70,7 @@ class Adapter:
             if rows is not None and has_head and len(rows) > model.config.vocab_size:
                 add_rows(model, len(rows))
 
-    def attach(self, model, trained_precision: bool = False) -> PeftModel:
+    def attach(self, model: PreTrainedModel, trained_precision: bool = False) -> PeftModel:
         """Attach the adapter to its base, in place.
 
         Where it was made before `[PAD]` became the vocabulary's last entry, `[PAD]` gets no change, and the mean where

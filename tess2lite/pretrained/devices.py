@@ -12,7 +12,7 @@ from ..validation import InputError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def choose_device(device) -> torch.device:
+def choose_device(device: str | torch.device | None) -> torch.device:
     """The device asked for; for None the GPU of this process where there is one."""
     gpu = torch.cuda.is_available()
     if device is None:
@@ -24,7 +24,7 @@ def choose_device(device) -> torch.device:
     raise InputError(f"device is {device!r}; give {accepted}.")
 
 
-def choose_dtype(dtype, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     """The precision asked for, by torch.dtype or name; for None the device's default, as `load` documents it."""
     if dtype is None:
         if device.type == "cpu":

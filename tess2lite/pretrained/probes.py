@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +16,7 @@ PROBE = 8  # tokens
 
 
 @contextmanager
-def causal(lm: SimplexDenoiser):
+def causal(lm: SimplexDenoiser) -> Iterator[None]:
     """Within it the denoiser reads from left to right, as the decoder it was."""
     lm.config.is_causal = True
     try:

@@ -36,7 +36,7 @@ def smollm2_file() -> Path | None:
     return next(files, None)
 
 
-def find_source(name) -> str:
+def find_source(name: str | Path) -> str:
     """Resolve a name to the full path of a folder or GGUF file, or to a hub name.
 
     Raises:
@@ -83,7 +83,7 @@ def split_gguf(source: str) -> tuple[str, dict[str, str]]:
 
 
 @contextmanager
-def plain_errors(name) -> Iterator[None]:
+def plain_errors(name: str | Path) -> Iterator[None]:
     """Say in one sentence what the libraries under loading raise, and keep the original as its cause.
 
     Progress bars are hidden for the bundled models, which load in no time.

@@ -6,7 +6,7 @@ import importlib.util
 from contextlib import suppress
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat_template import JINJA
 from ..layers.rows import align_head
@@ -17,7 +17,7 @@ from .sources import find_file, split_gguf
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def read_tokenizer(source: str):
+def read_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     """The source's own tokenizer as it is; None when it has none."""
     folder, gguf = split_gguf(source)
     if not gguf and find_file(source, *TOKENIZERS) is None:
@@ -39,7 +39,7 @@ def _is_installed(package: str) -> bool:
     return False
 
 
-def find_tokenizer(source: str, lm, adapter: str | None = None):
+def find_tokenizer(source: str, lm: PreTrainedModel, adapter: str | None = None) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a whole model or, where that knows more, of an adapter on it; with BOS, EOS and PAD.
 
     A model without PAD gets `[PAD]`, as a new last row if it has none to spare. None when there is no tokenizer.
@@ -69,7 +69,7 @@ def _fit_tokenizer(tokenizer, lm, source: str) -> None:
         add_rows(lm, tokenizer.pad_token_id + 1)
 
 
-def set_special_tokens(tokenizer, model, source: str) -> None:
+def set_special_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, source: str) -> None:
     """Give a tokenizer BOS, EOS and PAD, in place, and tell the model's configuration.
 
     Where the tokenizer lacks BOS or EOS, the configuration names it; a BOS that neither names is EOS, which then

@@ -182,7 +182,7 @@ def baskets(t: DenseTeller) -> None:
         count = counts[person]
         if count >= 2:
             t.tell("count_left", person, i=item, n=number_word(count))
-    more, fewer = sorted(people, key=counts.get, reverse=True)
+    more, fewer = sorted(people, key=counts.__getitem__, reverse=True)
     if counts[more] > counts[fewer] and t.maybe(0.4):
         t.tell("more_than", more, fewer, i=item)
     total = sum(counts.values())

@@ -16,7 +16,7 @@ def relations() -> dict[str, tuple[str, str, str, list[str]]]:
     for line in (HERE / "facts.txt").read_text().splitlines():
         if header := re.fullmatch(r"\[(\w+): (\w+) -> (\w+): (.*)\]", line):
             relation, subjects, objects, question = header.groups()
-            sentences = []
+            sentences: list[str] = []
             table[relation] = (subjects, objects, question, sentences)
         elif line and not line.startswith("#"):
             sentences.append(line)

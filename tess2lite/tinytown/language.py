@@ -24,7 +24,7 @@ def words() -> dict[str, list[str]]:
 @cache
 def skeletons() -> dict[str, list[tuple[str, bool]]]:
     """Sentence skeletons by event kind: [(skeleton, held_out)], from grammar.txt."""
-    table = {}
+    table: dict[str, list[tuple[str, bool]]] = {}
     for line in (HERE / "grammar.txt").read_text().splitlines():
         if line.startswith("["):
             lines = table.setdefault(line.strip("[]"), [])

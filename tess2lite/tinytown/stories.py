@@ -111,7 +111,7 @@ def _get(t: Teller, a: str, thing: str, at: str) -> None:
         t.tell(kind, a, o=thing)
 
 
-def _ending(t: Teller, a: str, holder: str | None = None, thing: str | None = None) -> None:
+def _ending(t: Teller, a: str, holder: str | None = None, thing: str = "") -> None:
     if holder and t.maybe(0.35):
         t.tell("holds", holder, o=thing)
     t.perhaps(0.5, "joy", holder or a)
@@ -355,7 +355,7 @@ def stories(split: str, n: int, seed: int = 0) -> list[str]:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; Tinytown has {', '.join(SPLITS)}.")
     held_out = "also" if split == "test" else "never"
-    texts = []
+    texts: list[str] = []
     number = 0
     while len(texts) < n:
         teller = story(_numbered(split, number, seed), held_out)

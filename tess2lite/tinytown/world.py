@@ -8,6 +8,7 @@ rules generate stories (`stories.py`) and verify them (`verify`), whoever wrote 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from .language import is_girl, number, number_word, read_sentence, split_sentences
 
@@ -43,7 +44,7 @@ class World:
         _need(a is None or a != b, f"{a} cannot do this with {a}")
         change = getattr(self, f"_{kind}", None)  # some events change nothing
         if change:
-            values = {name.lower(): slots.get(name) for name in ("A", "B", "o", "q", "c", "at", "i")}
+            values: dict[str, Any] = {name.lower(): slots.get(name) for name in ("A", "B", "o", "q", "c", "at", "i")}
             for name in ("n", "m"):
                 if name in slots:
                     values[name] = number(slots[name])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from ..chunks import generator_for
 from ..loading import load
@@ -126,7 +127,7 @@ class PretrainingTrainer(ResumableTrainer):
         return {"loss": self._mean_loss(rows, replace(self.data_collator, seed=GRID_SEED))}
 
 
-def load_autoregressive(recipe: PretrainingRecipe):
+def load_autoregressive(recipe: PretrainingRecipe) -> PreTrainedModel:
     """The recipe's model as transformers has it, causal, in float32, with `lm.tokenizer`; or fresh weights for it."""
     source = find_source(recipe.model)
     with plain_errors(recipe.model):

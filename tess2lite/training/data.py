@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from ..tokens import encode
 from ..validation import InputError
 from .forms import messages_of, text_of
 from .sources import Reader, Source, json_lines, read_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
 
 __all__ = [
     "MixedRows",
@@ -37,7 +40,7 @@ def read_column(source: str | Source, column: str) -> Iterator[str]:
     return iter(Reader(source, partial(text_of, column=column), streaming=True))
 
 
-def read_chats(source: str | Source) -> Any:
+def read_chats(source: str | Source) -> Dataset:
     """Returns an instruction set as a `datasets.Dataset` of `messages`: a file, a folder or a hub dataset."""
     from datasets import Dataset
 
@@ -170,7 +173,7 @@ def as_example(row: Row | dict[str, Any], number: int) -> dict[str, Any]:
     return {**fields, "example": number}
 
 
-def endless(rows: Callable[[], Iterable[Row]], seed: int):
+def endless(rows: Callable[[], Iterable[Row]], seed: int) -> IterableDataset:
     """Returns rows of a source too large to hold, which is read again at each pass, as a `datasets.IterableDataset`.
 
     Examples have `input_ids` and `example`; they are shuffled within 10,000 rows, seeded, without end.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from ..pretrained.full_models import load_base, read_config
 from ..pretrained.sources import adapter_base, find_source, plain_errors
@@ -36,7 +37,7 @@ def merge(adapter: str | Path, output: str | Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def merged_model(adapter: str | Path):
+def merged_model(adapter: str | Path) -> PreTrainedModel:
     """An adapter's base with the adapter added into its weights, in memory."""
     source = find_source(adapter)
     with plain_errors(adapter):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from transformers import PreTrainedTokenizerBase
 
-def partial_bytes(tokenizer, ids: Iterable[int]) -> dict[int, list[int]]:
+
+def partial_bytes(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, list[int]]:
     """Return the bytes of those tokens that are not whole characters, by id.
 
     Args:

@@ -13,11 +13,17 @@ import re
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ...loading import load
 from ...validation import InputError, expand_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ...model import SimplexDenoiser
 
 FOLDER = Path(__file__).parent
 MAX_BYTES = 12 * 2**20
@@ -56,7 +62,7 @@ def bundle(*names: str) -> str:
     return re.sub(r"^export (?=class|const|function|async)", "", script, flags=re.M)
 
 
-def export_config(lm) -> dict:
+def export_config(lm: SimplexDenoiser) -> dict[str, Any]:
     """The numbers that the forward pass in JavaScript needs.
 
     Raises:
@@ -84,7 +90,7 @@ def export_config(lm) -> dict:
 
 
 @torch.no_grad()
-def export_weights(lm) -> tuple[list[dict], bytes]:
+def export_weights(lm: SimplexDenoiser) -> tuple[list[dict], bytes]:
     """All weights in float16.
 
     Returns:
@@ -111,7 +117,7 @@ def export_weights(lm) -> tuple[list[dict], bytes]:
     return tensors, b"".join(parts)
 
 
-def export_tokenizer(tokenizer) -> dict:
+def export_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """What `tokenizer.js` reads of tokenizer.json.
 
     Raises:
@@ -145,12 +151,12 @@ def export_tokenizer(tokenizer) -> dict:
     }
 
 
-def embed_json(value) -> str:
+def embed_json(value: Any) -> str:
     """JSON that cannot end the script element it is put into."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def build_page(lm, about: str) -> str:
+def build_page(lm: SimplexDenoiser, about: str) -> str:
     """The page as HTML.
 
     Args:
@@ -182,7 +188,7 @@ def build_page(lm, about: str) -> str:
     return Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(parts)
 
 
-def describe(lm) -> str:
+def describe(lm: SimplexDenoiser) -> str:
     """What the model is, from its own numbers."""
     config = lm.config
     millions = sum(weight.numel() for weight in lm.parameters()) / 1e6
@@ -193,7 +199,7 @@ def describe(lm) -> str:
     )
 
 
-def write_page(path, lm) -> int:
+def write_page(path: str | Path, lm: SimplexDenoiser) -> int:
     """Writes the page. Returns its size in bytes; raises InputError where it would exceed `MAX_BYTES`."""
     page = build_page(lm, describe(lm)).encode()
     if len(page) > MAX_BYTES:

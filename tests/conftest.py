@@ -46,10 +46,18 @@ def tiny():
         config_class, model_class = FAMILIES[family]
         tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "tokenizer")
         settings = {
-            "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-            "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
-        }  # fmt: skip
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "initializer_range": 0.2,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 3,
+        }
         lm = model_class(config_class(**(settings | fields))).to(dtype).eval()
         torch.nn.init.normal_(lm.timestep_embed.weight, std=0.2)
         lm.tokenizer = tokenizer

@@ -115,5 +115,10 @@ def check_padding(lm, golden):
 
 
 CHECKS = [
-    check_schedule, check_textbook, check_sampler, check_textbook_sampler, check_training_loss, check_padding,
-]  # fmt: skip
+    check_schedule,
+    check_textbook,
+    check_sampler,
+    check_textbook_sampler,
+    check_training_loss,
+    check_padding,
+]

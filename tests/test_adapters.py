@@ -142,18 +142,29 @@ def raw_base(tmp_path, mistral_like_tokenizer):
     """A base as the hub has it: AR, without PAD."""
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=len(mistral_like_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(mistral_like_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
     MistralForCausalLM(config).save_pretrained(tmp_path / "raw")
     mistral_like_tokenizer.save_pretrained(tmp_path / "raw")
     return tmp_path / "raw"
 
 
-@pytest.mark.parametrize("fields", [
-    {"target_modules": ALL}, {"target_modules": ALL, "use_dora": True},
-    {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
-], ids=["lora", "dora", "trained copies"])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ALL},
+        {"target_modules": ALL, "use_dora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    ],
+    ids=["lora", "dora", "trained copies"],
+)
 def test_an_adapter_by_plain_peft_on_the_raw_base(fields, raw_base, tmp_path):
     """Made before [PAD] was there: ordinary tokens are as PEFT computes them, and so is what is merged."""
     plain = randomise(get_peft_model(AutoModelForCausalLM.from_pretrained(raw_base), LoraConfig(r=2, **fields)))
@@ -238,10 +249,19 @@ def test_a_saved_adapter_opens_with_plain_peft(raw_base, tmp_path):
     """On the base from the hub format, with PEFT's own automatic class."""
     (tmp_path / "own.txt").write_text("The cat sat on the mat. " * 100)
     fields = {
-        "model": str(raw_base), "data": str(tmp_path / "own.txt"), "output": str(tmp_path / "adapter"), "length": 16,
-        "batch_size": 4, "steps": 2, "warmup": 1, "learning_rate": 1e-3, "num_eval_examples": 4, "lora_rank": 2,
-        "evaluate_every": 2, "save_every": 2,
-    }  # fmt: skip
+        "model": str(raw_base),
+        "data": str(tmp_path / "own.txt"),
+        "output": str(tmp_path / "adapter"),
+        "length": 16,
+        "batch_size": 4,
+        "steps": 2,
+        "warmup": 1,
+        "learning_rate": 1e-3,
+        "num_eval_examples": 4,
+        "lora_rank": 2,
+        "evaluate_every": 2,
+        "save_every": 2,
+    }
     train(Recipe(**fields))
     opened = AutoPeftModel.from_pretrained(tmp_path / "adapter")
     assert isinstance(opened, PeftModel) and isinstance(opened.base_model.model, MistralForCausalLM)

@@ -20,10 +20,19 @@ TOKENIZER = Path(__file__).parent / "golden" / "tokenizer"
 def new_model(**fields):
     torch.manual_seed(3)
     config = MistralConfig(
-        vocab_size=len(AutoTokenizer.from_pretrained(TOKENIZER)), hidden_size=32, intermediate_size=32,
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64,
-        bos_token_id=1, eos_token_id=EOS, pad_token_id=PAD, initializer_range=0.2, **{"sliding_window": None} | fields,
-    )  # fmt: skip
+        vocab_size=len(AutoTokenizer.from_pretrained(TOKENIZER)),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        initializer_range=0.2,
+        **{"sliding_window": None} | fields,
+    )
     return MistralForCausalLM(config).eval()
 
 
@@ -39,10 +48,19 @@ def own(tmp_path):
 
     def fields(**changes):
         return {
-            "model": str(tmp_path / "ar"), "data": str(tmp_path / "own.txt"), "output": str(tmp_path / "run"),
-            "length": 16, "batch_size": 8, "micro_batch_size": 4, "steps": 10, "learning_rate": 3e-3, "warmup": 2,
-            "num_eval_examples": 8, "evaluate_every": 10, "save_every": 5,
-        } | changes  # fmt: skip
+            "model": str(tmp_path / "ar"),
+            "data": str(tmp_path / "own.txt"),
+            "output": str(tmp_path / "run"),
+            "length": 16,
+            "batch_size": 8,
+            "micro_batch_size": 4,
+            "steps": 10,
+            "learning_rate": 3e-3,
+            "warmup": 2,
+            "num_eval_examples": 8,
+            "evaluate_every": 10,
+            "save_every": 5,
+        } | changes
 
     return fields
 
@@ -210,11 +228,12 @@ def test_what_makes_no_sense_gets_a_sentence(own, tmp_path):
         "masking is 'ul2'; choose one of none, response": {"masking": "ul2"},
         "weights is 'none'; choose one of pretrained, random": {"weights": "none"},
         "objective is 'prefix'; responses are learned with objective 'causal'": {
-            "objective": "prefix", "masking": "response"
+            "objective": "prefix",
+            "masking": "response",
         },
         "lora_rank is 4; an AR model is trained whole": {"lora_rank": 4},
         "dtype is 'bfloat16'; an AR model is trained whole, in float32": {"dtype": "bfloat16"},
-    }  # fmt: skip
+    }
     for sentence, changes in mistakes.items():
         with pytest.raises(ValueError, match=sentence):
             recipe.PretrainingRecipe(**own(**changes))

@@ -193,7 +193,7 @@ CASES = {
             None,
         ],
     },
-}  # fmt: skip
+}
 
 
 class Kernel:

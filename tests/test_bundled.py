@@ -18,9 +18,15 @@ from tess2lite.training.reward import pair_of
 from tess2lite_course.experiments import instruct
 
 PEOPLE_AND_THINGS = [
-    ("Anna", "red kite"), ("Tom", "old drum"), ("Lily", "golden key"), ("Max", "tiny robot"), ("Vera", "blue umbrella"),
-    ("Ben", "shiny coin"), ("Nora", "purple scarf"), ("Gus", "wooden flute"),
-]  # fmt: skip
+    ("Anna", "red kite"),
+    ("Tom", "old drum"),
+    ("Lily", "golden key"),
+    ("Max", "tiny robot"),
+    ("Vera", "blue umbrella"),
+    ("Ben", "shiny coin"),
+    ("Nora", "purple scarf"),
+    ("Gus", "wooden flute"),
+]
 
 
 @pytest.mark.parametrize("name", ["tinytown-ar", "tinytown-base"])

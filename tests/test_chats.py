@@ -184,9 +184,17 @@ def test_a_turn_that_fails_is_not_kept(tiny):
 def own(tmp_path, **changes):
     records = [{"instruction": f"Say {word}.", "output": f"A {word}!"} for word in ("cat", "dog", "owl", "fox")] * 8
     given = dict(
-        data=jsonl(tmp_path / "own.jsonl", records), output=str(tmp_path / "tuned"), length=48, steps=3, warmup=1,
-        batch_size=4, micro_batch_size=4, num_eval_examples=4, evaluate_every=3, save_every=3,
-    )  # fmt: skip
+        data=jsonl(tmp_path / "own.jsonl", records),
+        output=str(tmp_path / "tuned"),
+        length=48,
+        steps=3,
+        warmup=1,
+        batch_size=4,
+        micro_batch_size=4,
+        num_eval_examples=4,
+        evaluate_every=3,
+        save_every=3,
+    )
     return recipe.read_recipe("own-chats", **(given | {"model": str(tmp_path / "base")} | changes))
 
 
@@ -226,9 +234,16 @@ def test_too_few_answers_fit(base, tmp_path, capsys):
 def test_tinytown_as_chats(monkeypatch):
     monkeypatch.setattr(rows_of_recipes, "TINYTOWN_CHATS", 50)
     made = recipe.Recipe(
-        model="tinytown-base", data="tinytown", output="unused", masking="response", length=128, steps=2, warmup=1,
-        batch_size=2, num_eval_examples=4,
-    )  # fmt: skip
+        model="tinytown-base",
+        data="tinytown",
+        output="unused",
+        masking="response",
+        length=128,
+        steps=2,
+        warmup=1,
+        batch_size=2,
+        num_eval_examples=4,
+    )
     rows, held_out = build.build_datasets(made, t2.load("tinytown-base").tokenizer)
     assert len(rows) == 4 and 0 < len(held_out) <= 4 and torch.tensor(held_out[0]["span_mask"]).any()
 
@@ -237,8 +252,14 @@ def test_a_file_that_is_named_after_tinytown_holds_out_rows_of_its_own(tmp_path)
     path = tmp_path / "tinytown-chat_template.jsonl"
     path.write_text("".join(f'{{"prompt": "Count to {n}.", "response": "{n}"}}\n' for n in range(20)))
     made = recipe.Recipe(
-        model="tinytown-base", data=path.name, output="unused", masking="response", length=64, steps=2, warmup=1,
-    )  # fmt: skip
+        model="tinytown-base",
+        data=path.name,
+        output="unused",
+        masking="response",
+        length=64,
+        steps=2,
+        warmup=1,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         rows, held_out = build.build_datasets(made, t2.load("tinytown-base").tokenizer)

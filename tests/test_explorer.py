@@ -15,9 +15,13 @@ from tess2lite.trajectory import Trajectory
 from tess2lite.viz.explorer import comparison, explorer
 
 HOSTILE = [
-    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</textarea></script>", "\"quotes' & more",
-    "zero\u200bwidth\nline", "שלום 🙂",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "</textarea></script>",
+    "\"quotes' & more",
+    "zero\u200bwidth\nline",
+    "שלום 🙂",
+]
 
 
 class Reader(HTMLParser):
@@ -39,11 +43,15 @@ def trajectory(texts):
     tokens = torch.zeros(steps, 4, dtype=torch.int)
     tokens[:, 2] = torch.arange(steps) % 2
     return Trajectory(
-        tokens=tokens, top_ids=torch.stack([tokens, 1 - tokens], -1),
+        tokens=tokens,
+        top_ids=torch.stack([tokens, 1 - tokens], -1),
         top_p=torch.tensor([0.5, 0.25]).expand(steps, 4, 2),
-        entropy=torch.ones(steps, 4), alpha_bar=torch.linspace(0, 1, steps), token_strings={0: HOSTILE[0], 1: " b"},
-        span_mask=torch.tensor([False, True, True, True]), texts=texts,
-    )  # fmt: skip
+        entropy=torch.ones(steps, 4),
+        alpha_bar=torch.linspace(0, 1, steps),
+        token_strings={0: HOSTILE[0], 1: " b"},
+        span_mask=torch.tensor([False, True, True, True]),
+        texts=texts,
+    )
 
 
 def read(html):
@@ -96,10 +104,15 @@ def undecided(steps, places):
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2000, (steps, places, 5), generator=generator).int()
     return Trajectory(
-        tokens=ids[..., 0], top_ids=ids, top_p=torch.full((steps, places, 5), 0.2), entropy=torch.ones(steps, places),
-        alpha_bar=torch.linspace(0, 1, steps), span_mask=torch.ones(places, dtype=torch.bool),
-        texts=["word " * places] * steps, token_strings={i: f" word{i}" for i in range(2000)},
-    )  # fmt: skip
+        tokens=ids[..., 0],
+        top_ids=ids,
+        top_p=torch.full((steps, places, 5), 0.2),
+        entropy=torch.ones(steps, places),
+        alpha_bar=torch.linspace(0, 1, steps),
+        span_mask=torch.ones(places, dtype=torch.bool),
+        texts=["word " * places] * steps,
+        token_strings={i: f" word{i}" for i in range(2000)},
+    )
 
 
 def test_what_does_not_fit_is_left_out_and_said():

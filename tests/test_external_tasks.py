@@ -29,8 +29,9 @@ GSM8K = [
 ]
 TRUTHS = ["True and False", "not False", "True or False", "not ( True )", "False and True", "True and True"]
 BBH = {
-    "canary": "none", "examples": [{"input": f"{text} is", "target": str(eval(text))} for text in TRUTHS],
-}  # fmt: skip
+    "canary": "none",
+    "examples": [{"input": f"{text} is", "target": str(eval(text))} for text in TRUTHS],
+}
 IFEVAL = [  # instruction, kwargs, an answer that follows it, one that does not
     ("punctuation:no_comma", {}, "No pause here at all.", "Here, there is one."),
     ("length_constraints:number_words", {"num_words": 4, "relation": "at least"}, "One two three four.", "One two."),
@@ -61,10 +62,13 @@ IFEVAL = [  # instruction, kwargs, an answer that follows it, one that does not
 TRIVIA = [{"question_id": "q1", "question": "Who wrote Faust", "answer": {"aliases": ["Goethe", "J. W. Goethe"]}}]
 SQUAD = [
     {
-        "id": "s1", "title": "Barn", "context": "The old barn stood near the river.", "question": "What stood there?",
+        "id": "s1",
+        "title": "Barn",
+        "context": "The old barn stood near the river.",
+        "question": "What stood there?",
         "answers": {"text": ["old barn", "The old barn"], "answer_start": [4, 0]},
     }
-]  # fmt: skip
+]
 
 
 class Said(LM):
@@ -161,14 +165,18 @@ def test_ifeval_verifiers_without_a_download(ask, monkeypatch):
 def test_ifeval_counts_instructions_and_takes_the_hubs_nulls(ask):
     rows = [
         {
-            "key": 1, "prompt": "P.", "instruction_id_list": ["punctuation:no_comma", "startend:quotation"],
+            "key": 1,
+            "prompt": "P.",
+            "instruction_id_list": ["punctuation:no_comma", "startend:quotation"],
             "kwargs": [{}, {}],
         },
         {
-            "key": 2, "prompt": "Q.", "instruction_id_list": ["length_constraints:number_words"],
+            "key": 2,
+            "prompt": "Q.",
+            "instruction_id_list": ["length_constraints:number_words"],
             "kwargs": [{"num_words": 2, "relation": "at least", "keywords": None}],
         },
-    ]  # fmt: skip
+    ]
     scores, _ = ask("ifeval", rows, lambda doc: "no comma here")
     assert scores["prompt_level_strict_acc,none"]["mean"] == 0.5
     assert scores["inst_level_strict_acc,none"]["mean"] == pytest.approx(2 / 3)
@@ -245,9 +253,7 @@ def test_gsm8k_as_published_asks_eight_examples_and_takes_the_last_number(tmp_pa
 
 def test_squad_and_triviaqa_as_published_show_worked_examples_in_the_users_turn(tmp_path):
     shots = write(tmp_path, [SQUAD[0] | {"id": f"t{i}", "question": f"Which {i}?"} for i in range(4)], "shots")
-    scores, (prompt,) = as_published(
-        tmp_path, "squad_published", SQUAD, lambda doc: "The old barn", fewshot=shots
-    )  # fmt: skip
+    scores, (prompt,) = as_published(tmp_path, "squad_published", SQUAD, lambda doc: "The old barn", fewshot=shots)
     passage = "The old barn stood near the river."
     worked = "".join(f"{passage}\n\nWhich {i}?\n\nold barn\n" for i in range(3))
     assert prompt == f"<|user|>\n{worked}{passage}\n\nWhat stood there?\n<|assistant|>\n"

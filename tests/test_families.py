@@ -69,13 +69,17 @@ FAMILIES = {
     "phi": (PhiConfig, {"partial_rotary_factor": 0.5}, ONE_FOR_ALL, 24),
     "phi3": (Phi3Config, WINDOW, LLAMA, 0),
     "starcoder2": (Starcoder2Config, WINDOW, ONE_FOR_ALL, 0),
-    "granite": (GraniteConfig, {"logits_scaling": 4.0, "embedding_multiplier": 6.0, "residual_multiplier": 0.3,
-                                "attention_multiplier": 0.1}, ONE_FOR_ALL | {"pad_token": "<|pad|>"}, 0),
+    "granite": (
+        GraniteConfig,
+        {"logits_scaling": 4.0, "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.1},
+        ONE_FOR_ALL | {"pad_token": "<|pad|>"},
+        0,
+    ),
     "cohere": (CohereConfig, {"logit_scale": 0.25}, LLAMA | {"pad_token": "<PAD>"}, 0),
     "cohere2": (Cohere2Config, WINDOW | {"logit_scale": 0.25}, LLAMA | {"pad_token": "<PAD>"}, 0),
     "gpt2": (GPT2Config, {"n_inner": 48}, ONE_FOR_ALL, 0),
     "pythia": (GPTNeoXConfig, {"rotary_pct": 0.5}, ONE_FOR_ALL, 20),
-}  # fmt: skip
+}
 
 
 def make_tokenizer(special):
@@ -101,11 +105,17 @@ def family_folder(tmp_path):
         config_class, fields, special, spare = FAMILIES[family]
         tokenizer = make_tokenizer(special)
         settings = {
-            "vocab_size": len(tokenizer) + spare, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+            "vocab_size": len(tokenizer) + spare,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
-        }  # fmt: skip
+        }
         config = config_class(**(settings | fields | more))
         torch.manual_seed(0)
         ar = original_class(config)(config)
@@ -155,10 +165,19 @@ def test_a_family_trains_saves_loads_merges_and_writes(family, family_folder, tm
     folder = family_folder(family)
     (tmp_path / "own.txt").write_text(TEXT * 60)
     fields = {
-        "model": str(folder), "data": str(tmp_path / "own.txt"), "length": 16, "batch_size": 4,
-        "micro_batch_size": 4, "steps": 20, "warmup": 1, "learning_rate": 1e-3, "num_eval_examples": 4,
-        "evaluate_every": 20, "save_every": 20, "lora_rank": 2,
-    }  # fmt: skip
+        "model": str(folder),
+        "data": str(tmp_path / "own.txt"),
+        "length": 16,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "steps": 20,
+        "warmup": 1,
+        "learning_rate": 1e-3,
+        "num_eval_examples": 4,
+        "evaluate_every": 20,
+        "save_every": 20,
+        "lora_rank": 2,
+    }
     train(recipe.Recipe(**fields, output=str(tmp_path / "adapter")))
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     adapted = t2.load(tmp_path / "adapter")

@@ -191,8 +191,12 @@ def test_score_position_eos_hides_what_follows(tiny):
     close(eos.score_ids(ids)[1:], last.score_ids(ids[1:]), 1e-6)
 
     def rewards(judge):
-        run = t2.denoise(lm, {"input_ids": ids, "span_mask": torch.arange(6)[None].expand(2, 6) > 1}, steps=1,
-                         hooks=[ends_at_2, t2.RewardGuidance(judge, 0)])  # fmt: skip
+        run = t2.denoise(
+            lm,
+            {"input_ids": ids, "span_mask": torch.arange(6)[None].expand(2, 6) > 1},
+            steps=1,
+            hooks=[ends_at_2, t2.RewardGuidance(judge, 0)],
+        )
         return [*run][-1].records["reward"]
 
     def ends_at_2(step):

@@ -286,11 +286,21 @@ def task_file(folder, kind="generate_until", metric="exact_match", more='generat
 def test_lm_eval_itself_finds_the_model_through_a_file_among_the_tasks(tmp_path):
     task_file(tmp_path)
     command = [
-        Path(sys.executable).with_name("lm_eval"), "--model", "tess2lite", "--model_args",
+        Path(sys.executable).with_name("lm_eval"),
+        "--model",
+        "tess2lite",
+        "--model_args",
         f"pretrained=tinytown-instruct,steps=2,length=8,batch_size=2,answers={tmp_path / 'log.jsonl'}",
-        "--include_path", tmp_path, "--tasks", f"copying,{SHIPPED}", "--limit", "2",
-        "--output_path", tmp_path / "out", "--log_samples",
-    ]  # fmt: skip
+        "--include_path",
+        tmp_path,
+        "--tasks",
+        f"copying,{SHIPPED}",
+        "--limit",
+        "2",
+        "--output_path",
+        tmp_path / "out",
+        "--log_samples",
+    ]
     environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

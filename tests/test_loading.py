@@ -37,9 +37,15 @@ def ar_folder(tmp_path, mistral_like_tokenizer):
     """A Llama trained left to right, as others save it, with a tokenizer that lacks PAD and adds EOS."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(mistral_like_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=len(mistral_like_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "ar")
     mistral_like_tokenizer.save_pretrained(tmp_path / "ar")
     return tmp_path / "ar"
@@ -78,9 +84,14 @@ def test_a_base_without_pad_gets_one_as_its_last_id(ar_folder):
 
 def test_tied_embeddings_stay_tied(tmp_path, mistral_like_tokenizer):
     config = LlamaConfig(
-        vocab_size=len(mistral_like_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=4, max_position_embeddings=64, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(mistral_like_tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     mistral_like_tokenizer.save_pretrained(tmp_path)
     lm = t2.load(tmp_path)
@@ -130,10 +141,12 @@ def test_saved_and_loaded_is_the_same(tiny, tmp_path):
 ADAPTERS = {
     "lora": LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["timestep_embed"]),
     "trained copies": LoraConfig(
-        target_modules=["q_proj"], modules_to_save=["timestep_embed", "embed_tokens", "lm_head"]),
+        target_modules=["q_proj"], modules_to_save=["timestep_embed", "embed_tokens", "lm_head"]
+    ),
     "lora of embedding and head": LoraConfig(
-        target_modules=["q_proj", "embed_tokens", "lm_head"], modules_to_save=["timestep_embed"]),
-}  # fmt: skip
+        target_modules=["q_proj", "embed_tokens", "lm_head"], modules_to_save=["timestep_embed"]
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", ADAPTERS)

@@ -18,10 +18,17 @@ def test_second_mentions_by_hand():
     """A word counts once another of its kind is known, too; its first mention never does."""
     found = [(kind, STORY[start:].split()[0].strip(",."), start) for kind, start in lookup.second_mentions(STORY)]
     assert [(kind, word) for kind, word, _ in found] == [
-        ("name", "Tom"), ("adjective", "red"), ("noun given it", "kite"),
-        ("name", "Anna"), ("adjective", "old"), ("noun given it", "drum"),
-        ("adjective", "old"), ("noun given it", "drum"), ("place", "hill"), ("name", "Tom"),
-    ]  # fmt: skip
+        ("name", "Tom"),
+        ("adjective", "red"),
+        ("noun given it", "kite"),
+        ("name", "Anna"),
+        ("adjective", "old"),
+        ("noun given it", "drum"),
+        ("adjective", "old"),
+        ("noun given it", "drum"),
+        ("place", "hill"),
+        ("name", "Tom"),
+    ]
     assert [start for _, _, start in found] == sorted(start for _, _, start in found)
     assert list(lookup.second_mentions("Tom ran. Tom had a red kite. The red kite flew.")) == []
 

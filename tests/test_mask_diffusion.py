@@ -44,13 +44,25 @@ def some_rows(n=24, length=12):
 
 def trainer(lm, folder, steps=2, **settings):
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=8, learning_rate=3e-3, use_cpu=True,
-        report_to=[], save_steps=5, disable_tqdm=True, remove_unused_columns=False, logging_steps=1, **settings,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=8,
+        learning_rate=3e-3,
+        use_cpu=True,
+        report_to=[],
+        save_steps=5,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        logging_steps=1,
+        **settings,
+    )
     return MaskedTrainer(
-        model=lm, args=arguments, train_dataset=Rows(some_rows(), 1000, 0), eval_dataset=Rows(some_rows(12), 12, 1),
+        model=lm,
+        args=arguments,
+        train_dataset=Rows(some_rows(), 1000, 0),
+        eval_dataset=Rows(some_rows(12), 12, 1),
         data_collator=DiffusionCollator("all", 42),
-    )  # fmt: skip
+    )
 
 
 def test_the_loss_against_a_loop_over_positions(tiny):
@@ -147,20 +159,37 @@ def own(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained("tests/golden/tokenizer")
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, sliding_window=None, bos_token_id=1, eos_token_id=2,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=None,
+        bos_token_id=1,
+        eos_token_id=2,
         pad_token_id=3,
-    )  # fmt: skip
+    )
     MistralForCausalLM(config).save_pretrained(tmp_path / "ar")
     tokenizer.save_pretrained(tmp_path / "ar")
     (tmp_path / "own.txt").write_text("The cat sat on the mat. The dog saw a red ball in the barn. " * 100)
 
     def fields(**changes):
         return {
-            "model": str(tmp_path / "ar"), "data": str(tmp_path / "own.txt"), "output": str(tmp_path / "run"),
-            "length": 16, "batch_size": 8, "micro_batch_size": 4, "steps": 10, "learning_rate": 3e-3, "warmup": 2,
-            "num_eval_examples": 8, "evaluate_every": 10, "save_every": 5,
-        } | changes  # fmt: skip
+            "model": str(tmp_path / "ar"),
+            "data": str(tmp_path / "own.txt"),
+            "output": str(tmp_path / "run"),
+            "length": 16,
+            "batch_size": 8,
+            "micro_batch_size": 4,
+            "steps": 10,
+            "learning_rate": 3e-3,
+            "warmup": 2,
+            "num_eval_examples": 8,
+            "evaluate_every": 10,
+            "save_every": 5,
+        } | changes
 
     return fields
 

@@ -11,9 +11,13 @@ from tess2lite_course.experiments.muon import MuonAdamW, orthogonalize
 def model():
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         num_key_value_heads=1,
-    )  # fmt: skip
+    )
     return MistralForCausalLM(config)
 
 

@@ -12,37 +12,56 @@ from tess2lite.pretrained import probes
 MUTATIONS = {
     "attention switch reversed": (model, "config.is_causal = False", "config.is_causal = True"),
     "label shift dropped (textbook)": (
-        textbook, "torch.cat([torch.zeros_like(logits[:, :1]), logits[:, :-1]], dim=1)", "logits"),
+        textbook,
+        "torch.cat([torch.zeros_like(logits[:, :1]), logits[:, :-1]], dim=1)",
+        "logits",
+    ),
     "label shift dropped (sampler)": (
-        sampling, "torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)", "hidden"),
-    "label shift doubled (textbook)": (
-        textbook, "logits[:, :1]), logits[:, :-1]]", "logits[:, :2]), logits[:, :-2]]"),
-    "label shift doubled (sampler)": (
-        sampling, "hidden[:, :1]), hidden[:, :-1]]", "hidden[:, :2]), hidden[:, :-2]]"),
-    "label shift dropped (training)": (
-        loss, "[self.masked_idx - 1]", "[self.masked_idx]"),
+        sampling,
+        "torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)",
+        "hidden",
+    ),
+    "label shift doubled (textbook)": (textbook, "logits[:, :1]), logits[:, :-1]]", "logits[:, :2]), logits[:, :-2]]"),
+    "label shift doubled (sampler)": (sampling, "hidden[:, :1]), hidden[:, :-1]]", "hidden[:, :2]), hidden[:, :-2]]"),
+    "label shift dropped (training)": (loss, "[self.masked_idx - 1]", "[self.masked_idx]"),
     "self-conditioning left out (textbook)": (
-        textbook, "(F.softmax(simplex, -1) + F.softmax(previous_logits, -1)) / 2", "F.softmax(simplex, -1)"),
-    "self-conditioning left out (sampler)": (
-        sampling, "self_condition(noisy, self_cond)", "noisy.softmax(1)"),
+        textbook,
+        "(F.softmax(simplex, -1) + F.softmax(previous_logits, -1)) / 2",
+        "F.softmax(simplex, -1)",
+    ),
+    "self-conditioning left out (sampler)": (sampling, "self_condition(noisy, self_cond)", "noisy.softmax(1)"),
     "self-conditioning left out (training)": (loss, "(noisy + belief) / 2", "noisy"),
     "no uniform belief at the start": (sampling, "(torch.cat(soft) + self.embedding.mean(0)) / 2", "torch.cat(soft)"),
     "ᾱ one step late (sampler)": (
-        sampling, "noisy_simplex_(noise, tokens, self.alphas_bar[index + 1])",
-        "noisy_simplex_(noise, tokens, self.alphas_bar[index])"),
+        sampling,
+        "noisy_simplex_(noise, tokens, self.alphas_bar[index + 1])",
+        "noisy_simplex_(noise, tokens, self.alphas_bar[index])",
+    ),
     "ᾱ one step early (textbook)": (
-        textbook, "noise(i, shape), alpha_bar[t])", "noise(i, shape), alpha_bar[max(0, t - 1)])"),
+        textbook,
+        "noise(i, shape), alpha_bar[t])",
+        "noise(i, shape), alpha_bar[max(0, t - 1)])",
+    ),
     "timestep off by one": (sampling, "self.times[index], dtype", "self.times[index] + 1 / self.steps, dtype"),
     "self-conditioning from t (training)": (loss, "(t + 1).clamp", "(t + 0).clamp"),
     "E not detached (textbook)": (textbook, "@ matrix.detach()", "@ matrix"),
     "noise of variance 1, not k²": (
-        sampling, "self.fresh_noise(index, chunk, scratch)", "self.fresh_noise(index, chunk, scratch) / 5"),
+        sampling,
+        "self.fresh_noise(index, chunk, scratch)",
+        "self.fresh_noise(index, chunk, scratch) / 5",
+    ),
     "PAD treated as filler (batching)": (
-        generation, "[torch.ones_like(row) for row in ids]", "[(row != 0).long() for row in ids]"),
+        generation,
+        "[torch.ones_like(row) for row in ids]",
+        "[(row != 0).long() for row in ids]",
+    ),
     "PAD treated as filler (sampler)": (
-        validation, "torch.ones_like(ids) if attention is None", "(ids != 0).long() if attention is None"),
+        validation,
+        "torch.ones_like(ids) if attention is None",
+        "(ids != 0).long() if attention is None",
+    ),
     "filler is attended": (model, "attention_mask=attention_mask, position_ids", "position_ids"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

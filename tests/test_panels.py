@@ -53,7 +53,7 @@ def tokens(panel):
     "change",
     [{"time": 0.6}, {"k": 2.0}, {"schedule": "linear"}, {"seed": 3}, {"position": 4}, {"sentence": "Tom sat."}],
     ids=lambda change: [*change][0],
-)  # fmt: skip
+)
 def test_noise_panel(lm, change):
     panel = panels.noise_panel(lm)
     before = panel.picture.value
@@ -64,10 +64,16 @@ def test_noise_panel(lm, change):
 
 @pytest.mark.parametrize(
     "change, sentence",
-    [({"sentence": " "}, "The sentence is empty"), ({"sentence": HALF}, "contains an unpaired surrogate"),
-     ({"sentence": LONG}, "context of"), ({"sentence": 40 * HOSTILE}, "context of"),
-     ({"position": None}, "position is None"), ({"k": NAN}, "k is nan"), ({"time": NAN}, "t/T is nan")],
-)  # fmt: skip
+    [
+        ({"sentence": " "}, "The sentence is empty"),
+        ({"sentence": HALF}, "contains an unpaired surrogate"),
+        ({"sentence": LONG}, "context of"),
+        ({"sentence": 40 * HOSTILE}, "context of"),
+        ({"position": None}, "position is None"),
+        ({"k": NAN}, "k is nan"),
+        ({"time": NAN}, "t/T is nan"),
+    ],
+)
 def test_a_mistake_clears_the_noise_panel_and_it_goes_on(lm, change, sentence):
     panel = panels.noise_panel(lm)
     (name, value), picture = *change.items(), panel.picture
@@ -112,7 +118,7 @@ def test_the_run_panel_runs_what_it_shows(lm, plain):
     "change",
     [{"prompt": "Anna ran."}, {"steps": 6}, {"length": 21}, {"top_p": 0.1}, {"temperature": 0.2}, {"seed": 1}],
     ids=lambda change: [*change][0],
-)  # fmt: skip
+)
 def test_run_panel(lm, plain, change):
     panel = go(panels.run_panel(lm, ""), **RUN | change)
     assert tokens(panel).tolist() != plain.trajectory.tokens.tolist()
@@ -128,12 +134,20 @@ def test_earlier_runs_stay_as_tabs(lm):
 
 @pytest.mark.parametrize(
     "mistake, sentence",
-    [({"prompt": ""}, "prompt is empty"), ({"prompt": " \n"}, "prompt is empty"),
-     ({"prompt": HALF}, "unpaired surrogate"),
-     ({"prompt": LONG}, "shorten it"), ({"prompt": 40 * HOSTILE}, "shorten it"),
-     ({"length": 9999}, "length is 9999"), ({"top_p": NAN}, "top_p is nan"), ({"steps": 0}, "steps is 0"),
-     ({"steps": 2.5}, "steps is 2.5"), ({"seed": None}, "seed"), ({"temperature": NAN}, "temperature is nan")],
-)  # fmt: skip
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": " \n"}, "prompt is empty"),
+        ({"prompt": HALF}, "unpaired surrogate"),
+        ({"prompt": LONG}, "shorten it"),
+        ({"prompt": 40 * HOSTILE}, "shorten it"),
+        ({"length": 9999}, "length is 9999"),
+        ({"top_p": NAN}, "top_p is nan"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"seed": None}, "seed"),
+        ({"temperature": NAN}, "temperature is nan"),
+    ],
+)
 def test_the_run_panel_goes_on_after_a_mistake(lm, mistake, sentence):
     panel = go(panels.run_panel(lm, ""), **RUN | mistake)
     if "seed" in mistake:  # an empty field means a fresh one
@@ -166,10 +180,18 @@ def test_the_guidance_panel_runs_what_it_shows(lm, judges, guided):
 
 @pytest.mark.parametrize(
     "change",
-    [{"prompt": "Who is Tom?"}, {"reward": "two"}, {"scale": 10}, {"inner_steps": 2}, {"end": 0.5}, {"start": 0.5},
-     {"steps": 7}, {"seed": 1}],
+    [
+        {"prompt": "Who is Tom?"},
+        {"reward": "two"},
+        {"scale": 10},
+        {"inner_steps": 2},
+        {"end": 0.5},
+        {"start": 0.5},
+        {"steps": 7},
+        {"seed": 1},
+    ],
     ids=lambda change: [*change][0],
-)  # fmt: skip
+)
 def test_guidance_panel(lm, judges, guided, change):
     ours = go(panels.guidance_panel(lm, judges, ""), **LAB | change).result.trajectory
     theirs = guided.result.trajectory
@@ -178,10 +200,16 @@ def test_guidance_panel(lm, judges, guided, change):
 
 @pytest.mark.parametrize(
     "mistake, sentence",
-    [({"prompt": ""}, "message has no content"), ({"prompt": LONG}, "shorten it"), ({"prompt": HALF}, "surrogate"),
-     ({"scale": NAN}, "scale is nan"), ({"start": NAN}, "start is nan"), ({"scale": None}, "scale is None"),
-     ({"reward": None}, "reward model is None")],
-)  # fmt: skip
+    [
+        ({"prompt": ""}, "message has no content"),
+        ({"prompt": LONG}, "shorten it"),
+        ({"prompt": HALF}, "surrogate"),
+        ({"scale": NAN}, "scale is nan"),
+        ({"start": NAN}, "start is nan"),
+        ({"scale": None}, "scale is None"),
+        ({"reward": None}, "reward model is None"),
+    ],
+)
 def test_the_guidance_panel_goes_on_after_a_mistake(lm, judges, mistake, sentence):
     good = LAB | {"steps": 2}
     panel = go(panels.guidance_panel(lm, judges, ""), **good | mistake)

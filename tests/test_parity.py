@@ -43,9 +43,12 @@ def test_fast_path_is_the_textbook(tiny, family, rows, side, monkeypatch):
         mask = torch.stack([mask[0], pad(mask[1, :13], filler)])
     noise = torch.randn(8, 2, 16, lm.config.vocab_size)
     fast = t2.denoise(
-        lm, {"input_ids": ids, "span_mask": mask, "attention_mask": attention}, steps=7, top_p=None,
+        lm,
+        {"input_ids": ids, "span_mask": mask, "attention_mask": attention},
+        steps=7,
+        top_p=None,
         noise=lambda step, shape: noise[step],
-    )  # fmt: skip
+    )
     with torch.no_grad():
         slow = textbook.sample(lm, ids, mask, alpha_bar(7), lambda step, shape: noise[step], attention)
         for step, (logits, tokens) in zip(fast, slow, strict=True):

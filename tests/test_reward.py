@@ -35,10 +35,18 @@ def base(tmp_path_factory):
     config_class, model_class = FAMILIES["mistral"]
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "tokenizer")
     config = config_class(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.2, bos_token_id=1, eos_token_id=2,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
         pad_token_id=3,
-    )  # fmt: skip
+    )
     lm = model_class(config)
     lm.tokenizer = tokenizer
     folder = tmp_path_factory.mktemp("base") / "denoiser"
@@ -48,10 +56,20 @@ def base(tmp_path_factory):
 
 def settings(base, tmp_path, **changes):
     given = dict(
-        model=str(base), data=jsonl(tmp_path / "pairs.jsonl", PAIRS * 4), output=str(tmp_path / "judge"), length=48,
-        batch_size=8, micro_batch_size=8, steps=30, learning_rate=5e-3, warmup=2,
-        num_eval_examples=6, evaluate_every=30, save_every=10, lora_rank=4,
-    )  # fmt: skip
+        model=str(base),
+        data=jsonl(tmp_path / "pairs.jsonl", PAIRS * 4),
+        output=str(tmp_path / "judge"),
+        length=48,
+        batch_size=8,
+        micro_batch_size=8,
+        steps=30,
+        learning_rate=5e-3,
+        warmup=2,
+        num_eval_examples=6,
+        evaluate_every=30,
+        save_every=10,
+        lora_rank=4,
+    )
     return recipe.RewardRecipe(**(given | changes))
 
 
@@ -105,11 +123,22 @@ def test_an_adapter_shares_its_base_with_the_denoiser(adapter, base):
 def test_a_denoiser_with_an_adapter_of_its_own_shares_its_base(adapter, base, tmp_path):
     made, _ = adapter
     tuned = recipe.Recipe(
-        model=str(base), data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
-        output=str(tmp_path / "tuned"), masking="response", length=48, batch_size=4, micro_batch_size=4,
-        steps=2, warmup=1,
-        lora_rank=4, embeddings="trained", learning_rate=0.1, num_eval_examples=2, evaluate_every=2, save_every=2,
-    )  # fmt: skip
+        model=str(base),
+        data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
+        output=str(tmp_path / "tuned"),
+        masking="response",
+        length=48,
+        batch_size=4,
+        micro_batch_size=4,
+        steps=2,
+        warmup=1,
+        lora_rank=4,
+        embeddings="trained",
+        learning_rate=0.1,
+        num_eval_examples=2,
+        evaluate_every=2,
+        save_every=2,
+    )
     training_run.train(tuned)
     lm = t2.load(tuned.output)
     ids = torch.randint(4, 300, (3, 20))
@@ -223,11 +252,20 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
     ).save_pretrained(two)
     refuses("is not a reward model; give a sequence classifier with one label", two)
     tuned = recipe.Recipe(
-        model=str(base), data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
-        output=str(tmp_path / "tuned"), masking="response", length=48, batch_size=4, micro_batch_size=4,
-        steps=1, warmup=0,
-        lora_rank=4, num_eval_examples=2, evaluate_every=1, save_every=1,
-    )  # fmt: skip
+        model=str(base),
+        data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
+        output=str(tmp_path / "tuned"),
+        masking="response",
+        length=48,
+        batch_size=4,
+        micro_batch_size=4,
+        steps=1,
+        warmup=0,
+        lora_rank=4,
+        num_eval_examples=2,
+        evaluate_every=1,
+        save_every=1,
+    )
     training_run.train(tuned)
     refuses("is not a reward model: it has no score head", tuned.output)
     with pytest.raises(ValueError, match="is a reward model; give it to tess2lite.load_reward"):

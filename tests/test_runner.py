@@ -16,9 +16,18 @@ from tess2lite_course.experiments.early_stopping import PATIENCES
 
 ROOT = Path(__file__).parent.parent
 TINY = {
-    "model": "tinytown-ar", "data": "tinytown", "length": 16, "batch_size": 4, "micro_batch_size": 4, "steps": 2,
-    "learning_rate": 1e-3, "warmup": 1, "num_eval_examples": 4, "evaluate_every": 1, "save_every": 1,
-}  # fmt: skip
+    "model": "tinytown-ar",
+    "data": "tinytown",
+    "length": 16,
+    "batch_size": 4,
+    "micro_batch_size": 4,
+    "steps": 2,
+    "learning_rate": 1e-3,
+    "warmup": 1,
+    "num_eval_examples": 4,
+    "evaluate_every": 1,
+    "save_every": 1,
+}
 KINDS = ("reading", "knowledge", "arithmetic", "sorting", "counting", "tracking", "boolean")
 
 
@@ -29,10 +38,15 @@ def few_texts(monkeypatch):
 
 def write(path, **changes):
     finding = {
-        "claim": "c", "paper": "p", "seeds": [0, 1], "prompts": 2, "recipe": TINY, "measure": {"loss": None},
+        "claim": "c",
+        "paper": "p",
+        "seeds": [0, 1],
+        "prompts": 2,
+        "recipe": TINY,
+        "measure": {"loss": None},
         "arms": {"plain": None, "random": {"edit": "random_weights"}},
         "compare": [{"row": 1, "what": "plain is better", "metric": "loss", "better": "plain", "than": "random"}],
-    }  # fmt: skip
+    }
     path.write_text(yaml.safe_dump(finding | changes))
     return str(path)
 
@@ -42,7 +56,11 @@ def test_results_grow_run_by_run_and_are_kept(tmp_path):
     first = runner.run_experiment(name, tmp_path / "results", tmp_path / "work")
     more = runner.run_experiment(write(tmp_path / "one.yaml"), tmp_path / "results", tmp_path / "work")
     assert [(run["arm"], run["seed"]) for run in more["runs"]] == [
-        ("plain", 0), ("random", 0), ("plain", 1), ("random", 1)]  # fmt: skip
+        ("plain", 0),
+        ("random", 0),
+        ("plain", 1),
+        ("random", 1),
+    ]
     assert more["runs"][:2] == first["runs"]
     assert json.loads((tmp_path / "results" / "one.json").read_text())["runs"] == more["runs"]
     losses = runner.final_losses(more)
@@ -174,9 +192,7 @@ def test_lora_and_four_bits_come_close_to_full_tuning():
 def test_summary_and_verdicts_of_one_number_per_seed():
     losses = {"a": [1.0, 2.0, 3.0], "b": [11.0, 12.0, 13.5], "c": [2.0, 1.0, 3.0]}
     runs = [{"arm": arm, "seed": s, "measured": {"loss": losses[arm][s]}} for s in (2, 0, 1) for arm in losses]
-    compare = [
-        {"what": "", "metric": "loss", "better": better, "than": than} for better, than in ("ab", "ba", "ac")
-    ]  # fmt: skip
+    compare = [{"what": "", "metric": "loss", "better": better, "than": than} for better, than in ("ab", "ba", "ac")]
     finding = {"arms": dict.fromkeys(losses), "runs": runs, "compare": compare}
     half = 4.3027 / 3**0.5  # Student's for two degrees of freedom
     mean, low, high = runner.summary(finding)["a"]["loss"]

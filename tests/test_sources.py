@@ -344,9 +344,16 @@ def test_json_that_is_almost_json_lines(tmp_path, content, suffix):
     assert chats_of(tmp_path / f"a.{suffix}") == [CHAT, CHAT]
 
 
-@pytest.mark.parametrize("name, content", [
-    ("a.json", "[]"), ("a.csv", "text\n"), ("a.jsonl", "\n\n"), ("a.txt", ""), ("a.parquet", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("a.json", "[]"),
+        ("a.csv", "text\n"),
+        ("a.jsonl", "\n\n"),
+        ("a.txt", ""),
+        ("a.parquet", ""),
+    ],
+)
 def test_a_set_of_nothing_is_refused(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match="has no records|holds no text|cannot be read as parquet"):

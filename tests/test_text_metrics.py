@@ -226,8 +226,10 @@ def test_rows_bring_their_masks(tiny, tmp_path):
 
 def test_rows_of_different_lengths_count_by_their_masked_tokens(tiny):
     lm, rows = tiny(), [[1, *range(4, 20)], [1, *range(30, 36)]]
-    counts = [int(DiffusionCollator("prefix", 0)([{"input_ids": r, "example": j}])["span_mask"].sum())
-              for j, r in enumerate(rows)]  # fmt: skip
+    counts = [
+        int(DiffusionCollator("prefix", 0)([{"input_ids": r, "example": j}])["span_mask"].sum())
+        for j, r in enumerate(rows)
+    ]
     both, first = text_metrics.loss_by_t(lm, rows), text_metrics.loss_by_t(lm, rows[:1])
     moved = text_metrics.loss_by_t(lm, [rows[0], rows[0][:1] + rows[1][1:]])
     assert moved == both

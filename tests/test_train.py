@@ -39,9 +39,15 @@ def save_mistral(folder, tokenizer):
     """A tiny left-to-right Mistral for a tokenizer's vocabulary."""
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, sliding_window=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=None,
+    )
     MistralForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -54,10 +60,19 @@ def own(tmp_path, mistral_like_tokenizer):
 
     def fields(**changes):
         return {
-            "model": str(tmp_path / "ar"), "data": str(tmp_path / "own.txt"), "output": str(tmp_path / "run"),
-            "length": 16, "batch_size": 8, "micro_batch_size": 8, "steps": 20, "learning_rate": 3e-3, "warmup": 2,
-            "num_eval_examples": 8, "evaluate_every": 20, "save_every": 5,
-        } | changes  # fmt: skip
+            "model": str(tmp_path / "ar"),
+            "data": str(tmp_path / "own.txt"),
+            "output": str(tmp_path / "run"),
+            "length": 16,
+            "batch_size": 8,
+            "micro_batch_size": 8,
+            "steps": 20,
+            "learning_rate": 3e-3,
+            "warmup": 2,
+            "num_eval_examples": 8,
+            "evaluate_every": 20,
+            "save_every": 5,
+        } | changes
 
     return fields
 
@@ -80,9 +95,14 @@ def same(one, other):
 def launch(path, *more, launcher=("-m", "tess2lite.train"), **settings):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
-        [sys.executable, *launcher, str(path), *more], cwd=ROOT, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **settings,
-    )  # fmt: skip
+        [sys.executable, *launcher, str(path), *more],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        **settings,
+    )
 
 
 def test_a_text_file_is_learned_and_the_adapter_loads_everywhere(own, capsys):
@@ -145,8 +165,21 @@ def test_two_processes_are_one(own, tmp_path):
     training_run.train(recipe.Recipe(**own(output=str(tmp_path / "one"), steps=8)))
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(own(output=str(tmp_path / "two"), steps=8, micro_batch_size=4)))
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tess2lite.train")  # fmt: skip
+    launcher = (
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "tess2lite.train",
+    )
     done = launch(path, launcher=launcher)
     printed = done.communicate()[0]
     assert done.returncode == 0, printed
@@ -334,9 +367,15 @@ def test_merging_unties_what_has_learned_apart(own, tmp_path, mistral_like_token
     """Small Llamas share one matrix between embeddings and head; a LoRA on each makes two of it."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(mistral_like_tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(mistral_like_tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
     mistral_like_tokenizer.save_pretrained(tmp_path / "tied")
     training_run.train(recipe.Recipe(**own(model=str(tmp_path / "tied"), lora_rank=4, learning_rate=3e-2)))

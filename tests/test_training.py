@@ -26,14 +26,23 @@ def some_rows(n=64, length=16):
 def trainer(lm, folder, steps, **settings):
     settings = {"per_device_train_batch_size": 8, "learning_rate": 3e-3} | settings
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, **settings,
-        logging_steps=1, use_cpu=True, report_to=[], save_steps=5, disable_tqdm=True,
+        output_dir=str(folder),
+        max_steps=steps,
+        **settings,
+        logging_steps=1,
+        use_cpu=True,
+        report_to=[],
+        save_steps=5,
+        disable_tqdm=True,
         remove_unused_columns=False,
-    )  # fmt: skip
+    )
     return DiffusionTrainer(
-        model=lm, args=arguments, train_dataset=Rows(some_rows(), 1000, 0),
-        eval_dataset=Rows(some_rows(12), 12, 1), data_collator=DiffusionCollator("ul2", 42),
-    )  # fmt: skip
+        model=lm,
+        args=arguments,
+        train_dataset=Rows(some_rows(), 1000, 0),
+        eval_dataset=Rows(some_rows(12), 12, 1),
+        data_collator=DiffusionCollator("ul2", 42),
+    )
 
 
 def losses(trained):

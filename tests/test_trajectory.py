@@ -16,12 +16,19 @@ STEPS = 6
 def by_hand(argmax, **more):
     """A trajectory of S steps × L positions whose likeliest tokens are given."""
     ids = torch.tensor(argmax, dtype=torch.int)
-    return Trajectory(**{
-        "tokens": ids, "top_ids": ids[..., None].clone(), "top_p": torch.ones(*ids.shape, 1),
-        "entropy": torch.ones(ids.shape),
-        "alpha_bar": torch.linspace(0, 1, len(ids)), "span_mask": torch.ones(ids.shape[1], dtype=torch.bool),
-        "texts": ["x"] * len(ids), "token_strings": {i: f" {i}" for i in range(10)},
-    } | more)  # fmt: skip
+    return Trajectory(
+        **{
+            "tokens": ids,
+            "top_ids": ids[..., None].clone(),
+            "top_p": torch.ones(*ids.shape, 1),
+            "entropy": torch.ones(ids.shape),
+            "alpha_bar": torch.linspace(0, 1, len(ids)),
+            "span_mask": torch.ones(ids.shape[1], dtype=torch.bool),
+            "texts": ["x"] * len(ids),
+            "token_strings": {i: f" {i}" for i in range(10)},
+        }
+        | more
+    )
 
 
 def test_flips_commitment_and_its_order_by_hand():
@@ -114,7 +121,7 @@ def test_files_that_are_no_trajectory(recorded, tmp_path):
         ("foreign", "not a complete trajectory"),
         ("text", "not a complete trajectory"),
         ("missing", "There is no trajectory file"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=sentence):
             Trajectory.load(tmp_path / name)
 
@@ -172,9 +179,15 @@ def test_the_user_says_how_many_tokens_are_recorded(recorded):
 
 def test_numbers_of_numpy_are_saved_too(recorded, tmp_path):
     out = t2.generate(
-        recorded[0], "Tom.", steps=np.int64(2), top_p=np.float32(0.9), temperature=np.float64(1.5),
-        seed=np.array([3]), length=3, progress=False,
-    )  # fmt: skip
+        recorded[0],
+        "Tom.",
+        steps=np.int64(2),
+        top_p=np.float32(0.9),
+        temperature=np.float64(1.5),
+        seed=np.array([3]),
+        length=3,
+        progress=False,
+    )
     out.trajectory.save(tmp_path / "run")
     assert Trajectory.load(tmp_path / "run").settings == out.trajectory.settings
     with pytest.raises(OSError, match="could not be written"):
@@ -182,11 +195,17 @@ def test_numbers_of_numpy_are_saved_too(recorded, tmp_path):
 
 
 BROKEN = {
-    "alpha_bar": torch.ones(2), "token_strings": {}, "texts": ["x"], "known": ["x"], "settings": [],
-    "span_mask": torch.zeros(2, dtype=torch.bool), "top_p": torch.full((3, 2, 1), 2.0),
-    "entropy": torch.full((3, 2), float("nan")), "top_ids": torch.zeros(3, 2, 0, dtype=torch.int),
+    "alpha_bar": torch.ones(2),
+    "token_strings": {},
+    "texts": ["x"],
+    "known": ["x"],
+    "settings": [],
+    "span_mask": torch.zeros(2, dtype=torch.bool),
+    "top_p": torch.full((3, 2, 1), 2.0),
+    "entropy": torch.full((3, 2), float("nan")),
+    "top_ids": torch.zeros(3, 2, 0, dtype=torch.int),
     "records": {"reward": torch.ones(1)},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("part", BROKEN)

@@ -14,9 +14,15 @@ def model(vocabulary: int = V, length: int = L) -> MistralForDiffusionLM:
     """A float32 Mistral with hidden 256 and 4 layers, random weights, logits about N(0, 1)."""
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=vocabulary, hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, max_position_embeddings=length, sliding_window=None,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=length,
+        sliding_window=None,
+    )
     lm = MistralForDiffusionLM(config)
     torch.nn.init.normal_(lm.lm_head.weight, std=config.hidden_size**-0.5)
     return lm

@@ -66,13 +66,24 @@ class Sizes:
 
 
 MISTRAL_7B = {  # with [PAD] as its last token, as every run has it: 32,001, which is odd
-    "vocab_size": 32_001, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "vocab_size": 32_001,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 32_768,
+    "rms_norm_eps": 1e-5,
+}
 SMALL = {
-    "vocab_size": 121, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128,
-}  # fmt: skip
+    "vocab_size": 121,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
 REAL = Sizes(MISTRAL_7B, 512, 384, 2048, 100, (1, 8), 64, 20, 5, 64, 32)
 TINY = Sizes(SMALL, 16, 12, 32, 10, (1, 2), 4, 2, 1, 4, 2)
 
@@ -364,24 +375,33 @@ def rows_of(sizes: Sizes) -> list[Row]:
     long, times = sizes.long, "times"
     lengths = (sizes.length, long)
     speed = [
-        Row(f"{sizes.steps} steps against {name}, {long} tokens, B={rows}, bf16", "times faster", None,
-            partial(speed_up, rows=rows, static=static))
-        for static, name in ((False, "AR, eager"), (True, "AR, static cache compiled")) for rows in sizes.batches
-    ]  # fmt: skip
+        Row(
+            f"{sizes.steps} steps against {name}, {long} tokens, B={rows}, bf16",
+            "times faster",
+            None,
+            partial(speed_up, rows=rows, static=static),
+        )
+        for static, name in ((False, "AR, eager"), (True, "AR, static cache compiled"))
+        for rows in sizes.batches
+    ]
     return [
         Row("fast path against textbook, float32", "relative", 1e-5, partial(fast_and_textbook, kind="float32")),
         Row("denoising step, nf4, to a bare pass", times, 1.10, partial(denoising_step, kind="nf4")),
         Row(f"sampling, nf4, L={long}: peak", "GB", 6.5, sampling_peak),
         Row("guided step, nf4, to an unguided one", times, 4, guided_step),
         Row("guidance, nf4: memory added", "GB", 2.5, guidance_memory),
-        *(Row(f"QLoRA step, L={length}, to an AR one", times, 1.35, partial(adaptation_step, length=length))
-          for length in lengths),
-        *(Row(f"QLoRA step, L={length}: peak", "GB", aim, partial(adaptation_peak, length=length))
-          for length, aim in zip(lengths, (8, 12), strict=True)),
+        *(
+            Row(f"QLoRA step, L={length}, to an AR one", times, 1.35, partial(adaptation_step, length=length))
+            for length in lengths
+        ),
+        *(
+            Row(f"QLoRA step, L={length}: peak", "GB", aim, partial(adaptation_peak, length=length))
+            for length, aim in zip(lengths, (8, 12), strict=True)
+        ),
         Row("denoising step, bf16, to a bare pass", times, 1.10, partial(denoising_step, kind="bf16")),
         Row("fast path against textbook, bf16", "relative", 1e-2, partial(fast_and_textbook, kind="bf16")),
         *speed,
-    ]  # fmt: skip
+    ]
 
 
 def measured(row: Row, bench: Bench, elapsed: float) -> dict:

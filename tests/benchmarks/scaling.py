@@ -57,9 +57,12 @@ def line(x, y) -> dict[str, float]:
     fitted = slope * x + intercept
     r2 = 1 - ((y - fitted) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     return {
-        "slope": slope, "intercept": intercept, "r2": r2, "deviation": np.abs(y / fitted - 1).max(),
+        "slope": slope,
+        "intercept": intercept,
+        "r2": r2,
+        "deviation": np.abs(y / fitted - 1).max(),
         "exponent": np.polyfit(np.log(x), np.log(y), 1)[0],
-    }  # fmt: skip
+    }
 
 
 def measured() -> dict:

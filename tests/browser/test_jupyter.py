@@ -68,10 +68,22 @@ def lab(tmp_path_factory):
         port = free.getsockname()[1]
     homes = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
     server = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-         "--ServerApp.token=t", f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0"],
-        env=os.environ | homes, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--ip=127.0.0.1",
+            f"--port={port}",
+            "--allow-root",
+            "--ServerApp.token=t",
+            f"--ServerApp.root_dir={folder}",
+            "--ServerApp.port_retries=0",
+        ],
+        env=os.environ | homes,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     yield folder, f"http://127.0.0.1:{port}"
     server.terminate()
     server.wait()

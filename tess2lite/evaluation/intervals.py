@@ -151,7 +151,7 @@ def _resampled_means(scores, questions, seeds, bounds) -> np.ndarray | None:
             raise InputError(f"There are {len(values)} scores and {len(labels)} {name}; give one for each score.")
     if questions is None and seeds is None:
         questions = range(len(values))
-    means = np.full(RESAMPLES, values.mean())
+    means: np.ndarray | None = np.full(RESAMPLES, values.mean())
     if questions is not None:
         means = _means_by_question(values, _numbered(questions), bounds)
     if seeds is not None and means is not None:

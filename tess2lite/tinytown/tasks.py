@@ -51,7 +51,7 @@ def constraints(rng: random.Random, held_out: str) -> Example:
     people = sorted(teller.world.people)
     things = sorted(teller.world.holder)
     number = min(len(people), rng.choice((1, 2)))
-    key = {"people": rng.sample(people, number)}
+    key: dict[str, Any] = {"people": rng.sample(people, number)}
     about = list(key["people"])
     asked = []
     if things and rng.random() < 0.7:
@@ -86,7 +86,7 @@ def keeps_constraints(example: Example, text: str) -> float:
 
 def reading(rng: random.Random, held_out: str) -> Example:
     """Ask about how a story ends."""
-    questions = []
+    questions: list[tuple[str, str]] = []
     while not questions:
         teller = story(rng, held_out)
         questions = _questions(teller.world)
@@ -376,7 +376,7 @@ def examples(task: str, split: str, n: int, seed: int = 0) -> list[Example]:
         raise ValueError(f"'{task}', '{split}': tasks are {', '.join(TASKS)}; splits are {', '.join(SPLITS)}.")
     make, _ = TASKS[task]
     held_out = "also" if split == "test" else "never"
-    different = {}
+    different: dict[tuple[str, str], Example] = {}
     for number in range(50 * n + 1000):
         rng = random.Random(f"{seed}/{split}/{task}/{number}")
         example = make(rng, held_out)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:  # what the mixin is mixed into; importing it takes seconds
+    from transformers import Trainer as _Trainer
+else:
+    _Trainer = object
 
 COMPLETE = "whole"  # name of the file that marks a checkpoint which was saved to its end
 
@@ -32,7 +37,7 @@ def write_atomically(path: str | Path, text: str) -> None:
         part.unlink(missing_ok=True)
 
 
-class CompleteCheckpoints:
+class CompleteCheckpoints(_Trainer):
     """Mixin for a transformers Trainer: a checkpoint is marked when all of it is saved, and only if it is finite.
 
     A checkpoint that a kill cut short has no mark, and one that diverged is not written at all, so that neither is

@@ -184,12 +184,12 @@ def _message(message: Any) -> dict[str, str]:
             f"A message has the role {said!r}: the chat template has no tool calls. "
             "The roles are system, user, assistant; leave such chats out."
         )
-    content = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
+    content: Any = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
     if isinstance(content, list | dict):
         content = _joined(content if isinstance(content, list) else [content])
     if isinstance(content, str) and content.strip():
         check_text("content", content)
-    role = ROLES.get(name, said) if isinstance(name, str) else said
+    role: Any = ROLES.get(name, said) if isinstance(name, str) else said
     is_empty_system = role == "system" and content is None
     return {"role": role, "content": "" if is_empty_system else content}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ..validation import InputError, expand_path
 
@@ -127,7 +127,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             with gzip.open(raw) if is_compressed else raw as file:
                 start = file.peek(4)[:4]
                 encoding = next((name for mark, name in MARKS if start.startswith(mark)), None)
-                yield io.BytesIO(file.read().decode(encoding).encode()) if encoding else file
+                yield io.BytesIO(file.read().decode(encoding).encode()) if encoding else cast(IO[bytes], file)
     except (OSError, EOFError, zlib.error, UnicodeError) as problem:
         raise InputError(f"'{path}' cannot be read to its end: {_first_line(problem)}") from problem
 

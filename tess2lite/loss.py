@@ -124,7 +124,7 @@ def measure_loss_curve(
 
 
 class _SoftPath:
-    """Noisy rows of one batch into the model and back, nothing V wide kept."""
+    """Noisy rows of one batch into the model and back; no vocabulary-sized tensor is kept."""
 
     def __init__(self, lm, input_ids, span_mask, blocks, attention_mask):
         self.lm = lm

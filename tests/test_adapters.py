@@ -1,4 +1,4 @@
-"""Adapters that fit their base are right to the bit of what PEFT computes; all others are refused in one sentence."""
+"""Adapters that fit their base give bit for bit what PEFT computes; all others are refused in one sentence."""
 
 import json
 import shutil

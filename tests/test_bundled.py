@@ -103,7 +103,7 @@ def test_the_assistant_reads_and_its_card_says_how_well():
 
 
 @pytest.mark.parametrize("name", ["tinytown-reward", "tinytown-reward-brief"])
-def test_the_judges_prefer_what_their_cards_say(name):
+def test_the_reward_models_prefer_what_their_cards_say(name):
     card = json.loads((t2.bundled()[name] / "card.json").read_text())
     judge, right = t2.load_reward(name, base=t2.load("tinytown-instruct")), 0
     pairs = tasks.preferences("test", 60, card["preference"], seed=5)

@@ -82,7 +82,6 @@ def test_no_old_identifier():
     assert found == []
 
 
-@pytest.mark.xfail(strict=False, reason="modules and notebooks are being rewritten")
 def test_no_old_phrase():
     found = []
     for path in tracked(*FILES):

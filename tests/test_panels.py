@@ -19,7 +19,7 @@ def lm():
 
 
 @pytest.fixture(scope="module")
-def judges(lm):
+def reward_models(lm):
     one, two = small_judge(lm), small_judge(lm)
     with torch.no_grad():
         two.score.weight.neg_()
@@ -163,13 +163,13 @@ LAB = {"prompt": "Tell me something about the barn.", "steps": 6, "scale": 1e3, 
 
 
 @pytest.fixture(scope="module")
-def guided(lm, judges):
-    return go(panels.guidance_panel(lm, judges, ""), **LAB)
+def guided(lm, reward_models):
+    return go(panels.guidance_panel(lm, reward_models, ""), **LAB)
 
 
-def test_the_guidance_panel_runs_what_it_shows(lm, judges, guided):
+def test_the_guidance_panel_runs_what_it_shows(lm, reward_models, guided):
     asked = [{"role": "user", "content": LAB["prompt"]}]
-    hook = t2.RewardGuidance(judges["one"], 1e3)
+    hook = t2.RewardGuidance(reward_models["one"], 1e3)
     expected = t2.generate(lm, asked, steps=6, hooks=[hook], progress=False)
     assert guided.result.token_ids == expected.token_ids
     assert [run["name"] for run in guided.data["runs"]] == ["unguided", "guided, η = 1000"]
@@ -192,8 +192,8 @@ def test_the_guidance_panel_runs_what_it_shows(lm, judges, guided):
     ],
     ids=lambda change: [*change][0],
 )
-def test_guidance_panel(lm, judges, guided, change):
-    ours = go(panels.guidance_panel(lm, judges, ""), **LAB | change).result.trajectory
+def test_guidance_panel(lm, reward_models, guided, change):
+    ours = go(panels.guidance_panel(lm, reward_models, ""), **LAB | change).result.trajectory
     theirs = guided.result.trajectory
     assert ours.top_p.shape != theirs.top_p.shape or not torch.equal(ours.top_p, theirs.top_p)
 
@@ -210,17 +210,17 @@ def test_guidance_panel(lm, judges, guided, change):
         ({"reward": None}, "reward model is None"),
     ],
 )
-def test_the_guidance_panel_goes_on_after_a_mistake(lm, judges, mistake, sentence):
+def test_the_guidance_panel_goes_on_after_a_mistake(lm, reward_models, mistake, sentence):
     good = LAB | {"steps": 2}
-    panel = go(panels.guidance_panel(lm, judges, ""), **good | mistake)
+    panel = go(panels.guidance_panel(lm, reward_models, ""), **good | mistake)
     assert sentence in failure(panel) and panel.result is None
     assert failure(go(panel, **good)) is None and panel.result.token_ids
 
 
-def test_a_hostile_prompt_is_data(lm, judges):
+def test_a_hostile_prompt_is_data(lm, reward_models):
     panel = go(panels.run_panel(lm, HOSTILE), steps=2)
     assert panel.result.prompt == HOSTILE
-    assert go(panels.guidance_panel(lm, {HOSTILE: judges["one"]}, HOSTILE), steps=2).result
+    assert go(panels.guidance_panel(lm, {HOSTILE: reward_models["one"]}, HOSTILE), steps=2).result
 
 
 # Interventions
@@ -288,22 +288,25 @@ def test_a_run_made_with_hooks_needs_them_in_the_panel(lm):
 
 
 MADE_OF = [
-    (lambda lm, judges: panels.noise_panel(None), "lm is a NoneType"),
-    (lambda lm, judges: panels.noise_panel(lm, None), "text is None"),
-    (lambda lm, judges: panels.run_panel(judges["one"], ""), "lm is a MistralRewardModel"),
-    (lambda lm, judges: panels.run_panel(lm, "", steps=0), "steps is 0"),
-    (lambda lm, judges: panels.run_panel(lm, 5), "text is 5"),
-    (lambda lm, judges: panels.guidance_panel(lm, {}, ""), "rewards is dict"),
-    (lambda lm, judges: panels.guidance_panel(lm, judges["one"], ""), "rewards is MistralRewardModel"),
-    (lambda lm, judges: panels.guidance_panel(lm, {"one": lm}, ""), "The reward model is a MistralForDiffusionLM"),
-    (lambda lm, judges: panels.guidance_panel(lm, judges, "", steps=2.5), "steps is 2.5"),
-    (lambda lm, judges: panels.guidance_panel(lm, judges, "", scale=-1), "scale is -1"),
-    (lambda lm, judges: panels.intervention_panel(lm, None), "run is a NoneType"),
-    (lambda lm, judges: panels.intervention_panel(None, None), "lm is a NoneType"),
+    (lambda lm, reward_models: panels.noise_panel(None), "lm is a NoneType"),
+    (lambda lm, reward_models: panels.noise_panel(lm, None), "text is None"),
+    (lambda lm, reward_models: panels.run_panel(reward_models["one"], ""), "lm is a MistralRewardModel"),
+    (lambda lm, reward_models: panels.run_panel(lm, "", steps=0), "steps is 0"),
+    (lambda lm, reward_models: panels.run_panel(lm, 5), "text is 5"),
+    (lambda lm, reward_models: panels.guidance_panel(lm, {}, ""), "rewards is dict"),
+    (lambda lm, reward_models: panels.guidance_panel(lm, reward_models["one"], ""), "rewards is MistralRewardModel"),
+    (
+        lambda lm, reward_models: panels.guidance_panel(lm, {"one": lm}, ""),
+        "The reward model is a MistralForDiffusionLM",
+    ),
+    (lambda lm, reward_models: panels.guidance_panel(lm, reward_models, "", steps=2.5), "steps is 2.5"),
+    (lambda lm, reward_models: panels.guidance_panel(lm, reward_models, "", scale=-1), "scale is -1"),
+    (lambda lm, reward_models: panels.intervention_panel(lm, None), "run is a NoneType"),
+    (lambda lm, reward_models: panels.intervention_panel(None, None), "lm is a NoneType"),
 ]
 
 
 @pytest.mark.parametrize("made, sentence", MADE_OF, ids=lambda part: part if isinstance(part, str) else "")
-def test_what_a_panel_is_made_of_is_checked_at_once(lm, judges, made, sentence):
+def test_what_a_panel_is_made_of_is_checked_at_once(lm, reward_models, made, sentence):
     with pytest.raises((ValueError, TypeError), match=sentence):
-        made(lm, judges)
+        made(lm, reward_models)

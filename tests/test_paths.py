@@ -194,6 +194,8 @@ def test_an_unset_variable_is_a_mistake_not_a_folder(tmp_path, monkeypatch):
 
 # Functions with a path among their parameters that get it from one of the doors above, expanded.
 BEHIND_THE_DOORS = {
+    "tess2lite.pretrained.shared_base": {"model_on_base"},
+    "tess2lite.pretrained.sources": {"find_source", "plain_errors"},  # `load` hands on what it is given
     "tess2lite.evaluation.results": {"writing", "write_json", "write_text"},
     "tess2lite.training.checkpoints": {"last_checkpoint", "write_atomically"},
     "tess2lite.training.merge": {"merged_model"},  # as `load`

@@ -29,7 +29,7 @@ ARROWS = {
     "trajectory": {"validation"},
     "viz": {"trajectory"},
     "viz/theory": {"textbook"},
-    "viz/export": {"validation"},
+    "viz/export": {"trajectory", "validation"},
     "viz/figures": {"schedule"},
     "viz/panels": {"chunks", "generation", "guidance", "hooks", "schedule", "textbook", "tokens", "validation"},
     "viz/widget": {

@@ -100,7 +100,7 @@ def put_back(
 ) -> Generation:
     """The run again, in which at the step of the flip its causes read what they had read one step earlier.
 
-    The steps before are the same to the bit; what follows goes on from the edited step.
+    The steps before it stay bit-identical; what follows continues from the edited step.
 
     Args:
         lm: the denoiser that made the run.

@@ -25,8 +25,8 @@ CELLS = [
     "panels.intervention_panel(lm, out)",
     "panels.noise_panel(lm)",
     "instruct = t2.load('tinytown-instruct')\n"
-    "judges = {name: t2.load_reward(name, base=instruct) for name in ('tinytown-reward', 'tinytown-reward-brief')}\n"
-    "panels.guidance_panel(instruct, judges, 'Tell me something about the barn.', steps=4)",
+    "rewards = {name: t2.load_reward(name, base=instruct) for name in ('tinytown-reward', 'tinytown-reward-brief')}\n"
+    "panels.guidance_panel(instruct, rewards, 'Tell me something about the barn.', steps=4)",
     "t2.generate(lm, 'Anna', steps=0)",
     "print('all is ready')",
     "import time\ntime.sleep(6)\nprint('awake')",

@@ -131,6 +131,8 @@ class Recorder:
     def __call__(self, step: Step) -> None:
         top_ids, top_p = step.top(self.top_k)
         kept = {"top_ids": top_ids, "top_p": top_p, "tokens": step.tokens, "entropy": step.entropy}
+        more = {"token_p": step.token_p, "noisy_tokens": step.noisy_tokens}
+        kept |= {name: values for name, values in more.items() if values is not None}
         self.steps.append(kept | step.records)
         self.alphas_bar.append(step.alpha_bar)
 

@@ -137,6 +137,10 @@ class MaskedStep(Step):
             out.token_p = torch.where(is_masked, out.token_p, 2)  # ranks before any probability
         return self._prediction
 
+    @property
+    def token_p(self) -> None:
+        """None: most of `tokens` are mask tokens, which no prediction has drawn."""
+
     def finish(self) -> torch.Tensor:
         """What the next step reads, (B, L)."""
         super().finish()

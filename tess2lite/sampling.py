@@ -66,6 +66,7 @@ class SamplerState:
         times: t/T of each step. levels: ᾱ that each step reads, and 1 for the end; 0 for the first, pure noise.
         masked_idx: (N,) places of the masked positions in the flattened batch. counts: how many each sequence has.
         embedding: E, (V, H).
+        noisy_tokens: Step → (N,), the most likely token of each noisy simplex that it reads; of the last two steps.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class SamplerState:
         self.counts = self.span_mask.sum(1).tolist()
         self.eos = torch.tensor(eos_token_ids(lm), device=lm.device)
         self.chunks = make_chunks(self.counts, rows_per_chunk(len(self.embedding), lm.device), lm.device)
+        self.noisy_tokens: dict[int, torch.Tensor] = {}
         self._replayed_noise = (None, None)
         self._scratch = None
 
@@ -147,6 +149,7 @@ class SamplerState:
         for chunk in self.chunks:
             signal = tokens[chunk.rows] if index else None
             noisy = noisy_simplex_(self.fresh_noise(index - 1, chunk), signal, alpha_bar)
+            self._keep_noisy_tokens(index, chunk, noisy)
             soft.append(soft_embedding(noisy.softmax(1), self.embedding))
         return (torch.cat(soft) + self.embedding.mean(0)) / 2
 
@@ -189,8 +192,15 @@ class SamplerState:
             return None
         noise = self.fresh_noise(index, chunk, scratch)
         noisy = noisy_simplex_(noise, tokens, self.alphas_bar[index + 1])
+        self._keep_noisy_tokens(index + 1, chunk, noisy)
         self_cond = 1 / len(self.embedding) if p is None else p
         return soft_embedding(self_condition(noisy, self_cond), self.embedding) / 2
+
+    def _keep_noisy_tokens(self, index: int, chunk: Chunk, noisy: torch.Tensor) -> None:
+        self.noisy_tokens.pop(index - 2, None)
+        if index not in self.noisy_tokens:
+            self.noisy_tokens[index] = torch.empty_like(self.masked_idx)
+        self.noisy_tokens[index][chunk.rows] = noisy.argmax(1)
 
 
 class Step:
@@ -476,6 +486,26 @@ class Step:
         self_cond = p if self._self_condition else None
         next_input = run.next_input(self.index, chunk, self_cond, tokens, scratch=logits)
         return Prediction(tokens, token_p, top_ids, top_p, entropy, next_input)
+
+    @property
+    @torch.no_grad()
+    def token_p(self) -> torch.Tensor | None:
+        """(B, L) probability of each of `tokens` in the prediction, 1 on the context."""
+        prediction = self.prediction()
+        run = self._run
+        at_end = run.argmax_at_end and self.is_last
+        rows = prediction.top_p[:, 0] if at_end else prediction.token_p
+        if self._override is not None:
+            tokens = run.gather_masked(self.current_tokens())[:, None]
+            rows = torch.cat([logits.softmax(1).gather(1, tokens[at])[:, 0] for at, logits in self.logit_blocks()])
+        context = torch.ones(self.span_mask.shape, dtype=rows.dtype, device=rows.device)
+        return run.scatter_masked(rows, context)
+
+    @property
+    def noisy_tokens(self) -> torch.Tensor | None:
+        """(B, L) most likely token of each noisy simplex that the step read; None where nobody kept it."""
+        kept = self._run.noisy_tokens.get(self.index)
+        return None if kept is None else self._run.scatter_masked(kept, self.input_ids)
 
     @property
     def mean_entropy(self) -> float:

@@ -33,8 +33,10 @@ class Trajectory:
         span_mask: (L,) bool, where the model wrote.
         texts: S strings, all that was written, ends and padding included.
         token_strings: Id → text, of every id that occurs.
-        records: Name → (S,) or (S, L), what hooks remembered. Guidance keeps `reward`, `argmax_before_guidance`, ids,
-            and `logprob_gain`, what it added to the log-probability of the most likely token, in nats.
+        records: Name → (S,) or (S, L), what hooks remembered. Of a simplex run `token_p`, the probability of each of
+            `tokens`, and `noisy_tokens`, the most likely token of each noisy simplex that was read. Guidance keeps
+            `reward`, `argmax_before_guidance`, ids, and `logprob_gain`, what it added to the log-probability of the
+            most likely token, in nats.
         known: L strings, what each token of the context adds to the text, "" where the model wrote.
         token_bytes: Id → bytes, of those that are not whole characters.
         settings: What a replay needs (prompt, seed, steps, …).

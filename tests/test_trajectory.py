@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 import tess2lite as t2
+from tess2lite import textbook
 from tess2lite.generation import replay
 from tess2lite.hooks import Pin, Recorder
 from tess2lite.trajectory import Trajectory
@@ -44,6 +45,39 @@ def test_words_join_pieces_that_meet_in_letters():
     token_strings = {0: "<s>", 1: " An", 2: "na", 3: ".", 4: " a", 5: "\n", 6: "B"}
     run = by_hand([[0, 1, 2, 3, 4, 5, 6]], token_strings=token_strings)
     assert run.words() == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6), (6, 7)]
+
+
+@pytest.mark.parametrize("final", ["argmax", "sample"])
+def test_the_probability_of_each_drawn_token_is_recorded(tiny, final):
+    """Against the full logits: of what was drawn, of what was pinned, and of what a run ends with."""
+    logits = []
+    hooks = [Pin({12: 9}, start=2), lambda step: logits.append(step.logits[0])]
+    options = {"steps": STEPS, "length": 9, "final": final, "progress": False}
+    run = t2.generate(tiny(), "A cat.", hooks=hooks, **options).trajectory
+    p = torch.stack(logits).softmax(-1)
+    expected = p.gather(-1, run.tokens[..., None].long())[..., 0]
+    assert torch.allclose(run.records["token_p"][:, run.span_mask], expected[:, run.span_mask], atol=1e-6)
+    assert (run.records["token_p"][:, ~run.span_mask] == 1).all()
+    assert run.tokens[2:, 12].tolist() == [9] * (STEPS - 2)
+
+
+def test_the_loudest_tokens_of_the_noisy_pages_are_recorded(tiny):
+    """Against the textbook's noisy simplex of the tokens and noise that each step read."""
+    lm = tiny()
+    ids = torch.arange(4, 16)[None]
+    mask = torch.arange(12)[None] > 3
+    noise = torch.randn(STEPS + 1, 1, 12, lm.config.vocab_size)
+    recorder = Recorder()
+    batch = {"input_ids": ids, "span_mask": mask}
+    steps = t2.denoise(lm, batch, steps=STEPS, hooks=[recorder], noise=lambda step, shape: noise[step + 1])
+    pages = [torch.as_tensor(5 * noise[0])]
+    for step in steps:
+        if not step.is_last:
+            clean = textbook.token_simplex(step.tokens, lm.config.vocab_size)
+            pages.append(textbook.add_noise(clean, noise[step.index + 1], torch.tensor(step.next_alpha_bar)))
+    for page, kept in zip(pages, recorder.steps, strict=True):
+        assert torch.equal(kept["noisy_tokens"][mask], page.argmax(-1)[mask])
+        assert torch.equal(kept["noisy_tokens"][~mask], ids[~mask])
 
 
 @pytest.fixture(scope="module")

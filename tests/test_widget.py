@@ -46,7 +46,9 @@ def place(run, m):
 
 def same(one, other):
     tensors = ("tokens", "top_ids", "top_p", "entropy", "alpha_bar")
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
+    records = one.records.keys() == other.records.keys()
+    records = records and all(torch.equal(values, other.records[name]) for name, values in one.records.items())
+    return records and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
 
 
 @pytest.mark.parametrize("step", [0, 3, STEPS - 1])
@@ -77,6 +79,9 @@ def test_what_streams_is_what_is_recorded(written, opened):
         index = {token: j for j, token in enumerate(sorted(whole.token_strings))}
         assert [pieces[j] for j in frame["tokens"]] == [names[index[token]] for token in ids]
         assert frame["sure"] == (whole.top_p[at, whole.span_mask, 0] * 255).round().int().tolist()
+        assert frame["drawn"] == (whole.records["token_p"][at, whole.span_mask] * 255).round().int().tolist()
+        noisy = whole.records["noisy_tokens"][at, whole.span_mask].tolist()
+        assert [pieces[j] for j in frame["noisy"]] == [names[index[token]] for token in noisy]
         assert sum(frame["counts"]) == len(frame["top"]) == len(frame["p"])
     assert len(header["alpha_bar"]) == step and header["pins"][0]["step"] == step
 

@@ -32,6 +32,7 @@ Run = {
   reward     [S] or null   what a reward model says of each prediction
   before     S·M ids       first choice before guidance; "" without guidance  (like tokens)
   gain       S·M           what guidance added to the first choice's log-probability, nats · 100   (signed 16 bit)
+  drawn      S·M 0…255     optional: probability of the drawn token · 255                           (8 bit)
   noisy      S·M ids       optional: the likeliest token of the noisy page that was read           (like tokens)
   pins       [{position, step (index), token (text), until? (index)}]   optional: words written by hand
   why        [{step (index), position, weights: [one per position, length L], unit: "nats"}]   optional
@@ -319,6 +320,7 @@ class Run {
       entropy: column(given.entropy, Uint8Array),
       before: column(given.before, Ids),
       gain: column(given.gain, Int16Array),
+      drawn: column(given.drawn, Uint8Array),
       noisy: column(given.noisy, Ids),
     };
     const counts = column(given.counts, Uint8Array);
@@ -831,6 +833,7 @@ export function explore(host, data, options = {}) {
   // ---------- the card
   const drawnP = (each, s, m) => {
     const id = each.at(s, m);
+    if (each.frames[s].drawn) return percent(each.frames[s].drawn[m] / 255);
     const candidates = each.candidates(s, m);
     const found = candidates.find(candidate => candidate.id === id);
     return found ? percent(found.p) : candidates.length ? `below ${percent(Math.max(0.01, candidates.at(-1).p)).replace("below ", "")}` : "";

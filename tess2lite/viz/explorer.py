@@ -208,7 +208,7 @@ class _Columns:
             before = run.records["argmax_before_guidance"][:, at]
             gain = (run.records["logprob_gain"][:, at] * 100).round().clamp(-32_767, 32_767)
         top = run.top_ids[detailed][:, at]
-        return {
+        return self._optional(detailed) | {
             "tokens": self._indices(run.tokens[:, at]),
             "sure": _packed(self.p[..., 0], torch.uint8),
             "counts": _packed(kept.sum(-1), torch.uint8),
@@ -220,6 +220,21 @@ class _Columns:
             "before": self._indices(before),
             "gain": _packed(gain, torch.int16),
         }
+
+    def _optional(self, detailed: list[int]) -> dict[str, str]:
+        """How likely the drawn tokens were, and the loudest tokens of the noisy pages, where there is room for them."""
+        records = self.trajectory.records
+        steps, places = self.p.shape[:2]
+        size = self.width.itemsize
+        used = steps * places * (size + 3) + int(self.kept.sum()) * (size + 1)
+        columns = {}
+        if len(detailed) < steps or used + steps * places * (size + 1) > RUN_BYTES:
+            return columns
+        if "token_p" in records:
+            columns["drawn"] = _packed((records["token_p"][:, self.positions] * 255).round(), torch.uint8)
+        if "noisy_tokens" in records:
+            columns["noisy"] = self._indices(records["noisy_tokens"][:, self.positions])
+        return columns
 
     def _indices(self, ids: torch.Tensor) -> str:
         indices = torch.searchsorted(torch.tensor(self.ids), ids.long())

@@ -254,6 +254,9 @@ class Future:
         if not self.inputs or not _are_stateless(hooks):
             return generation.replay(lm, run, [*hooks, feed], progress=False), []
         sampler = _sampler(lm, run, self.inputs[: step + 1])
+        if "noisy_tokens" in run.records:
+            noisy = run.records["noisy_tokens"][step, run.span_mask]
+            sampler.noisy_tokens[step] = noisy.to(sampler.masked_idx)
         candidates = run.top_ids.shape[-1]
         recorder = Recorder(candidates, _recorded(run, step), run.alpha_bar[:step].tolist())
         for _ in loop(sampler, [*hooks, recorder, feed], Step, step, None):
@@ -424,26 +427,27 @@ class _Feed:
         p = (columns["top_p"] * 255).round().int()
         kept = p > 0
         kept[:, 0] = True
-        ids = [columns["tokens"], columns["top_ids"][kept]]
-        if "argmax_before_guidance" in columns:
-            ids.append(columns["argmax_before_guidance"])
-        pieces = self._pieces(torch.cat(ids).tolist())
-        tokens, top, *before = [self._indices(part) for part in ids]
+        ids = {"tokens": columns["tokens"], "top": columns["top_ids"][kept]}
+        for name, record in (("before", "argmax_before_guidance"), ("noisy", "noisy_tokens")):
+            if record in columns:
+                ids[name] = columns[record]
+        pieces = self._pieces(torch.cat(list(ids.values())).tolist())
         entropy = (columns["entropy"] * 16).round().clamp(0, 255)
         frame = {
             "pieces": pieces,
-            "tokens": tokens,
             "sure": p[:, 0].tolist(),
             "counts": kept.sum(1).tolist(),
-            "top": top,
             "p": p[kept].tolist(),
             "entropy": entropy.int().tolist(),
         }
-        if before:
+        for name, part in ids.items():
+            frame[name] = self._indices(part)
+        if "before" in ids:
             gain = (columns["logprob_gain"] * 100).round().clamp(-32_767, 32_767)
-            frame["before"] = before[0]
             frame["gain"] = gain.int().tolist()
             frame["reward"] = float(columns["reward"])
+        if "token_p" in columns:
+            frame["drawn"] = (columns["token_p"] * 255).round().int().tolist()
         return frame
 
     def _indices(self, ids: torch.Tensor) -> list[int]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tess2lite as t2
+from tess2lite.tinytown import tasks
 from tess2lite.tinytown.tasks import TASKS, examples
 from tess2lite.training import reward as reward_training
 from tess2lite_course.experiments import build, instruct, rewards
@@ -27,6 +28,7 @@ def made(tmp_path_factory):
         patch.setattr(build, "MEASURED", 12)
         patch.setattr(instruct, "PER_SEED", 1)
         patch.setattr(instruct, "STEPS", 2)
+        patch.setattr(instruct, "CONVERSATIONS", 2)
         patch.setattr(reward_training, "TINYTOWN_PAIRS", 200)
         patch.setattr(rewards, "STEPS", 8)
         patch.setattr(rewards, "BATCH", 4)
@@ -45,6 +47,7 @@ def test_every_stage_leaves_a_model_and_a_card(made):
     card = json.loads((out / "tinytown-instruct" / "card.json").read_text())
     assert set(card["scores"]) == {*TASKS, "sorting", "counting", "boolean", "tracking"} - {"puzzle"}
     assert all(set(models) == {"diffusion", "ar", "base"} for models in card["scores"].values())
+    assert {name: len(shares) for name, shares in card["right_by_turn"].items()} == {"diffusion": 3, "ar": 3, "base": 3}
     assert json.loads((out / "tinytown-reward" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
         "tinytown-instruct"
     )
@@ -67,6 +70,21 @@ def test_answers_alone_are_measured(made):
     for row, mask in zip(ids, span_mask, strict=True):
         assert row[mask][-1] == tokenizer.eos_token_id
         assert tokenizer.decode(row[: mask.int().argmax()]).endswith("<|assistant|>\n")
+
+
+def test_turns_are_scored_after_the_true_answers_of_the_turns_before(monkeypatch):
+    """An oracle that forgets everything after the first turn."""
+    monkeypatch.setattr(instruct, "CONVERSATIONS", 6)
+    tokenizer = t2.load("tinytown-base").tokenizer
+    chats = instruct.conversations(6, tokenizer, 256)
+    first_answers = {chat[0]["content"]: chat[1]["content"] for chat in chats}
+    assert all(tasks.side(chat[0]["content"]) == "test" for chat in chats)
+
+    def answer(asked, seed):
+        assert all(message in chat for chat, known in zip(chats, asked, strict=True) for message in known)
+        return [first_answers[known[0]["content"]] if len(known) == 1 else "nothing" for known in asked]
+
+    assert instruct.turn_scores(answer, tokenizer, 256) == [1, 0, 0]
 
 
 def test_puzzles_are_told_apart():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from tess2lite.loading import load
 from tess2lite.loss import measure_loss_curve
 from tess2lite.model import SimplexDenoiser
 from tess2lite.span_masks import after
+from tess2lite.tinytown.dense import dense_story
 from tess2lite.tinytown.documents import ECHO_FIRST, EVERYTHING, KINDS, LOOKUP_NEXT, PAIRS_NEXT, ROSTERS_NEXT, document
 from tess2lite.tinytown.language import skeletons, split_sentences
 from tess2lite.tinytown.stories import stories
@@ -52,6 +54,8 @@ SEED = 0
 LENGTH = 256
 SAMPLE = 30_000  # documents whose pieces become the vocabulary
 SCORED = 400  # test stories
+STORY_ROOM = 144  # tokens for a story with its beginning; the longest of the test split has 122
+DENSE_STORY_ROOM = 224  # the longest has 217
 MEASURED = 90  # validation texts, for the loss curve
 STORY_LENGTH = 64  # tokens of those that are stories
 SAVE_EVERY = 250  # steps
@@ -356,7 +360,7 @@ def write_card(folder: Path, **facts) -> None:
     path.write_text(json.dumps(known | facts, indent=1, ensure_ascii=False) + "\n")
 
 
-def continue_autoregressively(folder: Path, prompts: list[str]) -> list[str]:
+def continue_autoregressively(folder: Path, prompts: list[str], length: int) -> list[str]:
     """What the AR model writes after each prompt, sampled at temperature 1."""
     model = MistralForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
@@ -371,29 +375,36 @@ def continue_autoregressively(folder: Path, prompts: list[str]) -> list[str]:
                 attention_mask=inputs["attention_mask"],
                 do_sample=True,
                 top_k=0,
-                max_new_tokens=LENGTH - inputs["input_ids"].shape[1],
+                max_new_tokens=length - inputs["input_ids"].shape[1],
                 pad_token_id=tokenizer.pad_token_id,
             )
         texts += tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts
 
 
-def continue_by_denoising(folder: Path, prompts: list[str], steps: int = 100) -> list[str]:
-    """What the denoiser writes after each prompt, at top-p 0.99."""
+def continue_by_denoising(folder: Path, prompts: list[str], length: int) -> list[str]:
+    """What the denoiser writes after each prompt in 100 steps, at top-p 0.99."""
     lm = load(folder)
     texts = []
     for start in range(0, len(prompts), 50):
         batch = prompts[start : start + 50]
-        texts += [out.text for out in generate(lm, batch, steps=steps, seed=range(start, start + len(batch)))]
+        seeds = range(start, start + len(batch))
+        texts += [out.text for out in generate(lm, batch, length=length, steps=100, seed=seeds, record=1)]
     return texts
 
 
-def score(folder: Path, complete: Callable[[Path, list[str]], list[str]], sampled: str) -> None:
-    """Complete the first two sentences of test stories and count how many become valid stories."""
+def score(folder: Path, complete: Callable[[Path, list[str], int], list[str]], sampled: str) -> None:
+    """Complete the first sentences of test stories and count how many become valid stories.
+
+    Two sentences of ordinary stories; three of dense ones, in which several people have several things.
+    """
     if "stories_valid" in json.loads((folder / "card.json").read_text()):
         return
     prompts = [" ".join(split_sentences(text)[:2]) for text in stories("test", SCORED, SEED)]
-    problems = [verify(prompt + text) for prompt, text in zip(prompts, complete(folder, prompts), strict=True)]
+    dense = [dense_story(random.Random(f"test/dense/{number}"), "also") for number in range(SCORED // 2)]
+    dense_prompts = [" ".join(teller.sentences[:3]) for teller in dense]
+    problems = _problems(folder, complete, prompts, STORY_ROOM)
+    dense_problems = _problems(folder, complete, dense_prompts, DENSE_STORY_ROOM)
     sentences = [held_out for lines in skeletons().values() for _, held_out in lines]
     write_card(
         folder,
@@ -402,9 +413,17 @@ def score(folder: Path, complete: Callable[[Path, list[str]], list[str]], sample
         sampled=sampled,
         stories_scored=SCORED,
         stories_valid_aim=AIMS[folder.name],
-        stories_valid=sum(problem is None for problem in problems) / SCORED,
+        stories_valid=problems.count(None) / len(problems),
+        dense_stories_scored=len(dense_problems),
+        dense_stories_valid=dense_problems.count(None) / len(dense_problems),
         what_was_wrong=[problem for problem in problems if problem][:5],
     )
+
+
+def _problems(folder: Path, complete: Callable, prompts: list[str], length: int) -> list[str | None]:
+    """What is wrong with each completed story; None for nothing."""
+    texts = complete(folder, prompts, length)
+    return [verify(prompt + text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 if __name__ == "__main__":

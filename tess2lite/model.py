@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +34,16 @@ FAMILIES = (
 )  # tested; others are accepted when they pass the same probes
 
 
-class SimplexDenoiser:
+if TYPE_CHECKING:  # what the mixin is mixed into
+    _PreTrainedModel = PreTrainedModel
+else:
+    _PreTrainedModel = object
+
+
+class SimplexDenoiser(_PreTrainedModel):
     """Mixin for the `*ForCausalLM` classes of transformers: a backbone of layers and an output head."""
 
-    tokenizer = None  # set by `tess2lite.load`; saved with the model
+    tokenizer: Any = None  # set by `tess2lite.load`; saved with the model
 
     def __init__(self, config: PreTrainedConfig):
         make_bidirectional(config)

@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -111,7 +112,7 @@ class Denoiser(LM):
         self.log = Log(answers)
         self.truncated_prompts = 0
         by_name = isinstance(pretrained, (str, Path))
-        self.lm = load(pretrained, load_in_4bit, device=device) if by_name else pretrained
+        self.lm: Any = load(pretrained, load_in_4bit, device=device) if by_name else pretrained
         self.weights = [self.lm.name_or_path, str(self.lm.dtype), load_in_4bit]
         if by_name:
             self.weights += _weight_files(pretrained)
@@ -175,7 +176,7 @@ class Denoiser(LM):
         """A record for each request: from the log where it has one, else computed, a batch at a time."""
         if not self.log.path:
             self.log.records.clear()  # the model may have been trained since
-        asked = Counter()
+        asked: Counter[str] = Counter()
         keys = []
         seeds = []
         for request in requests:

@@ -21,7 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer
@@ -46,7 +46,7 @@ from lm_eval import simple_evaluate  # after .lm_eval_adapter, which says what t
 from lm_eval.tasks import TaskManager
 
 # A record of each family of tasks as a local file has it. The first field names a record in messages.
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "gsm8k": {"question": "…", "answer": "…"},
     "bbh": {"input": "…", "target": "…"},
     "ifeval": {"key": 1, "prompt": "…", "instruction_id_list": ["…"], "kwargs": [{}]},
@@ -74,7 +74,7 @@ def read_records(path: str | Path, family: str) -> list[dict]:
     """
     records = _json_lines(path) if Path(path).suffix == ".jsonl" else _json_examples(path)
     form = FIELDS[family]
-    numbers = {}
+    numbers: dict[str, int] = {}
     kept = []
     for number, unit, record in records:
         where = f"{unit} {number} of '{path}'"
@@ -250,7 +250,7 @@ def load_tasks(
         if any(given is not None for given in (data, fewshot, shots)):
             raise InputError(f"{task} is Tinytown's and makes its own prompts; leave data, fewshot and shots out.")
         manager = TaskManager(include_defaults=False)
-        spec = _tinytown_task(task, limit or TINYTOWN_PROMPTS)
+        spec: str | dict = _tinytown_task(task, limit or TINYTOWN_PROMPTS)
     else:
         manager, family = _manager(task)
         spec = task if data is None else _local_task(manager, task, family, data, fewshot, shots)
@@ -345,7 +345,7 @@ def evaluate(
     fewshot = fewshot and expand_path(fewshot)
     start = time.monotonic()
     objects = load_tasks(task, data, fewshot, shots, limit)
-    lm = model if is_loaded else Denoiser(model, answers=out.with_suffix(".answers.jsonl"), **settings)
+    lm: Any = model if is_loaded else Denoiser(model, answers=out.with_suffix(".answers.jsonl"), **settings)
     runs = {}
     for seed in seeds:
         lm.seed = seed
@@ -362,7 +362,7 @@ def evaluate(
     given = {name: value for name, value in given.items() if value is not None}
     fields = [f"model={model}", f"seeds={','.join(map(str, seeds))}", *(f"{k}={v}" for k, v in given.items())]
     files = [path for path in (data, fewshot) if path]
-    result = {
+    result: dict[str, Any] = {
         "task": task,
         "model": str(model),
         "scores": {name: _scores(runs, name) for name in runs[seeds[0]]["results"]},
@@ -382,13 +382,13 @@ def evaluate(
 def _scores(runs: dict[int, dict], task: str) -> dict:
     """Of each metric: mean over seeds, 95 % interval over prompts, each seed's value, and how many were scored."""
     first = next(iter(runs.values()))
-    found = {"prompts": len({sample["doc_id"] for sample in first["samples"][task]})}
+    found: dict[str, Any] = {"prompts": len({sample["doc_id"] for sample in first["samples"][task]})}
     metrics = [name for name in first["results"][task] if "," in name and "_stderr," not in name]
     for name in metrics:
         values = {seed: run["results"][task][name] for seed, run in runs.items()}
         found[name] = {"mean": statistics.mean(values.values()), "seeds": values}
         metric, _, kind = name.partition(",")
-        scores = []
+        scores: list[float] = []
         prompts = []
         for run in runs.values():
             for sample in run["samples"][task]:
@@ -413,9 +413,11 @@ def main(arguments: list[str]) -> None:
             "Give a task, a model and each field once: python -m tess2lite.evaluation.tasks gsm8k model=NAME "
             f"[field=value …]; this is {' '.join(arguments) or 'nothing'}."
         )
-    fields = {name: value_of(f"[{value}]" if name == "seeds" else value) for name, value in fields.items()}
+    options: dict[str, Any] = {
+        name: value_of(f"[{value}]" if name == "seeds" else value) for name, value in fields.items()
+    }
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    for name, scores in evaluate(task, **fields)["scores"].items():
+    for name, scores in evaluate(task, **options)["scores"].items():
         for metric, score in scores.items():
             if metric == "prompts":
                 continue

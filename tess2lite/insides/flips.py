@@ -78,7 +78,8 @@ def explain_flip(
     if before == after:
         raise InputError(f"At position {position} the first choice did not change at step {step}; choose a flip.")
     earlier, read = inputs[step - 1], inputs[step]
-    causes, undone = [], False
+    causes: list[int] = []
+    undone = False
     while not undone and len(causes) < min(MOST, len(read)):
         others = [i for i in range(len(read)) if i not in causes]
         logits = predict_in_batches(lm, _each_put_back(read, earlier, others), position)

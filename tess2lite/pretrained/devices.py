@@ -30,7 +30,7 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
         if device.type == "cpu":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    dtype = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if dtype not in DTYPES.values():
+    named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if named not in DTYPES.values():
         raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
-    return dtype
+    return named

@@ -174,7 +174,7 @@ def _normalised(messages: list) -> Chat:
     return [_message(message) for message in messages]
 
 
-def _message(message: Any) -> dict[str, str]:
+def _message(message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InputError(f"A message is a {type(message).__name__}; give records with role and content.")
     said = message.get("role", message.get("from"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
@@ -69,7 +70,7 @@ def _gif(trajectory: Trajectory, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, height))
     figure.subplots_adjust(0.02, 0.02, 0.98, 0.98)
     axis.axis("off")
-    place = {"va": "top", "transform": axis.transAxes}
+    place: dict[str, Any] = {"va": "top", "transform": axis.transAxes}
     label = axis.text(0, 1, "", fontsize=8, color="0.35", **place)
     shown = axis.text(0, 1 - 0.3 / height, "", fontsize=10, family="monospace", **place)
 

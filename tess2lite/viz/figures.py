@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,7 +19,7 @@ from .theory import recovery_probability
 
 DASHES = ("-", "--", ":")
 MARKERS = "os^D"
-Interval: TypeAlias = Sequence[float | None]  # mean, low, high; None where an end is unknown
+Interval: TypeAlias = Sequence[Any]  # numbers: mean, low, high; None where an end is unknown
 
 
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
@@ -215,9 +215,9 @@ def steps_against_quality(
     clock = axis.twinx()
     curves: dict[str, list] = {}
     for arm, measured in arms.items():
-        steps, _, kind = arm.partition(" steps")
+        number, _, kind = arm.partition(" steps")
         name = kind.strip(", ") or "self-conditioned"
-        curves.setdefault(name, []).append((int(steps), measured))
+        curves.setdefault(name, []).append((int(number), measured))
     for (name, points), marker in zip(curves.items(), itertools.cycle(MARKERS)):
         steps = [step for step, _ in points]
         color = _draw_intervals(axis, steps, [measured[metric] for _, measured in points], name, marker)

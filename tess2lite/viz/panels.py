@@ -71,7 +71,8 @@ class Panel(Explorer):
             "position": position,
         }
         self._answer(self, message, None)
-        self.thread.join()
+        if self.thread is not None:
+            self.thread.join()
 
     def _write(self, message: dict) -> None:
         self.result = None

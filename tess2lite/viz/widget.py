@@ -60,7 +60,7 @@ class Explorer(anywidget.AnyWidget):
     _esm = MODULE.read_text(encoding="utf-8")
     data = traitlets.Dict().tag(sync=True)
     can_explain = traitlets.Bool(False).tag(sync=True)
-    fields = traitlets.List().tag(sync=True)
+    fields: traitlets.List[Any] = traitlets.List().tag(sync=True)
     says = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, lm: SimplexDenoiser, run: Run | None = None, hooks: Hooks = (), **traits: Any):

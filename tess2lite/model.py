@@ -35,7 +35,7 @@ FAMILIES = (
 
 
 if TYPE_CHECKING:  # what the mixin is mixed into
-    _PreTrainedModel = PreTrainedModel
+    from transformers import PreTrainedModel as _PreTrainedModel
 else:
     _PreTrainedModel = object
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -26,15 +26,20 @@ from .pretrained.tokenizers import find_tokenizer
 from .tokens import eos_token_ids, up_to_eos
 from .validation import InputError
 
+if TYPE_CHECKING:  # what the mixin is mixed into
+    from transformers import PreTrainedModel as _PreTrainedModel
+else:
+    _PreTrainedModel = object
 
-class RewardModel:
+
+class RewardModel(_PreTrainedModel):
     """Mixin for `*ForSequenceClassification` with one label: a text's score is read at its row's last real position.
 
     `config.score_position` says what is there: "last", whatever ends the row, mostly PAD, as the official code reads it
     and as `train` trains it; or "eos", for models that never saw padding: guidance then hides what follows EOS.
     """
 
-    tokenizer = None
+    tokenizer: Any = None
 
     def forward(
         self,

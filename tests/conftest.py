@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may wait for a network
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PreTrainedTo
 import tess2lite as t2
 from tess2lite.model import LlamaForDiffusionLM, MistralForDiffusionLM
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = {"mistral": (MistralConfig, MistralForDiffusionLM), "llama": (LlamaConfig, LlamaForDiffusionLM)}
 
@@ -76,3 +78,14 @@ def mistral_like_tokenizer():
     bpe.train_from_iterator(["The cat sat on the mat, and the dog saw a red ball in the barn.\n"] * 9, trainer)
     bpe.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here; apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class _WeightedRun:
         sequences = step.span_mask.nonzero()[:, 0]  # (N,)
         truth = self.truth[step.span_mask]
         drawn = truth.clone()
-        noise = self.noise.of_step(step.index) if not step.is_last else None
+        noise: Any = self.noise.of_step(step.index) if not step.is_last else None
         for rows, logits in step.logit_blocks():
             sequence = int(sequences[rows.start])  # a block lies in one
             log_p = logits.double().log_softmax(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,11 +79,12 @@ def without_heads(lm: PreTrainedModel, heads: Iterable[tuple[int, int]]) -> Iter
         lm: a denoiser or an autoregressive model.
         heads: (layer, head) pairs.
     """
-    width = layers_of(lm)[0].self_attn.head_dim
+    layers: list[Any] = list(layers_of(lm))
+    width = layers[0].self_attn.head_dim
     count = lm.config.num_attention_heads
     handles = []
     for layer, head in heads:
-        validation.check_int("layer", layer, 0, len(layers_of(lm)) - 1)
+        validation.check_int("layer", layer, 0, len(layers) - 1)
         validation.check_int("head", head, 0, count - 1)
 
         def silence(_, args, head=head):
@@ -90,7 +92,7 @@ def without_heads(lm: PreTrainedModel, heads: Iterable[tuple[int, int]]) -> Iter
             mixed[..., head * width : (head + 1) * width] = 0
             return (mixed, *args[1:])
 
-        handles.append(layers_of(lm)[layer].self_attn.o_proj.register_forward_pre_hook(silence))
+        handles.append(layers[layer].self_attn.o_proj.register_forward_pre_hook(silence))
     with _all_removed(handles):
         yield
 

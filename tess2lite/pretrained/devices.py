@@ -31,6 +31,6 @@ def choose_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     named = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if named not in DTYPES.values():
+    if named is None or named not in DTYPES.values():
         raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}.")
     return named

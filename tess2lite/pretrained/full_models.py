@@ -54,7 +54,8 @@ def load_base(
 
 def denoiser(config: PreTrainedConfig) -> type:
     """The denoiser class of a decoder's configuration."""
-    return denoiser_class(original_class(config))
+    original: Any = original_class(config)
+    return denoiser_class(original)
 
 
 def read_config(source: str, **settings: Any) -> PreTrainedConfig:
@@ -104,7 +105,7 @@ def load_full_model(
             f"'{source}' holds no weights as safetensors; pickled weights (*.bin, *.pt) are not read, "
             "because they can run code: convert them with save_pretrained first."
         )
-    kind = class_of(config)
+    kind: Any = class_of(config)
     model, info = kind.from_pretrained(
         folder,
         config=config,

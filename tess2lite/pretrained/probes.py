@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,9 +36,10 @@ def share_modules(model: nn.Module, source: nn.Module) -> None:
 
 def without_adapters(module: nn.Module) -> nn.Module:
     """The base's own module inside PEFT's wrappers."""
-    while hasattr(module, "base_layer"):
-        module = module.base_layer
-    return getattr(module, "original_module", module)
+    inner: Any = module
+    while hasattr(inner, "base_layer"):
+        inner = inner.base_layer
+    return getattr(inner, "original_module", inner)
 
 
 @torch.no_grad()

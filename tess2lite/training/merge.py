@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -45,6 +46,7 @@ def merged_model(adapter: str | Path) -> PreTrainedModel:
         if base is None:
             raise InputError(f"'{adapter}' is a whole model, not an adapter; there is nothing to merge.")
         stored = read_config(find_source(base)).dtype
+        parts: Any
         lm, parts = load_base(source, base, False, stored or "float32", "cpu")
         if lm.config.tie_word_embeddings:  # E and the head have each learned something of their own
             lm.config.tie_word_embeddings = False

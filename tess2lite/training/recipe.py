@@ -18,6 +18,7 @@ from ..validation import InputError, expand_path
 from .sources import parse_sources
 
 NAMED = Path(__file__).parent / "recipes"
+Masking = Literal["ul2", "prefix", "response", "all"]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 CONSTANT = ("constant", "constant_with_warmup")  # runs of these may be extended
 
@@ -160,9 +161,7 @@ class Recipe(Training):
     """
 
     column: str = option("text", "of texts in files and hub datasets; Dolma's name")
-    masking: Literal["ul2", "prefix", "response", "all"] = option(
-        "ul2", "the paper's, for adaptation: a third each of short spans, long spans, prefix"
-    )
+    masking: Masking = option("ul2", "the paper's, for adaptation: a third each of short spans, long spans, prefix")
     chat_turns: Literal["all", "first"] = option(
         "all", "of a chat; 'first': its first question and answer without a system prompt, as in the official code"
     )
@@ -208,7 +207,7 @@ class MaskedRecipe(Recipe):
     masking: which positions may be masked; "all" but the first is LLaDA's, "response" for chats.
     """
 
-    masking: Literal["ul2", "prefix", "response", "all"] = option("all", "which positions may be masked; LLaDA's")
+    masking: Masking = option("all", "which positions may be masked; LLaDA's")
     self_conditioning: float = option(0.0, "there is none")
 
     def _check_consistency(self) -> None:

@@ -126,7 +126,7 @@ def _use(recipe: Training) -> None:
     device = "GPU" if torch.cuda.is_available() else "CPU"
     if isinstance(recipe, RewardRecipe):
         _say(f"judging on the {device}")
-        judge = load_reward(recipe.output, recipe.load_in_4bit)
+        judge: Any = load_reward(recipe.output, recipe.load_in_4bit)
         judge.score_ids(torch.tensor([[judge.tokenizer.bos_token_id, judge.tokenizer.eos_token_id]]))
         return
     source = recipe.output

@@ -27,6 +27,7 @@ GRID = tuple(range(250, TRAINING_TIMESTEPS, 500))  # evaluation timesteps
 GRID_SEED = 0  # of evaluation masks and noise, whatever seed a run was trained with
 FULL_ROWS = 0.2  # share of steps whose rows are padded to their full length when others are not
 MAX_SHORT_PADDING = 16  # PAD tokens after an answer in the other steps, at most
+MASKS = {"ul2": ul2, "prefix": prefix}
 WEIGHT_POWER = {"token": 0.0, "sqrt": 0.5, "row": 1.0}
 CPU = torch.device("cpu")
 
@@ -92,7 +93,7 @@ class DiffusionCollator:
             return torch.tensor(row["span_mask"]), t
         if self.masking == "all":
             return after(length, 1), t
-        return {"ul2": ul2, "prefix": prefix}[self.masking](length, generator), t
+        return MASKS[self.masking](length, generator), t
 
     def _length(self, row: dict, mask: torch.Tensor) -> int:
         """How much of a row is kept; a function of (seed, example) and the step's number."""

@@ -227,7 +227,7 @@ class _Columns:
         steps, places = self.p.shape[:2]
         size = self.width.itemsize
         used = steps * places * (size + 3) + int(self.kept.sum()) * (size + 1)
-        columns = {}
+        columns: dict[str, str] = {}
         if len(detailed) < steps or used + steps * places * (size + 1) > RUN_BYTES:
             return columns
         if "token_p" in records:

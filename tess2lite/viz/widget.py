@@ -259,7 +259,8 @@ class Future:
             sampler.noisy_tokens[step] = noisy.to(sampler.masked_idx)
         candidates = run.top_ids.shape[-1]
         recorder = Recorder(candidates, _recorded(run, step), run.alpha_bar[:step].tolist())
-        for _ in loop(sampler, [*hooks, recorder, feed], Step, step, None):
+        unread = sampler.gather_masked(sampler.input_ids)  # the first step's input is kept
+        for _ in loop(sampler, [*hooks, recorder, feed], Step, step, unread):
             pass
         names = [type(hook).__name__ for hook in hooks]
         settings = run.settings | {"hooks": names, "pins": pins_of(hooks)}
@@ -291,7 +292,7 @@ def _sampler(lm: SimplexDenoiser, run: Trajectory, inputs: Sequence[torch.Tensor
         "span_mask": run.span_mask[None],
         "attention_mask": torch.ones_like(ids),
     }
-    params = generation.params_of(run)
+    params: Any = generation.params_of(run)  # complete, as a run keeps them
     loss_curve = getattr(lm.config, "loss_curve", None)
     times = sampling_times(params.steps, params.timestep_spacing, loss_curve)
     sampler = _KeepingSampler(
@@ -372,7 +373,7 @@ class _Feed:
         else:
             run = run_data(_first_steps(self.parent, self.start), self.name)
         special = self._special()
-        if run["pieces"]:
+        if run["pieces"] and self.parent is not None:
             self.index = {token: i for i, token in enumerate(sorted(self.parent.token_strings))}
         run["pieces"] += self._pieces([*special["end"], *special["pad"]])
         run |= {name: [self.index[token] for token in tokens] for name, tokens in special.items()}

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -15,22 +14,11 @@ from tess2lite.tokens import encode
 from tess2lite.viz.explorer import comparison, explorer
 from tess2lite.viz.export import export
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 PROMPT = "Tom had a drum."
 STEPS = 12
 PAGE = "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
 OURS = {"page-has-heading-one"}  # of the page that this test makes
 PLACES = "all => all.map(slot => { const box = slot.getBoundingClientRect(); return [box.x, box.y, box.width]; })"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -15,8 +14,6 @@ import pytest
 import tess2lite as t2
 from tess2lite.hooks import Pin
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 PROMPT, STEPS = "Tom had a drum.", 8
 CELLS = [
     f"import tess2lite as t2\nlm = t2.load('tinytown-base')\n"
@@ -34,15 +31,6 @@ CELLS = [
 ]
 SLEEP_LONG = "import time\ntime.sleep(300)"
 OUTPUT, EXPLORER, RUN, INTERVENTION, NOISE, GUIDANCE, MISTAKE, READY, SLEEP = range(len(CELLS))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import base64
 import itertools
-import shutil
 
 import numpy as np
 import pytest
@@ -15,9 +14,6 @@ from tess2lite.insides.inputs import step_inputs
 from tess2lite.tokens import encode_blanks
 from tess2lite.viz.live import page as live
 from tess2lite_course.experiments.word_tokenizer import make_tokenizer
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 
 MODULES = ("tokenizer.js", "denoiser.js", "simd.js", "schedule.js", "sampler.js", "attribution.js")
 ODD_TEXTS = [
@@ -46,16 +42,12 @@ Object.assign(globalThis, { evenTimes, informativeTimes, timesOf, floats, halves
 
 
 @pytest.fixture(scope="module")
-def engine():
+def engine(browser):
     """A browser page with the engine's modules in it and no network."""
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_context(offline=True).new_page()
-        page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
-        page.add_script_tag(content=live.bundle(*MODULES) + HELPERS)
-        yield page
-        browser.close()
+    page = browser.new_context(offline=True).new_page()
+    page.on("pageerror", lambda error: pytest.fail(f"the page's script failed: {error}"))
+    page.add_script_tag(content=live.bundle(*MODULES) + HELPERS)
+    return page
 
 
 @torch.no_grad()

@@ -1,6 +1,5 @@
 """The live page as its reader meets it: opened from a file, with no network, on a desk and on a phone."""
 
-import shutil
 import urllib.parse
 
 import pytest
@@ -8,8 +7,6 @@ import pytest
 from tess2lite.validation import InputError
 from tess2lite.viz.live import page as live
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
 SHORT = {"text": "Tom had a drum.", "steps": 8, "length": 20, "seed": 3, "p": 0.95, "t": 1}
 WAIT = 60_000  # milliseconds, for a machine that has other work to do
 
@@ -24,15 +21,6 @@ def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("live") / "page.html"
     live.main([str(path), "model=tinytown-base"])
     return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

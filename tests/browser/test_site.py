@@ -1,7 +1,6 @@
 """The static site: built with warnings as errors, its links followed, its pages opened in an offline browser."""
 
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -11,7 +10,6 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NOTEBOOKS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").rglob("*.ipynb"))
 EXPLORER_TEXT = """input => {
   const root = input.getRootNode();
@@ -69,17 +67,6 @@ def test_the_reference_has_every_module(site):
     assert [module for module in modules if f'id="module-{module}"' not in "".join(pages.values())] == []
     method = re.sub("<[^>]+>", "", pages["1_method"])
     assert "tess2lite.generate(" in method and "tess2lite.sampling.denoise(" in method
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The explorer with a kernel: a wish gives exactly the run that `replay` gives, and says what goes wrong."""
 
+import time
+
 import pytest
 import torch
 
@@ -61,6 +63,30 @@ def test_a_chosen_alternative_gives_the_run_of_replay_with_pin(lm, written, open
     assert same(explorer.runs[1], expected)
     assert (explorer.runs[1].settings, explorer.runs[1].texts) == (expected.settings, expected.texts)
     assert [message["type"] for message in sent] == ["say", "run", *["step"] * (STEPS - step), "end", "say"]
+
+
+@pytest.mark.parametrize("step", [0, 1, 60, 118])
+def test_the_first_new_step_comes_within_a_second_whatever_the_step(lm, opened, step):
+    """Processor time of the process, from the wish to the first step that is sent: another program cannot fail it."""
+    out = t2.generate(lm, "Tom had a drum.", steps=120, length=100, seed=1, progress=False)
+    explorer, sent = opened(out)
+    explorer.futures[0].fill(lm)  # what the kernel does in the background once a run is shown
+    calls = []
+    handle = lm.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    times = []
+
+    def send(message):
+        if message["type"] == "step" and not times:
+            times.append((time.process_time() - begin, len(calls)))
+            explorer._stopped.set()
+
+    explorer.send = send
+    begin = time.process_time()
+    wish(explorer, step=step, position=place(out.trajectory, 40), text="kite")
+    handle.remove()
+    seconds, passes = times[0]
+    assert passes == 1  # the step itself: nothing before it is computed again
+    assert seconds < 1
 
 
 def test_what_streams_is_what_is_recorded(written, opened):

@@ -112,15 +112,21 @@ def cell(page, number):
     return page.locator(".jp-CodeCell").nth(number)
 
 
+def until_running(page, run):
+    """Runs cells again until the first of them is asked for: a kernel that is still connecting forgets them."""
+    for _ in range(12):
+        run()
+        page.wait_for_timeout(5_000)
+        if page.locator(".jp-InputPrompt").first.inner_text() != "[ ]:":
+            return
+    raise AssertionError("The kernel does not run cells.")
+
+
 @pytest.fixture(scope="module")
 def live(browser, lab):
     page = notebook_page(browser, lab)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    for _ in range(5):
-        menu(page, "Run", "Run All Cells")
-        page.wait_for_timeout(4_000)
-        if page.locator(".jp-InputPrompt").first.inner_text() != "[ ]:":  # a kernel still connecting forgets the cells
-            break
+    until_running(page, lambda: menu(page, "Run", "Run All Cells"))
     page.get_by_text("awake").nth(1).wait_for(timeout=240_000)
     yield page
     page.close()
@@ -344,10 +350,9 @@ def test_a_kernel_with_subshells_answers_while_a_cell_runs(browser, lab):
     nbformat.write(notebook, folder / "subshells.ipynb")
     page = notebook_page(browser, lab, "subshells.ipynb")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]")
-    cell(page, 0).locator(".cm-content").click()
-    for _ in range(3):
-        page.keyboard.press("Shift+Enter")
+    until_running(page, lambda: menu(page, "Run", "Run All Cells"))
     box = cell(page, 1)
+    box.locator(".slot").first.wait_for(timeout=240_000)
     box.locator(".slot").nth(3).click()
     box.locator(".try input").fill("kite")
     tabs = box.locator(".tabs button").count()

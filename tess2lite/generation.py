@@ -16,10 +16,11 @@ from tqdm.auto import tqdm
 from . import mask_diffusion, validation
 from .chat_template import chat_prompt
 from .hooks import Hook, Recorder
+from .recording.strings import decode_from, token_strings_of
 from .sampling import denoise
 from .span_masks import after
 from .tokens import encode, encode_blanks, eos_token_ids
-from .trajectory import Trajectory, as_trajectory, decode_from, token_strings_of
+from .trajectory import Trajectory, as_trajectory
 from .validation import InputError
 from .viz.byte_tokens import partial_bytes
 from .viz.explorer import explorer, pins_of

@@ -96,33 +96,6 @@ def seeded_loss(
     )  # fmt: skip
 
 
-@torch.no_grad()
-def measure_loss_curve(
-    lm: Any, input_ids: torch.Tensor, span_mask: torch.Tensor, points: int = 20, seed: int = 0
-) -> dict[str, list[float]]:
-    """The denoiser's self-conditioned loss by time, for `timestep_spacing="informative"`.
-
-    `lm.config.loss_curve = measure_loss_curve(lm, input_ids, span_mask)` stores it with the model.
-
-    Args:
-        lm: A denoiser.
-        input_ids: (B, L) texts like those it was trained on.
-        span_mask: (B, L) bool, True where it would write.
-        points: How many times t/T, evenly from 0 to 1.
-        seed: Of the noise, the same at each time.
-
-    Returns:
-        `t`, rising times t/T, and `loss`, in nats per masked position.
-    """
-    timesteps = torch.linspace(0, TRAINING_TIMESTEPS - 1, points).round().long()
-    losses = []
-    for timestep in timesteps:
-        t = timestep.expand(len(input_ids)).to(input_ids.device)
-        total = lm(input_ids, span_mask, t, seed=seed, self_condition=True)
-        losses.append(float(total / span_mask.sum()))
-    return {"t": (timesteps / TRAINING_TIMESTEPS).tolist(), "loss": losses}
-
-
 class _SoftPath:
     """Noisy rows of one batch into the model and back; no vocabulary-sized tensor is kept."""
 

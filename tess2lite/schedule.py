@@ -74,7 +74,7 @@ def sampling_times(
     if loss_curve is None:
         raise InputError(
             "timestep_spacing is 'informative', but this model has no loss curve; choose 'uniform', or set "
-            "lm.config.loss_curve = measure_loss_curve(lm, batch)."
+            "lm.config.loss_curve = training.timesteps.measure_loss_curve(lm, input_ids, span_mask)."
         )
     return informative_timesteps(loss_curve, steps)
 

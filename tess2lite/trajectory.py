@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
-from .validation import InputError, expand_path
-
-FORMAT = "tess2lite trajectory 2"
-TENSORS = ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask")
-STRINGS = ("texts", "token_strings", "token_bytes", "known", "settings")
-RECORD = "records."  # what a record's name begins with in a file
+from .recording.files import ids_of, read_fields, write_fields
+from .recording.strings import decode_from, known_texts, token_strings_of
+from .validation import InputError
 
 
 @dataclass(repr=False)
@@ -69,14 +63,9 @@ class Trajectory:
         trajectory = cls(tokens, span_mask=span_mask, texts=[], token_strings={}, **parts)
         rows = tokens.tolist()
         trajectory.texts = [decode_from(row, shown_from, decode) for row in rows]
-        trajectory.token_strings = token_strings_of(trajectory._ids().unique().tolist(), decode)
+        trajectory.token_strings = token_strings_of(ids_of(vars(trajectory)).unique().tolist(), decode)
         trajectory.known = known_texts(rows[0], span_mask.tolist(), decode)
         return trajectory
-
-    def _ids(self) -> torch.Tensor:
-        """All ids that occur, flat; records of whole numbers are ids."""
-        records = [values for values in self.records.values() if not values.is_floating_point()]
-        return torch.cat([values.flatten() for values in (self.tokens, self.top_ids, *records)])
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -142,62 +131,17 @@ class Trajectory:
         return differs
 
     def save(self, path: str | Path) -> None:
-        """Writes one safetensors file, strings in its header."""
-        path = expand_path(path)
-        strings = {name: getattr(self, name) for name in STRINGS}
-        tensors = {name: getattr(self, name).contiguous() for name in TENSORS}
-        tensors |= {RECORD + name: values.contiguous() for name, values in self.records.items()}
-        try:
-            save_file(tensors, path, {"format": FORMAT, "strings": json.dumps(strings)})
-        except SafetensorError as problem:
-            raise OSError(f"'{path}' could not be written ({problem}); give a file in a folder with room.") from None
+        """Write one safetensors file, strings in its header."""
+        write_fields(path, vars(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
-        """Reads what `save` wrote. Raises InputError for any other file."""
-        path = expand_path(path)
-        if not Path(path).is_file():
-            raise InputError(f"There is no trajectory file '{path}'; give one written by Trajectory.save.")
-        try:
-            with safe_open(path, "pt") as file:
-                header = file.metadata()
-            if header["format"] != FORMAT:
-                raise ValueError
-            tensors = load_file(path)
-            records = {name.removeprefix(RECORD): tensors.pop(name) for name in [*tensors] if name.startswith(RECORD)}
-            strings = json.loads(header["strings"])
-            for name in ("token_strings", "token_bytes"):
-                strings[name] = {int(i): value for i, value in strings[name].items()}
-            trajectory = cls(**tensors, **strings, records=records)
-            trajectory._check()
-        except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, IndexError) as problem:
-            raise InputError(
-                f"'{path}' is not a complete trajectory of this version; give a file written by Trajectory.save."
-            ) from problem
-        return trajectory
+        """Read what `save` wrote.
 
-    def _check(self) -> None:
-        """Raises ValueError unless all parts fit each other: a file may come from anywhere."""
-        steps, length, k = self.top_ids.shape
-        shapes = {"tokens": (steps, length), "entropy": (steps, length), "alpha_bar": (steps,), "span_mask": (length,)}
-        shapes |= {"top_ids": (steps, length, k), "top_p": (steps, length, k)}
-        ids = self._ids()
-        strings = [*self.texts, *self.known, *self.token_strings.values()]
-        fits = [
-            steps > 0 and k > 0 and self.span_mask.any() and self.span_mask.dtype == torch.bool,
-            all(getattr(self, name).shape == shape for name, shape in shapes.items()),
-            all(values.shape in ((steps,), (steps, length)) for values in self.records.values()),
-            all(getattr(self, name).isfinite().all() for name in shapes),
-            all(values.isfinite().all() for values in self.records.values()),
-            not ids.is_floating_point() and set(ids.unique().tolist()) <= self.token_strings.keys(),
-            ((self.top_p >= 0) & (self.top_p <= 1.001)).all(),
-            all(isinstance(text, str) for text in strings),
-            all(0 <= byte < 256 for values in self.token_bytes.values() for byte in values),
-            len(self.texts) == steps and len(self.known) in (0, length),
-            isinstance(self.first, int),
-        ]
-        if not all(fits):
-            raise ValueError("parts that do not fit each other")
+        Raises:
+            InputError: It is another file, or not complete.
+        """
+        return cls(**read_fields(path))
 
 
 def as_trajectory(given: Any) -> Trajectory:
@@ -206,31 +150,3 @@ def as_trajectory(given: Any) -> Trajectory:
     if not hasattr(trajectory, "top_ids"):
         raise InputError(f"The run is a {type(given).__name__}; give what generate returned, or its trajectory.")
     return trajectory
-
-
-def decode_from(ids: list[int], start: int, decode: Callable[..., str]) -> str:
-    """The text of ids[start:], with the space it begins with: some decoders drop it at a text's start."""
-    context = ids[max(0, start - 8) : start]
-    return decode(context + ids[start:])[len(decode(context)) :]
-
-
-def token_strings_of(ids: Iterable[int], decode: Callable[..., str]) -> dict[int, str]:
-    """Each id's own text, with the space that it carries: some tokenizers drop it at a text's start."""
-    ids = sorted(ids)
-    anchor = decode(ids[:1])
-    return {i: decode([ids[0], i])[len(anchor) :] for i in ids}
-
-
-def known_texts(ids: list[int], span_mask: list[bool], decode: Callable[..., str]) -> list[str]:
-    """What each token of the context adds to the text; a character of several tokens comes whole with its last one."""
-    texts = [""] * len(ids)
-    anchor, shown = 0, 0  # ids[anchor:shown] are decoded as context for what comes next, and are shown already
-    for i, written in enumerate(span_mask):
-        if written:
-            anchor, shown = i, i + 1
-            continue
-        text = decode(ids[anchor : i + 1])
-        if not text.endswith("\ufffd"):
-            texts[i] = text[len(decode(ids[anchor:shown])) :]
-            anchor, shown = shown, i + 1
-    return texts

@@ -15,10 +15,11 @@ import traitlets
 from .. import generation, validation
 from ..guidance import RewardGuidance
 from ..hooks import NoSelfConditioning, Pin, Recorder
+from ..recording.strings import known_texts, token_strings_of
 from ..sampling import SamplerState, Step, loop
 from ..schedule import sampling_times
 from ..tokens import encode_continuation
-from ..trajectory import Trajectory, known_texts, token_strings_of
+from ..trajectory import Trajectory
 from ..validation import InputError
 from .byte_tokens import partial_bytes
 from .explorer import MODULE, Run, as_trajectory, pins_of, run_data, run_header

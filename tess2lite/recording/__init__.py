@@ -1,0 +1,1 @@
+"""What stands behind `trajectory.py`: its file, and the strings of its tokens."""

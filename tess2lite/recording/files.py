@@ -1,0 +1,118 @@
+"""The file of a trajectory: one safetensors file, tensors as they are and strings as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from ..validation import InputError, expand_path
+
+FORMAT = "tess2lite trajectory 2"
+TENSORS = ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask")
+STRINGS = ("texts", "token_strings", "token_bytes", "known", "settings")
+RECORD = "records."  # what a record's name begins with in a file
+BROKEN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, IndexError)  # what a file may cause
+
+
+def ids_of(fields: Mapping[str, Any]) -> torch.Tensor:
+    """All ids that occur in a trajectory's fields, flat; records of whole numbers are ids."""
+    records = fields["records"].values()
+    ids = [fields["tokens"], fields["top_ids"]]
+    ids += [values for values in records if not values.is_floating_point()]
+    return torch.cat([values.flatten() for values in ids])
+
+
+def write_fields(path: str | Path, fields: Mapping[str, Any]) -> None:
+    """Write the fields of a trajectory.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    path = expand_path(path)
+    strings = {name: fields[name] for name in STRINGS}
+    tensors = {name: fields[name].contiguous() for name in TENSORS}
+    for name, values in fields["records"].items():
+        tensors[RECORD + name] = values.contiguous()
+    header = {"format": FORMAT, "strings": json.dumps(strings)}
+    try:
+        save_file(tensors, path, header)
+    except SafetensorError as problem:
+        raise OSError(f"'{path}' could not be written ({problem}); give a file in a folder with room.") from None
+
+
+def read_fields(path: str | Path) -> dict[str, Any]:
+    """Read the fields of a trajectory, and check that they fit each other: a file may come from anywhere.
+
+    Raises:
+        InputError: There is no such file, or it is not a complete trajectory.
+    """
+    path = expand_path(path)
+    if not Path(path).is_file():
+        raise InputError(f"There is no trajectory file '{path}'; give one written by Trajectory.save.")
+    try:
+        fields = _read(path)
+        _check(fields)
+    except BROKEN as problem:
+        raise InputError(
+            f"'{path}' is not a complete trajectory of this version; give a file written by Trajectory.save."
+        ) from problem
+    return fields
+
+
+def _read(path: str) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    if header["format"] != FORMAT:
+        raise ValueError("another format")
+    tensors = load_file(path)
+    records = {}
+    for name in list(tensors):
+        if name.startswith(RECORD):
+            records[name.removeprefix(RECORD)] = tensors.pop(name)
+    strings = json.loads(header["strings"])
+    for name in ("token_strings", "token_bytes"):
+        strings[name] = {int(i): value for i, value in strings[name].items()}
+    if set(tensors) != set(TENSORS) or set(strings) != set(STRINGS):
+        raise ValueError("parts are missing or unknown")
+    return {**tensors, **strings, "records": records}
+
+
+def _check(fields: dict[str, Any]) -> None:
+    """Raise ValueError unless all parts fit each other."""
+    top_p = fields["top_p"]
+    mask = fields["span_mask"]
+    steps, length, k = fields["top_ids"].shape
+    shapes = {
+        "tokens": (steps, length),
+        "top_ids": (steps, length, k),
+        "top_p": (steps, length, k),
+        "entropy": (steps, length),
+        "alpha_bar": (steps,),
+        "span_mask": (length,),
+    }
+    records = fields["records"].values()
+    tensors = [*(fields[name] for name in shapes), *records]
+    ids = ids_of(fields)
+    strings = [*fields["texts"], *fields["known"], *fields["token_strings"].values()]
+    fits = [
+        steps > 0 and k > 0,
+        mask.dtype == torch.bool and mask.any(),
+        all(fields[name].shape == shape for name, shape in shapes.items()),
+        all(values.shape in ((steps,), (steps, length)) for values in records),
+        all(values.isfinite().all() for values in tensors),
+        not ids.is_floating_point() and set(ids.unique().tolist()) <= fields["token_strings"].keys(),
+        ((top_p >= 0) & (top_p <= 1.001)).all(),
+        all(isinstance(text, str) for text in strings),
+        all(0 <= byte < 256 for values in fields["token_bytes"].values() for byte in values),
+        len(fields["texts"]) == steps,
+        len(fields["known"]) in (0, length),
+        isinstance(fields["settings"].get("start", 0), int),
+    ]
+    if not all(fits):
+        raise ValueError("parts that do not fit each other")

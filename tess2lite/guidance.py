@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +9,12 @@ import torch
 
 from . import validation
 from .layers.rows import product
+from .pretrained.tokenizers import check_shared_tokens
 from .reward import RewardModel, check_reward_model
 from .simplex import soft_embedding
 from .validation import InputError
 
 if TYPE_CHECKING:
-    from .generation import Generation
     from .model import SimplexDenoiser
     from .sampling import Step
 
@@ -56,13 +54,6 @@ class LogitUpdate:
         return u.sub_(torch.linalg.vecdot(p, u)[:, None]).mul_(p)
 
 
-def _tokens(tokenizer: Any) -> dict[str, int]:
-    """A tokenizer's vocabulary, whatever name PAD has in it."""
-    vocabulary = dict(tokenizer.get_vocab())
-    vocabulary["PAD"] = vocabulary.pop(getattr(tokenizer, "pad_token", None), -1)
-    return vocabulary
-
-
 class RewardGuidance:
     """A hook: Ŝ ← Ŝ + scale·∇_Ŝ R(softmax(Ŝ)·E_R), inside the mask, before Ŝ is projected to tokens.
 
@@ -91,7 +82,7 @@ class RewardGuidance:
         self.models = list(reward_model) if isinstance(reward_model, Sequence) else [reward_model]
         for model in self.models:
             check_reward_model(model)
-        _check_number("scale", scale, 0, MAX_SCALE)
+        validation.check_number("scale", scale, 0, MAX_SCALE)
         self.scale = scale
         self.inner_steps = validation.check_int("inner_steps", inner_steps, 1)
         if not isinstance(weights, Iterable | None):
@@ -102,30 +93,17 @@ class RewardGuidance:
                 f"There are {len(self.models)} reward models and {len(self.weights)} weights; give one weight each."
             )
         for weight in self.weights:
-            _check_number("weight", weight, -MAX_SCALE, MAX_SCALE)
-        _check_number("start", start, 0, 1)
-        _check_number("end", end, start, 1)
+            validation.check_number("weight", weight, -MAX_SCALE, MAX_SCALE)
+        validation.check_number("start", start, 0, 1)
+        validation.check_number("end", end, start, 1)
         self.start = start
         self.end = end
 
     def check(self, lm: SimplexDenoiser) -> None:
-        """Raises InputError unless reward models and a simplex denoiser read the same tokens."""
+        """Raise InputError unless reward models and a simplex denoiser read the same tokens."""
         validation.check_simplex(lm)
-        size = lm.get_input_embeddings().weight.shape[0]
         for model in self.models:
-            reads = model.get_input_embeddings().weight.shape[0]
-            if not (model.tokenizer and lm.tokenizer):
-                if reads != size:
-                    raise InputError(
-                        f"The reward model reads {reads} tokens, the denoiser writes {size}, and no tokenizer says "
-                        "which of them are the same; save the reward model with the denoiser's tokenizer."
-                    )
-            elif unknown := _tokens(lm.tokenizer).items() - _tokens(model.tokenizer).items():
-                token, number = min(unknown, key=lambda entry: entry[1])
-                raise InputError(
-                    f"The reward model's tokenizer does not have {token!r} as token {number}, as the denoiser's does; "
-                    "guidance needs a reward model with the denoiser's own tokenizer."
-                )
+            check_shared_tokens(model, lm)
 
     def __call__(self, step: Step) -> None:
         guided = self.scale > 0 and self.start <= step.index / step.steps < self.end
@@ -202,27 +180,3 @@ def _attention_mask(model: RewardModel, step: Step) -> torch.Tensor | None:
         return step.attention_mask
     seen = step.text_mask | ~step.span_mask
     return (seen if step.attention_mask is None else seen & step.attention_mask.bool()).long()
-
-
-def _check_number(name: str, value: Any, least: float, most: float) -> None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}; give a number from {least:g} to {most:g}.")
-
-
-def best_of(reward_model: RewardModel, generations: list[Generation]) -> tuple[int, torch.Tensor]:
-    """Best-of-n, the baseline of guidance: `best_of(rm, generate(lm, [prompt] * n, seed=range(n)))`.
-
-    Args:
-        reward_model: From `tess2lite.load_reward`.
-        generations: What `generate` returned for a list of prompts.
-
-    Returns:
-        The index of the generation with the highest reward, and the rewards of all, (n,).
-    """
-    check_reward_model(reward_model)
-    is_list = isinstance(generations, (list, tuple)) and len(generations) > 0
-    if not is_list or not all(hasattr(g, "token_ids") for g in generations):
-        raise InputError("generations holds no texts of generate; give what generate returned for a list of prompts.")
-    rewards = torch.stack([reward_model.score_ids(torch.tensor([g.token_ids]))[0] for g in generations])
-    return int(rewards.argmax()), rewards

@@ -17,24 +17,36 @@ Noise = Callable[[slice], torch.Tensor]
 
 
 def seeded_noise(seed: int, examples: list[int], span_mask: torch.Tensor, vocabulary: int) -> tuple[Noise, list[slice]]:
-    """Training noise as a function of (seed, example), and the slices of masked rows it comes in.
+    """Training noise as a function of (seed, example).
 
-    examples: the number of each row of span_mask (B, L). Returns (slice → ε (R, V), slices).
+    Args:
+        seed: Of the noise.
+        examples: The number of each row.
+        span_mask: (B, L) bool.
+        vocabulary: V.
+
+    Returns:
+        Slice of masked rows → ε (R, V), and the slices that it comes in.
     """
     device = span_mask.device
-    chunks = make_chunks(span_mask.sum(1).tolist(), rows_per_chunk(vocabulary, device), device)
-    starting, keys = {chunk.rows.start: chunk for chunk in chunks}, [(seed, example) for example in examples]
+    counts = span_mask.sum(1).tolist()
+    size = rows_per_chunk(vocabulary, device)
+    chunks = make_chunks(counts, size, device)
+    chunk_at = {chunk.rows.start: chunk for chunk in chunks}
+    keys = [(seed, example) for example in examples]
 
     def noise(rows: slice) -> torch.Tensor:
-        chunk = starting[rows.start]
+        chunk = chunk_at[rows.start]
         out = torch.empty(sum(chunk.counts), vocabulary, device=device)
-        return chunk.standard_normal_(out, chunk.generators(keys, "training noise", device))
+        generators = chunk.generators(keys, "training noise", device)
+        return chunk.standard_normal_(out, generators)
 
-    return noise, [chunk.rows for chunk in chunks]
+    blocks = [chunk.rows for chunk in chunks]
+    return noise, blocks
 
 
 def diffusion_loss(
-    lm,
+    lm: Any,
     input_ids: torch.Tensor,
     span_mask: torch.Tensor,
     t: torch.Tensor,
@@ -47,6 +59,7 @@ def diffusion_loss(
     """Summed cross-entropy over the masked positions, as `textbook.training_logits`, in chunks.
 
     Args:
+        lm: The denoiser.
         input_ids: (B, L).
         span_mask: (B, L) bool, True where the model must write.
         t: (B,) whole timesteps below T.
@@ -61,14 +74,21 @@ def diffusion_loss(
     """
     path = _SoftPath(lm, input_ids, span_mask, blocks, attention_mask)
     with torch.no_grad():
-        belief = path.soft_embedding.mean()
-        times = [(t + 1).clamp(max=TRAINING_TIMESTEPS - 1), t] if self_condition else [t]
+        self_cond = path.soft_embedding.mean()  # p·E of the uniform distribution
+        times = [t]
+        if self_condition:
+            earlier = (t + 1).clamp(max=TRAINING_TIMESTEPS - 1)
+            times = [earlier, t]
         *first, soft = path.noisy(noise, times)
         if self_condition:
-            belief = path.belief(path.forward(*first, belief, times[0]))
-    hidden = path.forward(soft, belief, t)
-    weights = None if loss_weights is None else loss_weights.flatten()[path.masked_idx]  # (N,)
-    return cross_entropy(lm.head, hidden, path.ids, rows_per_chunk(lm.config.vocab_size, hidden.device), weights)
+            hidden = path.forward(*first, self_cond, earlier)
+            self_cond = path.soft_prediction(hidden)
+    hidden = path.forward(soft, self_cond, t)
+    weights = None
+    if loss_weights is not None:
+        weights = loss_weights.flatten()[path.masked_idx]  # (N,)
+    size = rows_per_chunk(lm.config.vocab_size, hidden.device)
+    return cross_entropy(lm.head, hidden, path.ids, size, weights)
 
 
 def seeded_loss(
@@ -79,21 +99,18 @@ def seeded_loss(
     seed: int = 0,
     example: torch.Tensor | None = None,
     self_condition: bool = False,
-    loss_weights: torch.Tensor | None = None,
-    attention_mask: torch.Tensor | None = None,
+    **settings: Any,
 ) -> torch.Tensor:
     """`diffusion_loss` with noise that is a function of (seed, example).
 
     Args:
-        lm, input_ids, span_mask, t, self_condition, loss_weights, attention_mask: As of `diffusion_loss`.
+        lm, input_ids, span_mask, t, self_condition, settings: As in `diffusion_loss`.
         seed: Of the noise.
         example: (B,) the number of each row; None for 0 … B−1.
     """
     examples = list(range(len(input_ids))) if example is None else example.tolist()
     noise, blocks = seeded_noise(seed, examples, span_mask, lm.config.vocab_size)
-    return diffusion_loss(
-        lm, input_ids, span_mask, t, noise, blocks, self_condition, loss_weights, attention_mask
-    )  # fmt: skip
+    return diffusion_loss(lm, input_ids, span_mask, t, noise, blocks, self_condition, **settings)
 
 
 class _SoftPath:
@@ -106,50 +123,75 @@ class _SoftPath:
         self.span_mask = span_mask
         self.blocks = blocks
         self.attention_mask = attention_mask
-        self.masked_idx = span_mask.flatten().nonzero()[:, 0]  # (N,), found once: a GPU must be waited for
-        self.ids, self.sequence = input_ids.flatten()[self.masked_idx], self.masked_idx // input_ids.shape[1]  # (N,)
+        self.masked_idx = span_mask.flatten().nonzero()[:, 0]  # (N,), computed once: `nonzero()` synchronises the GPU
+        self.ids = input_ids.flatten()[self.masked_idx]  # (N,)
+        self.sequence = self.masked_idx // input_ids.shape[1]  # (N,)
 
-    def noisy(self, noise: Noise, times) -> torch.Tensor:
+    def noisy(self, noise: Noise, times: list[torch.Tensor]) -> torch.Tensor:
         """p·E of the noisy simplexes at each of `times` (B,), with the same noise: (times, N, H)."""
         matrix = self.soft_embedding.matrix
+        precision = torch.promote_types(torch.float32, matrix.dtype)
         soft = matrix.new_empty(len(times), len(self.ids), matrix.shape[1])
-        levels = alpha_bar(TRAINING_TIMESTEPS).to(matrix.device)[torch.stack(times)][:, self.sequence, None]
-        levels = levels.to(torch.promote_types(torch.float32, matrix.dtype))  # (times, N, 1)
+        table = alpha_bar(TRAINING_TIMESTEPS).to(matrix.device)
+        alphas_bar = table[torch.stack(times)].to(precision)  # (times, B)
+        alphas_bar = alphas_bar[:, self.sequence, None]  # (times, N, 1)
         for rows in self.blocks:
-            drawn = noise(rows)
-            for out, level in zip(soft, levels, strict=True):
-                simplex = noisy_simplex_(drawn.clone(), self.ids[rows], level[rows])
-                out[rows] = self.soft_embedding(torch.softmax(simplex, 1, out=simplex))
+            sampled_noise = noise(rows)
+            for i in range(len(times)):
+                simplex = noisy_simplex_(sampled_noise.clone(), self.ids[rows], alphas_bar[i, rows])
+                p = torch.softmax(simplex, 1, out=simplex)
+                soft[i, rows] = self.soft_embedding(p)
         return soft
 
-    def forward(self, noisy, belief, t):
-        """Hidden states that the masked positions are read from, (N, H), for their noisy rows and the belief."""
+    def forward(self, noisy, self_cond, t):
+        """Hidden states (N, H) that the masked positions are predicted from.
+
+        noisy: (N, H). self_cond: (N, H) or (H,).
+        """
         time = self.lm.embed_time(t / TRAINING_TIMESTEPS)  # (B, H)
         embeddings = self.lm.embed_known(self.input_ids)  # (B, L, H)
-        soft = ((noisy + belief) / 2 + time[self.sequence]).to(embeddings.dtype)
+        soft = (noisy + self_cond) / 2 + time[self.sequence]
+        soft = soft.to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)
         hidden = self.lm.hidden_states(embeddings, self.attention_mask)
         return hidden.flatten(0, 1)[self.masked_idx - 1]
 
-    def belief(self, hidden):
+    def soft_prediction(self, hidden):
         """p·E of the prediction, (N, H)."""
-        belief = torch.empty_like(hidden, dtype=self.soft_embedding.matrix.dtype)
+        soft = torch.empty_like(hidden, dtype=self.soft_embedding.matrix.dtype)
         for rows in self.blocks:
             logits = self.lm.head(hidden[rows])
-            belief[rows] = self.soft_embedding(torch.softmax(logits, 1, out=logits))
-        return belief
+            p = torch.softmax(logits, 1, out=logits)
+            soft[rows] = self.soft_embedding(p)
+        return soft
 
 
-def cross_entropy(head, hidden: torch.Tensor, targets: torch.Tensor, size: int, weights=None) -> torch.Tensor:
-    """Summed cross-entropy of head(hidden), `size` rows at a time; logits are made again in the backward pass.
+def cross_entropy(
+    head: Callable[[torch.Tensor], torch.Tensor],
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    size: int,
+    weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Summed cross-entropy in chunks, whose logits are recomputed in the backward pass.
 
-    hidden: (N, H). targets: (N,). weights: (N,), None for 1 each. No rows give 0, with a gradient of 0.
+    Args:
+        head: Hidden states → logits.
+        hidden: (N, H); no rows give 0, with a gradient of 0.
+        targets: (N,).
+        size: Rows per chunk.
+        weights: (N,), None for 1 each.
     """
 
-    def chunk(rows):
+    def chunk_loss(rows: slice) -> torch.Tensor:
+        logits = head(hidden[rows])
         if weights is None:
-            return F.cross_entropy(head(hidden[rows]), targets[rows], reduction="sum")
-        return (weights[rows] * F.cross_entropy(head(hidden[rows]), targets[rows], reduction="none")).sum()
+            return F.cross_entropy(logits, targets[rows], reduction="sum")
+        losses = F.cross_entropy(logits, targets[rows], reduction="none")
+        return (weights[rows] * losses).sum()
 
-    blocks = [slice(start, start + size) for start in range(0, max(1, len(hidden)), size)]
-    return torch.stack([checkpoint(chunk, rows, use_reentrant=False) for rows in blocks]).sum()
+    losses = []
+    for start in range(0, max(1, len(hidden)), size):
+        rows = slice(start, start + size)
+        losses.append(checkpoint(chunk_loss, rows, use_reentrant=False))
+    return torch.stack(losses).sum()

@@ -1,7 +1,7 @@
 """Masked diffusion with an absorbing state, the other kind of diffusion language model, to compare with.
 
-As in LLaDA (Nie et al. 2025): tokens become one absorbing token, the tokenizer's `<unk>`, which ordinary text never
-holds; the model learns to tell what they were, and writes by revealing what it is surest of. Backbone, label shift
+As in LLaDA (Nie et al. 2025): tokens become the mask token, which is the tokenizer's `<unk>` where it has none of its
+own; the model learns to predict them, and writes by revealing those with the highest confidence. Backbone, label shift
 and masks are those of simplex diffusion, as DiffuLLaMA (Gong et al. 2025) has them; a timestep is never read.
 """
 
@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from . import validation
 from .chunks import generator_for, rows_per_chunk
 from .loss import cross_entropy
+from .pretrained.tokenizers import mask_token_id
 from .sampling import Prediction, SamplerState, Step, loop
 from .schedule import sampling_times
-from .tokens import eos_token_ids
 from .validation import InputError
 
 if TYPE_CHECKING:
@@ -28,43 +28,56 @@ if TYPE_CHECKING:
 MASKED = "masked"  # `config.diffusion` of these models; others have none
 
 
-def mask_token_id(lm) -> int:
-    """The id of the mask token: the tokenizer's own, or else `<unk>`.
+def sample_mask(span_mask: torch.Tensor, mask_ratio: torch.Tensor, examples: list[int], seed: int) -> torch.Tensor:
+    """Sample which positions are masked: each one under the span mask by itself, with its row's probability.
 
-    Raises:
-        InputError: There is neither, or it is BOS, EOS or PAD as well, which are tokens that the model writes.
+    Args:
+        span_mask: (B, L) bool, True where a position can be masked.
+        mask_ratio: (B,), in (0, 1].
+        examples: The number of each row; the result is a function of (seed, example).
+        seed: Of the draw.
+
+    Returns:
+        (B, L) bool.
     """
-    tokenizer = lm.tokenizer
-    for token in (getattr(tokenizer, "mask_token_id", None), getattr(tokenizer, "unk_token_id", None)):
-        if token is not None and token not in (tokenizer.bos_token_id, tokenizer.pad_token_id, *eos_token_ids(lm)):
-            return token
-    raise InputError(
-        f"'{lm.name_or_path}' has no tokenizer with an <unk> or a mask token of its own id, which stands for what is "
-        "masked; save the model with a tokenizer that has a mask token."
-    )
+    cpu = torch.device("cpu")
+    length = span_mask.shape[1]
+    uniform = []
+    for example in examples:
+        generator = generator_for(seed, example, "absorbed", cpu)
+        uniform.append(torch.rand(length, generator=generator))
+    u = torch.stack(uniform).to(mask_ratio.device)  # (B, L)
+    return span_mask & (u < mask_ratio[:, None])
 
 
-def absorbed(span_mask: torch.Tensor, share: torch.Tensor, examples: list[int], seed: int) -> torch.Tensor:
-    """Which positions are absorbed, (B, L) bool: each one under the mask by itself, with the row's probability.
+def masked_loss(
+    lm: SimplexDenoiser,
+    input_ids: torch.Tensor,
+    is_masked: torch.Tensor,
+    mask_ratio: torch.Tensor,
+    token: int,
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Σ 1/t · −log p(w) over the masked positions (LLaDA, equation 3).
 
-    share: (B,), in (0, 1]. examples: the number of each row; what is drawn is a function of (seed, example).
-    """
-    streams = [generator_for(seed, example, "absorbed", torch.device("cpu")) for example in examples]
-    u = torch.stack([torch.rand(span_mask.shape[1], generator=generator) for generator in streams])  # (B, L)
-    return span_mask & (u.to(share.device) < share[:, None])
+    Divided by the number of positions that could be masked in all rows together it is LLaDA's algorithm 1.
 
-
-def masked_loss(lm, input_ids, gone, share, token: int, attention_mask=None) -> torch.Tensor:
-    """Σ 1/t · −log p(w) over the absorbed positions: LLaDA's equation 3 and, once `compute_loss` has divided it by the
-    number of positions that could be absorbed in all rows together, its algorithm 1.
-
-    input_ids, gone: (B, L). share: (B,), t of the paper. token: what the absorbed positions show.
+    Args:
+        lm: The denoiser.
+        input_ids: (B, L), the true tokens.
+        is_masked: (B, L) bool.
+        mask_ratio: (B,), t of the paper.
+        token: Id of the mask token.
+        attention_mask: (B, L), 0 on filler; None where there is none.
     """
     matrix = lm.embedding_matrix()
-    hidden = lm.hidden_states(F.embedding(input_ids.masked_fill(gone, token), matrix), attention_mask)
-    weights = (1 / share)[gone.nonzero()[:, 0]]  # (N,)
+    ids = input_ids.masked_fill(is_masked, token)
+    hidden = lm.hidden_states(F.embedding(ids, matrix), attention_mask)
+    left_neighbours = hidden[:, :-1][is_masked[:, 1:]]  # (N, H)
+    row = is_masked.nonzero()[:, 0]
+    weights = (1 / mask_ratio)[row]  # (N,)
     size = rows_per_chunk(len(matrix), matrix.device)
-    return cross_entropy(lm.head, hidden[:, :-1][gone[:, 1:]], input_ids[gone], size, weights)
+    return cross_entropy(lm.head, left_neighbours, input_ids[is_masked], size, weights)
 
 
 class MaskedState(SamplerState):
@@ -72,14 +85,16 @@ class MaskedState(SamplerState):
 
     def __init__(self, lm: SimplexDenoiser, batch: Mapping[str, torch.Tensor], times: torch.Tensor, *settings: Any):
         super().__init__(lm, batch, times, *settings)
-        self.token = mask_token_id(lm)
-        self.levels = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64).tolist()  # the revealed ratio
-        planned = [[round(count * ratio) for count in self.counts] for ratio in self.levels[1:]]
+        self.mask_token_id = mask_token_id(lm)
+        self.alphas_bar = torch.linspace(0, 1, self.steps + 1, dtype=torch.float64).tolist()  # the revealed ratio
+        planned = []
+        for ratio in self.alphas_bar[1:]:
+            planned.append([round(count * ratio) for count in self.counts])
         self.planned = torch.tensor(planned, device=lm.device)  # (S, B) revealed positions after each step
 
     def first_input(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
         """The context, and mask tokens, (B, L)."""
-        return self.input_ids.masked_fill(self.span_mask, self.token)
+        return self.input_ids.masked_fill(self.span_mask, self.mask_token_id)
 
     def embeddings(self, ids: torch.Tensor, index: int) -> torch.Tensor:
         """What the backbone reads, (B, L, H)."""
@@ -87,7 +102,8 @@ class MaskedState(SamplerState):
 
     def constrain_(self, logits: torch.Tensor) -> torch.Tensor:
         """Never samples the mask token."""
-        logits[:, self.token] = torch.finfo(logits.dtype).min
+        never = torch.finfo(logits.dtype).min
+        logits[:, self.mask_token_id] = never
         return logits
 
     def next_input(self, *_: Any, **__: Any) -> None:
@@ -108,7 +124,7 @@ class MaskedStep(Step):
     def __init__(self, run: MaskedState, index: int, ids: torch.Tensor, top_k: int):
         super().__init__(run, index, ids, top_k)
         self._ids = ids
-        self._is_masked = self.span_mask & (ids == run.token)  # (B, L)
+        self._is_masked = self.span_mask & (ids == run.mask_token_id)  # (B, L)
 
     def current_tokens(self) -> torch.Tensor:
         """(B, L) ids that are revealed, and mask tokens."""
@@ -118,23 +134,27 @@ class MaskedStep(Step):
             return drawn
         unsampled = torch.full(self._ids.shape, -1.0, device=self._ids.device)
         confidence = run.scatter_masked(self.prediction().token_p, unsampled)
-        rank = confidence.argsort(dim=1, descending=True, stable=True).argsort(1)  # (B, L); ties from left to right
+        order = confidence.argsort(dim=1, descending=True, stable=True)  # ties from left to right
+        rank = order.argsort(1)  # (B, L)
         revealed = ~self._is_masked | (rank < run.planned[self.index][:, None])
-        return torch.where(revealed | self.is_assigned, drawn, run.token)
+        return torch.where(revealed | self.is_assigned, drawn, run.mask_token_id)
 
     def prediction(self) -> Prediction:
         """Of masked positions as in `Step`; what was revealed before is certain."""
-        if self._prediction is None:
-            out = super().prediction()
-            run = self._run
-            ids = run.gather_masked(self._ids)  # (N,)
-            is_masked = run.gather_masked(self._is_masked)
-            certain = torch.eye(1, self._top_k, device=ids.device)
-            out.top_p = torch.where(is_masked[:, None], out.top_p, certain)
-            out.top_ids = torch.where(is_masked[:, None], out.top_ids, ids[:, None])
-            out.entropy = out.entropy * is_masked
-            out.tokens = torch.where(is_masked, out.tokens, ids)
-            out.token_p = torch.where(is_masked, out.token_p, 2)  # ranks before any probability
+        if self._prediction is not None:
+            return self._prediction
+        out = super().prediction()
+        run = self._run
+        ids = run.gather_masked(self._ids)  # (N,)
+        is_masked = run.gather_masked(self._is_masked)
+        certain = torch.eye(1, self._top_k, device=ids.device)
+        self._prediction = out._replace(
+            tokens=torch.where(is_masked, out.tokens, ids),
+            token_p=torch.where(is_masked, out.token_p, 2),  # ranks before any probability
+            top_ids=torch.where(is_masked[:, None], out.top_ids, ids[:, None]),
+            top_p=torch.where(is_masked[:, None], out.top_p, certain),
+            entropy=out.entropy * is_masked,
+        )
         return self._prediction
 
     @property

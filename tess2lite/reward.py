@@ -1,9 +1,8 @@
-"""Reward models: load one, read its score. Training and guidance read it by the same code, at the same place."""
+"""Reward models: where their score is read. Training and guidance read it by the same code, at the same place."""
 
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +15,7 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from . import validation
-from .model import SimplexDenoiser, at_least_float32, original_class
-from .pretrained.adapters import read_adapter
-from .pretrained.full_models import load_full_model, read_config
-from .pretrained.shared_base import freeze_, model_on_base
-from .pretrained.sources import adapter_base, find_source, plain_errors, read_json
-from .pretrained.tokenizers import find_tokenizer
+from .model import at_least_float32, original_class
 from .tokens import eos_token_ids, up_to_eos
 from .validation import InputError
 
@@ -110,68 +103,6 @@ MistralRewardModel = reward_class(MistralForCausalLM)
 def classifier(config: PreTrainedConfig) -> type[RewardModel]:
     """The reward model class of a decoder's configuration."""
     return reward_class(original_class(config))
-
-
-def load_reward(
-    name: str | Path,
-    load_in_4bit: bool = False,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
-    base: SimplexDenoiser | None = None,
-    score_position: str | None = None,
-) -> RewardModel:
-    """Load a reward model: a sequence classifier with one label, as `hamishivi/mistral_tess2_rm`, or an adapter.
-
-    Weights are frozen; gradients are taken of its input alone.
-
-    Args:
-        name: A bundled reward model, a local folder or a hub name.
-        load_in_4bit, dtype, device: As in `tess2lite.load`.
-        base: For an adapter, a denoiser that was loaded from the same base: its weights are shared, as they are, and
-            guidance costs the adapter's memory alone.
-        score_position: "last" or "eos", see `RewardModel`; by default what the model's files say, else "last", as in
-            the official code.
-
-    Raises:
-        InputError: The source is not a reward model, or not one on this base.
-    """
-    source = find_source(name)
-    if score_position not in (None, "last", "eos"):
-        raise InputError(f"score_position is {score_position!r}; choose one of last, eos.")
-    if base is not None:
-        validation.check_denoiser(base, "base")
-        if load_in_4bit or dtype is not None or device is not None:
-            raise InputError("base has a precision and a device already; leave load_in_4bit, dtype and device out.")
-    with plain_errors(name):
-        named_base = adapter_base(source)
-        if base is not None:
-            model = model_on_base(classifier, base, named_base, name)
-        else:
-            full = find_source(named_base) if named_base else source
-            model = load_classifier(full, load_in_4bit, dtype, device, new_head=bool(named_base))
-        if named_base:
-            read_adapter(source, scores=True).attach(model)
-        saved_config = read_json(source, "config.json") | read_json(source, "reward.json")
-        model.config.score_position = score_position or saved_config.get("score_position", "last")
-    return freeze_(model)
-
-
-def load_classifier(
-    source: str,
-    load_in_4bit: bool,
-    dtype: torch.dtype | str | None,
-    device: torch.device | str | None,
-    new_head: bool,
-) -> RewardModel:
-    """Load a reward model from a sequence classifier or, with a new head, from any model of its family."""
-    changes = {}
-    if new_head:
-        changes = {"fresh": ("score.weight",), "num_labels": 1}
-    elif read_config(source).num_labels != 1:
-        raise InputError(f"'{source}' is not a reward model; give a sequence classifier with one label, or an adapter.")
-    model = load_full_model(classifier, source, load_in_4bit, dtype, device, **changes)
-    model.tokenizer = find_tokenizer(source, model)
-    return model
 
 
 def check_reward_model(model: Any) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -17,7 +16,7 @@ from . import validation
 from .chunks import Chunk, make_chunks, rows_per_chunk
 from .nucleus import MAX_REJECTIONS, sample_nucleus
 from .schedule import alpha_bar_at, sampling_times
-from .simplex import noisy_simplex_, self_condition, soft_embedding
+from .simplex import noisy_simplex_, self_condition_, soft_embedding
 from .tokens import eos_token_ids, up_to_eos
 from .validation import InputError
 
@@ -29,9 +28,8 @@ LogitEdit = Callable[[torch.Tensor, slice], torch.Tensor]
 Noise = Callable[[int, tuple[int, ...]], torch.Tensor]
 
 
-@dataclass(slots=True)
-class Prediction:
-    """What one pass over all N masked positions found out.
+class Prediction(NamedTuple):
+    """What one pass over all N masked positions predicts.
 
     Attributes:
         tokens: (N,) ids that the prediction was projected to.
@@ -52,19 +50,21 @@ class Prediction:
     @classmethod
     def concatenate(cls, parts: list[Prediction]) -> Prediction:
         """One record from those of consecutive chunks."""
-        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(cls)}
-        return cls(**{name: None if column[0] is None else torch.cat(column) for name, column in columns.items()})
+        columns = zip(*parts, strict=True)
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
 
 
 class SamplerState:
     """What stays the same through a run: the batch, the settings, and the masked rows cut into chunks.
 
-    Noise and draws are functions of (seed, step, block), so a sequence gets the same ones whatever batch it is in,
-    and any chunk can be recomputed.
+    Noise and sampled tokens are functions of (seed, step, block), so a sequence gets the same ones in any batch, and
+    any chunk can be recomputed.
 
     Attributes:
-        times: t/T of each step. levels: ᾱ that each step reads, and 1 for the end; 0 for the first, pure noise.
-        masked_idx: (N,) places of the masked positions in the flattened batch. counts: how many each sequence has.
+        times: t/T of each step.
+        alphas_bar: ᾱ that each step reads, 0 for the first, whose input is pure noise; and 1 for the end.
+        masked_idx: (N,) indices of the masked positions in the flattened batch.
+        counts: How many each sequence has.
         embedding: E, (V, H).
         noisy_tokens: Step → (N,), the most likely token of each noisy simplex that it reads; of the last two steps.
     """
@@ -90,16 +90,16 @@ class SamplerState:
         self.argmax_at_end = final == "argmax" and top_p is not None
         self.input_ids, self.span_mask, self.attention_mask = validation.check_batch(lm, batch)
         self.seeds = validation.expand_seeds(seed, len(self.input_ids))
-        self.alphas_bar = torch.cat([alpha_bar_at(times), torch.ones(1, dtype=torch.float64)])
-        self.levels = [0.0, *self.alphas_bar.tolist()[1:]]  # the first input is pure noise, whatever its ᾱ
-        self.alphas_bar = self.alphas_bar.to(lm.device)
+        self.alphas_bar = [0.0, *alpha_bar_at(times).tolist()[1:], 1.0]
+        self._alphas_bar = torch.tensor(self.alphas_bar, dtype=torch.float64, device=lm.device)
         self.embedding = lm.embedding_matrix().detach()
-        self.known = self.embedding[self.input_ids]  # (B, L, H)
+        self.context = self.embedding[self.input_ids]  # (B, L, H)
         # Computed once: nonzero() and tolist() synchronise the GPU.
         self.masked_idx = self.span_mask.flatten().nonzero()[:, 0]
         self.counts = self.span_mask.sum(1).tolist()
         self.eos = torch.tensor(eos_token_ids(lm), device=lm.device)
-        self.chunks = make_chunks(self.counts, rows_per_chunk(len(self.embedding), lm.device), lm.device)
+        size = rows_per_chunk(len(self.embedding), lm.device)
+        self.chunks = make_chunks(self.counts, size, lm.device)
         self.noisy_tokens: dict[int, torch.Tensor] = {}
         self._replayed_noise = (None, None)
         self._scratch = None
@@ -110,8 +110,9 @@ class SamplerState:
 
     def scatter_masked(self, rows: torch.Tensor, elsewhere: torch.Tensor) -> torch.Tensor:
         """(N, …) → (B, L, …)."""
-        flat = elsewhere.flatten(0, 1)
-        return flat.index_copy(0, self.masked_idx, rows.to(elsewhere.dtype)).view_as(elsewhere)
+        rows = rows.to(elsewhere.dtype)
+        flat = elsewhere.flatten(0, 1).index_copy(0, self.masked_idx, rows)
+        return flat.view_as(elsewhere)
 
     def scratch(self, logits: torch.Tensor) -> torch.Tensor:
         """A buffer shaped like a chunk of logits, reused across steps to avoid page faults."""
@@ -122,21 +123,28 @@ class SamplerState:
 
     def generators(self, step: int, purpose: str, chunk: Chunk) -> list[torch.Generator]:
         """One generator per block of a chunk."""
-        return chunk.generators([(seed, step) for seed in self.seeds], purpose, self.embedding.device)
+        keys = [(seed, step) for seed in self.seeds]
+        return chunk.generators(keys, purpose, self.embedding.device)
 
     def fresh_noise(self, step: int, chunk: Chunk, out: torch.Tensor | None = None) -> torch.Tensor:
-        """ε of one chunk, (R, V): drawn in float32 whatever the model computes in, in the buffer `out` if it fits."""
-        device, vocabulary = self.embedding.device, len(self.embedding)
-        if self.noise is None:
-            if out is None or out.dtype != torch.float32:
-                out = torch.empty(sum(chunk.counts), vocabulary, device=device)
-            noise = chunk.standard_normal_(out, self.generators(step, "noise", chunk))
+        """ε of one chunk, (R, V), in float32 whatever the model computes in, and in the buffer `out` if it fits."""
+        embedding = self.embedding
+        if self.noise is not None:
+            noise = self._replayed(step)[chunk.rows].clone()
         else:
-            if self._replayed_noise[0] != step:
-                replayed = torch.as_tensor(self.noise(step, (*self.input_ids.shape, vocabulary)), device=device)
-                self._replayed_noise = (step, self.gather_masked(replayed))
-            noise = self._replayed_noise[1][chunk.rows].clone()
-        return noise.to(torch.promote_types(torch.float32, self.embedding.dtype))
+            if out is None or out.dtype != torch.float32:
+                out = torch.empty(sum(chunk.counts), len(embedding), device=embedding.device)
+            generators = self.generators(step, "noise", chunk)
+            noise = chunk.standard_normal_(out, generators)
+        return noise.to(torch.promote_types(torch.float32, embedding.dtype))
+
+    def _replayed(self, step: int) -> torch.Tensor:
+        """The given noise of all masked positions, (N, V); asked for once per step."""
+        if self._replayed_noise[0] != step:
+            shape = (*self.input_ids.shape, len(self.embedding))
+            noise = torch.as_tensor(self.noise(step, shape), device=self.embedding.device)
+            self._replayed_noise = (step, self.gather_masked(noise))
+        return self._replayed_noise[1]
 
     @torch.no_grad()
     def first_input(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
@@ -144,11 +152,11 @@ class SamplerState:
 
         Pure noise for step 0; for a later one the noisy simplex of `tokens` (N,) that it would read.
         """
-        alpha_bar = self.alphas_bar[index] if index else torch.zeros(())
         soft = []
         for chunk in self.chunks:
+            noise = self.fresh_noise(index - 1, chunk)
             signal = tokens[chunk.rows] if index else None
-            noisy = noisy_simplex_(self.fresh_noise(index - 1, chunk), signal, alpha_bar)
+            noisy = noisy_simplex_(noise, signal, self._alphas_bar[index])
             self._keep_noisy_tokens(index, chunk, noisy)
             soft.append(soft_embedding(noisy.softmax(1), self.embedding))
         return (torch.cat(soft) + self.embedding.mean(0)) / 2
@@ -156,13 +164,15 @@ class SamplerState:
     @torch.no_grad()
     def read(self, state: torch.Tensor, index: int) -> torch.Tensor:
         """The backbone's hidden states at each position's left neighbour, (B, L, H); zeros at the first."""
-        hidden = self.lm.hidden_states(self.embeddings(state, index), self.attention_mask)
+        embeddings = self.embeddings(state, index)
+        hidden = self.lm.hidden_states(embeddings, self.attention_mask)
         return torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
 
     def embeddings(self, soft: torch.Tensor, index: int) -> torch.Tensor:
         """What the backbone reads, (B, L, H)."""
         time = torch.full((1,), self.times[index], dtype=torch.float64, device=soft.device)
-        return self.scatter_masked(soft + self.lm.embed_time(time), self.known)
+        soft = soft + self.lm.embed_time(time)
+        return self.scatter_masked(soft, self.context)
 
     def constrain_(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits (R, V) after all edits, without the tokens that this kind of diffusion never writes."""
@@ -172,17 +182,23 @@ class SamplerState:
         """Tokens of one chunk, (R,): argmax without top_p, else a draw from the nucleus."""
         if self.top_p is None:
             return logits.argmax(1)
+        uniform = []
         generators = self.generators(index, "draw", chunk)
-        uniform = [
-            torch.rand((MAX_REJECTIONS + 1, count), generator=generator, device=p.device)
-            for count, generator in zip(chunk.counts, generators, strict=True)
-        ]
+        for count, generator in zip(chunk.counts, generators, strict=True):
+            shape = (MAX_REJECTIONS + 1, count)
+            uniform.append(torch.rand(shape, generator=generator, device=p.device))
         if self.temperature != 1:
-            p = ((logits - logits.amax(1, keepdim=True)) / self.temperature).softmax(1)
+            below_max = logits - logits.amax(1, keepdim=True)
+            p = (below_max / self.temperature).softmax(1)
         return sample_nucleus(p, self.top_p, torch.cat(uniform, 1))
 
     def next_input(
-        self, index: int, chunk: Chunk, p: torch.Tensor | None, tokens: torch.Tensor, scratch: torch.Tensor
+        self,
+        index: int,
+        chunk: Chunk,
+        p: torch.Tensor | None,
+        tokens: torch.Tensor,
+        scratch: torch.Tensor,
     ) -> torch.Tensor | None:
         """Soft embeddings (R, H) of one chunk for the step after `index`; None after the last.
 
@@ -191,10 +207,11 @@ class SamplerState:
         if index + 1 == self.steps:
             return None
         noise = self.fresh_noise(index, chunk, scratch)
-        noisy = noisy_simplex_(noise, tokens, self.alphas_bar[index + 1])
+        noisy = noisy_simplex_(noise, tokens, self._alphas_bar[index + 1])
         self._keep_noisy_tokens(index + 1, chunk, noisy)
         self_cond = 1 / len(self.embedding) if p is None else p
-        return soft_embedding(self_condition(noisy, self_cond), self.embedding) / 2
+        p_sum = self_condition_(noisy, self_cond)
+        return soft_embedding(p_sum, self.embedding) / 2
 
     def _keep_noisy_tokens(self, index: int, chunk: Chunk, noisy: torch.Tensor) -> None:
         self.noisy_tokens.pop(index - 2, None)
@@ -217,7 +234,7 @@ class Step:
         alpha_bar: ᾱ of the noisy simplex that was read, 0 for pure noise.
         next_alpha_bar: ᾱ at which this step's tokens are noised for the next; 1 at the end.
         input_ids, span_mask, attention_mask: (B, L), the batch; attention_mask is None where there is no filler.
-        masked_idx: (N,) places of the masked positions in the flattened batch; `masked_logits` has their order.
+        masked_idx: (N,) indices of the masked positions in the flattened batch; `masked_logits` has their order.
         records: Name → tensor, (B,) or (B, L), that hooks want remembered; `hooks.Recorder` keeps them.
         stop: Ends the run after this step.
     """
@@ -261,8 +278,8 @@ class Step:
         self.index = index
         self.steps = run.steps
         self.t = run.times[index]
-        self.alpha_bar = run.levels[index]
-        self.next_alpha_bar = run.levels[index + 1]
+        self.alpha_bar = run.alphas_bar[index]
+        self.next_alpha_bar = run.alphas_bar[index + 1]
         self.input_ids = run.input_ids
         self.span_mask = run.span_mask
         self.attention_mask = run.attention_mask
@@ -299,7 +316,7 @@ class Step:
 
     def _take(self, values: torch.Tensor) -> torch.Tensor:
         """An assigned tensor; what was read, edited and is now assigned is no mistake."""
-        self._handed_out = [(read, version) for read, version in self._handed_out if read is not values]
+        self._handed_out = [entry for entry in self._handed_out if entry[0] is not values]
         return values
 
     def _check_in_place_edits(self) -> None:
@@ -326,7 +343,9 @@ class Step:
     @property
     def is_assigned(self) -> torch.Tensor:
         """(B, L) bool, where a hook has written the token."""
-        return torch.zeros_like(self.span_mask) if self._override is None else self._override >= 0
+        if self._override is None:
+            return torch.zeros_like(self.span_mask)
+        return self._override >= 0
 
     def current_tokens(self) -> torch.Tensor:
         """`tokens`, not to be changed."""
@@ -334,7 +353,9 @@ class Step:
         at_end = self._run.argmax_at_end and self.is_last
         rows = prediction.top_ids[:, 0] if at_end else prediction.tokens
         tokens = self._run.scatter_masked(rows, self.input_ids)
-        return tokens if self._override is None else torch.where(self.is_assigned, self._override, tokens)
+        if self._override is None:
+            return tokens
+        return torch.where(self.is_assigned, self._override, tokens)
 
     def set_token(self, position: int, token: int) -> None:
         """Writes one token at one position of every sequence and leaves the others as they are."""
@@ -349,12 +370,11 @@ class Step:
     def logits(self) -> torch.Tensor:
         """(B, L, V), aligned with the positions they predict. Can be assigned; only masked positions count."""
         run = self._run
-        logits = run.lm.head(self._hidden.flatten(0, 1)).view(*self._hidden.shape[:2], -1)
-        first = torch.zeros_like(self.span_mask)
-        first[:, 0] = True
-        if run.attention_mask is not None:
-            first |= run.attention_mask.bool() & (run.attention_mask.cumsum(1) == 1)
-        logits.masked_fill_(first[..., None], 0)
+        hidden = self._hidden.flatten(0, 1)
+        logits = run.lm.head(hidden).view(*self.span_mask.shape, -1)
+        is_real = torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
+        is_first = is_real.cumsum(1) * is_real == 1
+        logits.masked_fill_(is_first[..., None], 0)
         rows = torch.cat([rows for _, rows in self.logit_blocks()])
         return self._copy(run.scatter_masked(rows, logits))
 
@@ -395,8 +415,10 @@ class Step:
 
     def _chunk_logits(self, chunk: Chunk, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of a chunk, (R, V), from the hidden states of all masked positions."""
-        rows = chunk.rows
-        logits = self._run.lm.head(hidden[rows]) if self._logits is None else self._logits[rows].clone()
+        if self._logits is None:
+            logits = self._run.lm.head(hidden[chunk.rows])
+        else:
+            logits = self._logits[chunk.rows].clone()
         for edit in self._edits:  # block by block: an edit's own temporaries are (R, V), too
             for block, part in chunk.split(logits):
                 part.copy_(edit(part, block))
@@ -425,17 +447,20 @@ class Step:
     @property
     def argmax(self) -> torch.Tensor:
         """(B, L) most likely ids; the context's own elsewhere."""
-        return self.top(1)[0][..., 0]
+        ids, _ = self.top(1)
+        return ids[..., 0]
 
     @property
     def text_mask(self) -> torch.Tensor:
         """(B, L) bool: masked positions up to and including the first EOS among the most likely tokens."""
-        return self.span_mask & up_to_eos(self.argmax, self._run.eos, self.span_mask)
+        before_end = up_to_eos(self.argmax, self._run.eos, self.span_mask)
+        return self.span_mask & before_end
 
     @property
     def confidence(self) -> torch.Tensor:
         """(B, L) probability of the most likely token; 1 outside the span mask."""
-        return self.top(1)[1][..., 0]
+        _, p = self.top(1)
+        return p[..., 0]
 
     @property
     def entropy(self) -> torch.Tensor:
@@ -454,16 +479,18 @@ class Step:
             self._prediction = None
         prediction = self.prediction()
         context = self.input_ids[..., None].expand(-1, -1, self._top_k)
-        certain = torch.eye(self._top_k, device=self.span_mask.device)[0].expand(context.shape)
+        certain = torch.eye(1, self._top_k, device=context.device).expand(context.shape)
         ids = self._run.scatter_masked(prediction.top_ids, context)
-        return ids[..., :k], self._run.scatter_masked(prediction.top_p, certain)[..., :k]
+        p = self._run.scatter_masked(prediction.top_p, certain)
+        return ids[..., :k], p[..., :k]
 
     @torch.no_grad()
     def prediction(self) -> Prediction:
         """The record of this step's one pass over all masked positions, made when something of it is first read."""
         if self._prediction is None:
             hidden = self._run.gather_masked(self._hidden)
-            self._prediction = Prediction.concatenate([self._predict(chunk, hidden) for chunk in self._run.chunks])
+            parts = [self._predict(chunk, hidden) for chunk in self._run.chunks]
+            self._prediction = Prediction.concatenate(parts)
             self._mean_entropy = float(self._prediction.entropy.mean())  # synchronises the GPU, once per step
             if not math.isfinite(self._mean_entropy):
                 raise FloatingPointError(
@@ -473,16 +500,16 @@ class Step:
 
     def _predict(self, chunk: Chunk, hidden: torch.Tensor) -> Prediction:
         run = self._run
-        edited = bool(self._edits) or self._logits is not None
+        is_edited = bool(self._edits) or self._logits is not None
         logits = self._chunk_logits(chunk, hidden)
-        p = logits.softmax(1) if edited else torch.softmax(logits, 1, out=run.scratch(logits))
+        out = None if is_edited else run.scratch(logits)
+        p = torch.softmax(logits, 1, out=out)
         top_p, top_ids = p.max(1, keepdim=True) if self._top_k == 1 else p.topk(self._top_k)
         tokens = run.sample_tokens(p, logits, self.index, chunk)
         token_p = p.gather(1, tokens[:, None])[:, 0]
-        # H = log Z − Σ p·z, and log Z = z_max − log p_max; a banned token (−∞) adds 0 to the sum
-        log_z = logits.gather(1, top_ids[:, :1])[:, 0] - top_p[:, 0].log()
-        finite = logits.nan_to_num_(neginf=0.0) if edited else logits
-        entropy = (log_z - torch.linalg.vecdot(p, finite)).clamp(min=0)
+        if is_edited:
+            logits.nan_to_num_(neginf=0.0)  # a banned token (−∞) adds 0 to the mean logit
+        entropy = _entropy(p, logits, top_p[:, 0], top_ids[:, :1])
         self_cond = p if self._self_condition else None
         next_input = run.next_input(self.index, chunk, self_cond, tokens, scratch=logits)
         return Prediction(tokens, token_p, top_ids, top_p, entropy, next_input)
@@ -534,6 +561,13 @@ class Step:
         return soft
 
 
+def _entropy(p: torch.Tensor, logits: torch.Tensor, max_p: torch.Tensor, argmax: torch.Tensor) -> torch.Tensor:
+    """H = log Z − Σ p·z, in nats, (R,), where log Z = z_max − log p_max. max_p: (R,). argmax: (R, 1)."""
+    log_z = logits.gather(1, argmax)[:, 0] - max_p.log()
+    mean_logit = torch.linalg.vecdot(p, logits)
+    return (log_z - mean_logit).clamp(min=0)
+
+
 def denoise(
     lm: SimplexDenoiser,
     batch: Mapping[str, torch.Tensor],
@@ -574,8 +608,9 @@ def denoise(
     """
     validation.check_simplex(lm)
     config = lm.config
-    spacing = getattr(config, "timestep_spacing", "uniform") if timestep_spacing is None else timestep_spacing
-    times = sampling_times(steps, spacing, getattr(config, "loss_curve", None))
+    if timestep_spacing is None:
+        timestep_spacing = getattr(config, "timestep_spacing", "uniform")
+    times = sampling_times(steps, timestep_spacing, getattr(config, "loss_curve", None))
     run = SamplerState(lm, batch, times, top_p, temperature, seed, final, noise)
     start = validation.check_int("start", start, 0, run.steps - 1)
     tokens = run.gather_masked(batch["input_ids"].to(lm.device))  # (N,)
@@ -591,8 +626,9 @@ def loop(
     for hook in hooks:
         if check := getattr(hook, "check", None):
             check(run.lm)
-    wanted = max([getattr(hook, "top_k", 1) for hook in hooks], default=1)  # found in the one pass, whoever reads first
-    top_k = min(wanted, len(run.embedding))
+    # The largest of all, computed in the one pass whoever reads first.
+    top_k = max([getattr(hook, "top_k", 1) for hook in hooks], default=1)
+    top_k = min(top_k, len(run.embedding))
 
     def steps() -> Iterator[Step]:
         state = run.first_input(start, tokens)

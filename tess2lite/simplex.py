@@ -15,21 +15,29 @@ SIMPLEX_VALUE = 5.0  # k of the paper: a token is +k at its id and −k elsewher
 def noisy_simplex_(noise: torch.Tensor, tokens: torch.Tensor | None, alpha_bar: torch.Tensor) -> torch.Tensor:
     """ε → √(1−ᾱ)·k·ε + 2k√ᾱ·onehot(w), in place.
 
-    The same as √ᾱ·S^w + √(1−ᾱ)·k·ε up to a constant of each row, which softmax does not see (identity 1
-    of the design: no ±k tensor, no one-hot).
+    Up to a constant per row, which softmax does not see, this is √ᾱ·S^w + √(1−ᾱ)·k·ε: no ±k tensor, no one-hot.
 
-    noise: (R, V), standard normal. tokens: (R,) ids, None for no signal at all. alpha_bar: (R, 1) or ().
+    Args:
+        noise: (R, V), standard normal; overwritten.
+        tokens: (R,) ids, None for no signal at all.
+        alpha_bar: (R, 1) or ().
+
+    Returns:
+        `noise`.
     """
-    noise.mul_(torch.sqrt(1 - alpha_bar) * SIMPLEX_VALUE)
+    noise_scale = torch.sqrt(1 - alpha_bar) * SIMPLEX_VALUE
+    noise.mul_(noise_scale)
     if tokens is not None:
-        signal = (2 * SIMPLEX_VALUE * torch.sqrt(alpha_bar)).to(noise.dtype)
-        noise.scatter_add_(1, tokens[:, None], signal.expand(len(tokens), 1))
+        signal = 2 * SIMPLEX_VALUE * torch.sqrt(alpha_bar)
+        signal = signal.to(noise.dtype).expand(len(tokens), 1)
+        noise.scatter_add_(1, tokens[:, None], signal)
     return noise
 
 
-def self_condition(noisy: torch.Tensor, belief: torch.Tensor | float) -> torch.Tensor:
-    """softmax(noisy) + belief, in place, twice their mean: (R, V), belief already probabilities."""
-    return torch.softmax(noisy, 1, out=noisy).add_(belief)
+def self_condition_(noisy: torch.Tensor, self_cond: torch.Tensor | float) -> torch.Tensor:
+    """softmax(noisy) + self_cond, in place: twice their mean, (R, V); self_cond holds probabilities."""
+    torch.softmax(noisy, 1, out=noisy)
+    return noisy.add_(self_cond)
 
 
 def soft_embedding(probabilities: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:

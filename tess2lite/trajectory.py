@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .recording.files import ids_of, read_fields, write_fields
-from .recording.strings import decode_from, known_texts, token_strings_of
+from .recording.strings import decode_from, known_texts, token_strings_of, word_spans
 from .validation import InputError
 
 
@@ -110,12 +109,7 @@ class Trajectory:
 
     def words(self) -> list[tuple[int, int]]:
         """(first, past last) positions of the final text's words: tokens that meet in letters are of one word."""
-        strings = [self.token_strings[i] for i in self.tokens[-1].tolist()]
-        starts = [0]
-        for i, (left, right) in enumerate(pairwise(strings), 1):
-            if not (left[-1:].isalnum() and right[:1].isalnum()):
-                starts.append(i)
-        return list(pairwise([*starts, len(strings)]))
+        return word_spans([self.token_strings[i] for i in self.tokens[-1].tolist()])
 
     def difference(self, other: Trajectory) -> torch.Tensor:
         """(S, L) bool, where another run over the same positions shows other tokens at the same step.

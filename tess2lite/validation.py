@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -55,6 +56,12 @@ def check_int(name: str, value, least: int, most: float = math.inf) -> int:
             return operator.index(value)
     accepted = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
     raise InputError(f"{name} is {value!r}; give a whole number {accepted}.")
+
+
+def check_number(name: str, value: Any, least: float, most: float) -> None:
+    """Raise InputError unless a value is a number from `least` to `most`."""
+    if not _is_number(value) or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}; give a number from {least:g} to {most:g}.")
 
 
 FINALS = ("argmax", "sample")

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import tess2lite as t2
-from tess2lite.mask_diffusion import mask_token_id
 from tess2lite.pretrained import full_models, sources
 from tess2lite.pretrained.probes import causal
+from tess2lite.pretrained.tokenizers import mask_token_id
 from tess2lite.tokens import eos_token_ids
 from tess2lite.training.merge import merge
 

@@ -11,7 +11,8 @@ import tess2lite as t2
 from tess2lite import mask_diffusion
 from tess2lite.hooks import Branch, Halt, Pin
 from tess2lite.loss import cross_entropy
-from tess2lite.mask_diffusion import absorbed, masked_loss
+from tess2lite.mask_diffusion import masked_loss, sample_mask
+from tess2lite.pretrained.tokenizers import mask_token_id
 from tess2lite.training import recipe
 from tess2lite.training import run as training_run
 from tess2lite.training.data import Rows
@@ -24,10 +25,10 @@ from tess2lite.viz.explorer import explorer
 UNK = 0
 
 
-def textbook(lm, ids, gone, share):
+def textbook(lm, ids, is_masked, mask_ratio):
     """Position by position, with transformers' own forward pass and its own logits."""
     total = 0
-    for row, away, t in zip(ids, gone, share, strict=True):
+    for row, away, t in zip(ids, is_masked, mask_ratio, strict=True):
         read = torch.tensor([UNK if a else int(i) for i, a in zip(row, away, strict=True)])
         log_p = MistralForCausalLM.forward(lm, input_ids=read[None]).logits[0].log_softmax(-1)
         for i in range(len(row)):
@@ -68,11 +69,11 @@ def trainer(lm, folder, steps=2, **settings):
 def test_the_loss_against_a_loop_over_positions(tiny):
     lm = tiny(dtype=torch.float64)
     ids = torch.tensor(some_rows(3, 8))
-    gone = torch.rand(3, 8, generator=torch.Generator().manual_seed(1)) < 0.5
-    gone[:, 0] = False
-    share = torch.tensor([0.3, 0.5, 1.0])
-    assert masked_loss(lm, ids, gone, share, UNK).item() == pytest.approx(
-        textbook(lm, ids, gone, share).item(), rel=1e-6
+    is_masked = torch.rand(3, 8, generator=torch.Generator().manual_seed(1)) < 0.5
+    is_masked[:, 0] = False
+    mask_ratio = torch.tensor([0.3, 0.5, 1.0])
+    assert masked_loss(lm, ids, is_masked, mask_ratio, UNK).item() == pytest.approx(
+        textbook(lm, ids, is_masked, mask_ratio).item(), rel=1e-6
     )
 
 
@@ -83,14 +84,16 @@ def test_the_weighted_loss_is_the_bound(tiny):
     exact = 0
     with torch.no_grad():
         for bits in range(1, 8):
-            gone = torch.tensor([False] + [bool(bits >> i & 1) for i in range(3)])
-            k = int(gone.sum())
+            is_masked = torch.tensor([False] + [bool(bits >> i & 1) for i in range(3)])
+            k = int(is_masked.sum())
             weight = math.factorial(k - 1) * math.factorial(3 - k) / math.factorial(3)
-            exact += weight * masked_loss(lm, row[None], gone[None], one, UNK).item()
-        share = (torch.arange(5000) + 1) / 5000
+            exact += weight * masked_loss(lm, row[None], is_masked[None], one, UNK).item()
+        mask_ratio = (torch.arange(5000) + 1) / 5000
         can = torch.tensor([False, True, True, True]).expand(5000, 4)
-        drawn = [absorbed(can, share, range(5000), seed) for seed in range(4)]
-        mean = sum(masked_loss(lm, row.expand(5000, 4), gone, share, UNK).item() for gone in drawn) / 20_000
+        drawn = [sample_mask(can, mask_ratio, range(5000), seed) for seed in range(4)]
+        mean = (
+            sum(masked_loss(lm, row.expand(5000, 4), is_masked, mask_ratio, UNK).item() for is_masked in drawn) / 20_000
+        )
     assert mean == pytest.approx(exact, rel=0.03)
 
 
@@ -101,19 +104,19 @@ def test_a_model_that_knows_nothing_has_the_bound_of_chance(tiny, tmp_path):
     assert measured["eval_loss"] == pytest.approx(math.log(lm.config.vocab_size), rel=0.1)
 
 
-def test_what_is_absorbed_is_a_function_of_seed_and_example():
+def test_the_mask_is_a_function_of_seed_and_example():
     can = torch.ones(3, 2000, dtype=torch.bool)
     can[:, 0] = False
-    share = torch.tensor([0.2, 0.7, 1.0])
-    gone = absorbed(can, share, [5, 6, 7], 0)
-    assert torch.equal(gone[1:2], absorbed(can[1:2], share[1:2], [6], 0))
-    assert not torch.equal(gone, absorbed(can, share, [5, 6, 7], 1))
-    assert not gone[:, 0].any() and gone[2, 1:].all()
-    assert gone.float().mean(1).tolist() == pytest.approx([0.2, 0.7, 1.0], abs=0.04)
-    assert (absorbed(can, share / 2, [5, 6, 7], 0) <= gone).all()
+    mask_ratio = torch.tensor([0.2, 0.7, 1.0])
+    is_masked = sample_mask(can, mask_ratio, [5, 6, 7], 0)
+    assert torch.equal(is_masked[1:2], sample_mask(can[1:2], mask_ratio[1:2], [6], 0))
+    assert not torch.equal(is_masked, sample_mask(can, mask_ratio, [5, 6, 7], 1))
+    assert not is_masked[:, 0].any() and is_masked[2, 1:].all()
+    assert is_masked.float().mean(1).tolist() == pytest.approx([0.2, 0.7, 1.0], abs=0.04)
+    assert (sample_mask(can, mask_ratio / 2, [5, 6, 7], 0) <= is_masked).all()
 
 
-def test_nothing_absorbed_is_a_loss_of_zero_that_can_be_learned_from(tiny):
+def test_nothing_masked_is_a_loss_of_zero_with_a_gradient(tiny):
     lm = tiny()
     ids = torch.tensor(some_rows(2))
     loss = masked_loss(lm, ids, torch.zeros_like(ids, dtype=torch.bool), torch.ones(2), UNK)
@@ -134,10 +137,10 @@ def test_evaluation_by_hand(tiny, tmp_path):
     lm = tiny()
     one = trainer(lm, tmp_path)
     batch = DiffusionCollator("all", 0)([one.eval_dataset[j] for j in range(12)])
-    share = torch.full((12,), 2751 / 5000)
-    gone = absorbed(batch["span_mask"], share, list(range(12)), 0)
+    mask_ratio = torch.full((12,), 2751 / 5000)
+    is_masked = sample_mask(batch["span_mask"], mask_ratio, list(range(12)), 0)
     with torch.no_grad():
-        expected = textbook(lm, batch["input_ids"], gone, share) / (12 * 11)
+        expected = textbook(lm, batch["input_ids"], is_masked, mask_ratio) / (12 * 11)
     measured = one.evaluate()
     assert measured["eval_loss_at_2750"] == pytest.approx(expected.item(), rel=1e-5)
     assert measured == one.evaluate() and all(math.isfinite(value) for value in measured.values())
@@ -228,7 +231,7 @@ def test_recipes_that_make_no_sense(own, tiny):
     lm = tiny()
     lm.tokenizer.unk_token = None
     with pytest.raises(ValueError, match="no tokenizer with an <unk>"):
-        mask_diffusion.mask_token_id(lm)
+        mask_token_id(lm)
 
 
 def batch_of(positions=6, prompt=3, rows=1):

@@ -29,13 +29,13 @@ MUTATIONS = {
         "(F.softmax(simplex, -1) + F.softmax(previous_logits, -1)) / 2",
         "F.softmax(simplex, -1)",
     ),
-    "self-conditioning left out (sampler)": (sampling, "self_condition(noisy, self_cond)", "noisy.softmax(1)"),
-    "self-conditioning left out (training)": (loss, "(noisy + belief) / 2", "noisy"),
-    "no uniform belief at the start": (sampling, "(torch.cat(soft) + self.embedding.mean(0)) / 2", "torch.cat(soft)"),
+    "self-conditioning left out (sampler)": (sampling, "self_condition_(noisy, self_cond)", "noisy.softmax(1)"),
+    "self-conditioning left out (training)": (loss, "(noisy + self_cond) / 2", "noisy"),
+    "no uniform distribution at the start": (sampling, "(torch.cat(soft) + self.embedding.mean(0)) / 2", "torch.cat(soft)"),
     "ᾱ one step late (sampler)": (
         sampling,
-        "noisy_simplex_(noise, tokens, self.alphas_bar[index + 1])",
-        "noisy_simplex_(noise, tokens, self.alphas_bar[index])",
+        "noisy_simplex_(noise, tokens, self._alphas_bar[index + 1])",
+        "noisy_simplex_(noise, tokens, self._alphas_bar[index])",
     ),
     "ᾱ one step early (textbook)": (
         textbook,

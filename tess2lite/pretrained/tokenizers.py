@@ -105,3 +105,44 @@ def add_rows(model: PreTrainedModel, size: int) -> None:
     for layer in filter(None, (model.get_input_embeddings(), model.get_output_embeddings())):
         for values in filter(lambda values: values is not None, (layer.weight, getattr(layer, "bias", None))):
             values[old:] = values[:old].float().mean(0).to(values.dtype)
+
+
+def check_shared_tokens(reward_model: PreTrainedModel, lm: PreTrainedModel) -> None:
+    """Raise InputError unless a reward model reads all tokens that a denoiser writes."""
+    if not (reward_model.tokenizer and lm.tokenizer):
+        read = len(reward_model.get_input_embeddings().weight)
+        written = len(lm.get_input_embeddings().weight)
+        if read != written:
+            raise InputError(
+                f"The reward model reads {read} tokens, the denoiser writes {written}, and no tokenizer says "
+                "which of them are the same; save the reward model with the denoiser's tokenizer."
+            )
+    elif unknown := _tokens(lm.tokenizer).items() - _tokens(reward_model.tokenizer).items():
+        token, number = min(unknown, key=lambda entry: entry[1])
+        raise InputError(
+            f"The reward model's tokenizer does not have {token!r} as token {number}, as the denoiser's does; "
+            "guidance needs a reward model with the denoiser's own tokenizer."
+        )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """A tokenizer's vocabulary, whatever name PAD has in it."""
+    vocabulary = dict(tokenizer.get_vocab())
+    vocabulary["PAD"] = vocabulary.pop(getattr(tokenizer, "pad_token", None), -1)
+    return vocabulary
+
+
+def mask_token_id(lm: PreTrainedModel) -> int:
+    """The id of the mask token: the tokenizer's own, or else `<unk>`.
+
+    Raises:
+        InputError: There is neither, or it is BOS, EOS or PAD as well, which are tokens that the model writes.
+    """
+    tokenizer = lm.tokenizer
+    for token in (getattr(tokenizer, "mask_token_id", None), getattr(tokenizer, "unk_token_id", None)):
+        if token is not None and token not in (tokenizer.bos_token_id, tokenizer.pad_token_id, *eos_token_ids(lm)):
+            return token
+    raise InputError(
+        f"'{lm.name_or_path}' has no tokenizer with an <unk> or a mask token of its own id, which stands for what is "
+        "masked; save the model with a tokenizer that has a mask token."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 
 def decode_from(ids: list[int], start: int, decode: Callable[..., str]) -> str:
@@ -31,3 +32,14 @@ def known_texts(ids: list[int], span_mask: list[bool], decode: Callable[..., str
             texts[i] = text[len(decode(ids[anchor:shown])) :]
             anchor, shown = shown, i + 1
     return texts
+
+
+def word_spans(strings: list[str]) -> list[tuple[int, int]]:
+    """(first, past last) indices of each word: tokens that meet in letters or digits are of one word."""
+    starts = [0]
+    for i, (left, right) in enumerate(pairwise(strings), 1):
+        is_inside = left[-1:].isalnum() and right[:1].isalnum()
+        if not is_inside:
+            starts.append(i)
+    ends = [*starts[1:], len(strings)]
+    return list(zip(starts, ends, strict=True))

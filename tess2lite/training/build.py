@@ -16,10 +16,10 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
 from ..loading import load
-from ..mask_diffusion import mask_token_id
 from ..pretrained.devices import choose_device
 from ..pretrained.probes import check_bidirectional
 from ..pretrained.sources import adapter_base, find_source, plain_errors
+from ..pretrained.tokenizers import mask_token_id
 from ..validation import InputError
 from .autoregressive import PretrainingCollator, PretrainingTrainer, load_autoregressive
 from .mask_diffusion import MaskedTrainer

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from ..mask_diffusion import MASKED, absorbed, mask_token_id, masked_loss
+from ..mask_diffusion import MASKED, masked_loss, sample_mask
+from ..pretrained.tokenizers import mask_token_id
 from ..schedule import TRAINING_TIMESTEPS
 from .trainer import GRID_SEED, Batch, GridTrainer, save_diffusion_config
 
@@ -31,7 +32,7 @@ class MaskedTrainer(GridTrainer):
 
     def _batch_loss(self, model: torch.nn.Module, inputs: Batch, seed: int) -> torch.Tensor:
         ratio = (inputs["t"] + 1) / TRAINING_TIMESTEPS  # (B,)
-        is_masked = absorbed(inputs["span_mask"], ratio, inputs["example"].tolist(), seed)
+        is_masked = sample_mask(inputs["span_mask"], ratio, inputs["example"].tolist(), seed)
         loss = partial(masked_loss, token=self.token)
         return model(input_ids=inputs["input_ids"], span_mask=is_masked, t=ratio, loss=loss)
 

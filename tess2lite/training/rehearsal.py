@@ -17,7 +17,7 @@ import yaml
 
 from ..generation import infill
 from ..loading import load
-from ..reward import load_reward
+from ..pretrained.reward_models import load_reward
 from ..validation import InputError
 from .checkpoints import last_checkpoint
 from .merge import merge

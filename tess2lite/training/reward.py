@@ -12,8 +12,8 @@ from peft import get_peft_model
 from trl import RewardConfig, RewardTrainer
 
 from ..chat_template import encode_chat
+from ..pretrained.reward_models import load_classifier
 from ..pretrained.sources import bundled, find_source, plain_errors
-from ..reward import load_classifier
 from ..tinytown.tasks import PREFERENCES, preferences
 from ..validation import InputError
 from .build import (

@@ -17,13 +17,14 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
+from tess2lite.evaluation.best_of import best_of
 from tess2lite.evaluation.intervals import mean_interval
 from tess2lite.evaluation.results import stamp, write_json
 from tess2lite.generation import generate
-from tess2lite.guidance import RewardGuidance, best_of
+from tess2lite.guidance import RewardGuidance
 from tess2lite.loading import load
+from tess2lite.pretrained.reward_models import load_reward
 from tess2lite.pretrained.sources import bundled
-from tess2lite.reward import load_reward
 from tess2lite.tinytown.tasks import Example, broken, examples, reward
 
 from .comparisons import judge

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from tess2lite.chat_template import encode_chat
-from tess2lite.reward import load_reward
+from tess2lite.pretrained.reward_models import load_reward
 from tess2lite.tinytown.tasks import preferences
 from tess2lite.training.recipe import RewardRecipe
 from tess2lite.training.reward import pair_of

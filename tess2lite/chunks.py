@@ -18,7 +18,8 @@ BLOCKS = {"cpu": 2, "cuda": 1}
 
 def rows_per_chunk(vocabulary: int, device: torch.device) -> int:
     """How many rows of `vocabulary` elements are computed together on this kind of device."""
-    return max(1, CHUNK.get(device.type, CHUNK["cuda"]) // vocabulary)
+    elements = CHUNK.get(device.type, CHUNK["cuda"])
+    return max(1, elements // vocabulary)
 
 
 def generator_for(seed: int, step: int, purpose: str, device: torch.device) -> torch.Generator:
@@ -27,8 +28,10 @@ def generator_for(seed: int, step: int, purpose: str, device: torch.device) -> t
     Noise and draws are functions of (seed, step), so a run can be replayed or branched from any step, and an edited
     token does not change the noise that comes after it.
     """
-    digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=4).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+    key = f"{seed}/{step}/{purpose}".encode()
+    digest = hashlib.blake2b(key, digest_size=4).digest()
+    own_seed = int.from_bytes(digest, "big")
+    return torch.Generator(device).manual_seed(own_seed)
 
 
 class Chunk(NamedTuple):
@@ -42,7 +45,9 @@ class Chunk(NamedTuple):
     @property
     def rows(self) -> slice:
         """All rows of the chunk."""
-        return slice(self.blocks[0][2].start, self.blocks[-1][2].stop)
+        first = self.blocks[0][2]
+        last = self.blocks[-1][2]
+        return slice(first.start, last.stop)
 
     @property
     def counts(self) -> list[int]:
@@ -56,10 +61,14 @@ class Chunk(NamedTuple):
 
     def generators(self, keys: list[tuple[int, int]], purpose: str, device: torch.device) -> list[torch.Generator]:
         """One generator per block; keys: (seed, step) of each sequence of the batch."""
-        return [generator_for(*keys[sequence], f"{purpose} {number}", device) for sequence, number, _ in self.blocks]
+        generators = []
+        for sequence, number, _ in self.blocks:
+            seed, step = keys[sequence]
+            generators.append(generator_for(seed, step, f"{purpose} {number}", device))
+        return generators
 
     def standard_normal_(self, out: torch.Tensor, generators: list[torch.Generator]) -> torch.Tensor:
-        """Fills (R, V) in place. One stream keeps one core busy, and a CPU has more."""
+        """Fill (R, V) in place. One stream keeps one core busy, and a CPU has more."""
 
         @torch.inference_mode(out.is_inference())  # a thread does not inherit its caller's mode
         def fill(part: torch.Tensor, generator: torch.Generator) -> None:
@@ -67,8 +76,7 @@ class Chunk(NamedTuple):
 
         parts = out.split(self.counts)
         if len(generators) == 1 or out.device.type != "cpu":
-            for part, generator in zip(parts, generators, strict=True):
-                fill(part, generator)
+            list(map(fill, parts, generators))
         else:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(fill, parts, generators))
@@ -78,13 +86,15 @@ class Chunk(NamedTuple):
 def make_chunks(counts: list[int], size: int, device: torch.device) -> list[Chunk]:
     """Chunks of at most `size` rows, for sequences that have `counts` rows each."""
     chunks: list[Chunk] = []
-    start = 0
-    block = max(1, size // BLOCKS.get(device.type, 1))
+    end = 0
+    blocks_per_chunk = BLOCKS.get(device.type, 1)
+    block = max(1, size // blocks_per_chunk)
     for sequence, count in enumerate(counts):
-        for number, offset in enumerate(range(0, count, block)):
-            rows = slice(start + offset, start + min(offset + block, count))
+        starts = range(end, end + count, block)
+        end += count
+        for number, start in enumerate(starts):
+            rows = slice(start, min(start + block, end))
             if not chunks or rows.stop - chunks[-1].rows.start > size:
                 chunks.append(Chunk([]))
             chunks[-1].blocks.append((sequence, number, rows))
-        start += count
     return chunks

@@ -20,30 +20,37 @@ def sample_categorical(probabilities: torch.Tensor, u: torch.Tensor) -> torch.Te
         Ids (R,).
     """
     vocabulary = probabilities.shape[1]
-    width = 2 ** math.ceil(math.log2(max(2, vocabulary)) / 2)
+    last_id = vocabulary - 1
+    bits = math.log2(max(2, vocabulary))
+    width = 2 ** math.ceil(bits / 2)
     full = vocabulary // width * width
-    blocks = probabilities[:, :full].unflatten(1, (-1, width)).sum(-1)  # (R, V // width)
+    blocks = probabilities[:, :full].unflatten(1, (-1, width))  # (R, V // width, width)
     tail = probabilities[:, full:].sum(-1, keepdim=True)
-    mass = torch.cat([blocks, tail], 1).double().cumsum(1)  # (R, V // width + 1)
-    goal = u.double() * mass[:, -1]
-    block = torch.searchsorted(mass, goal[:, None], right=True)[:, 0]
-    block = block.clamp(max=mass.shape[1] - 1)
-    previous = (block[:, None] - 1).clamp(min=0)
-    before = torch.where(block > 0, mass.gather(1, previous)[:, 0], 0.0)
-    ids = block[:, None] * width + torch.arange(width, device=u.device)  # (R, width)
-    inside = probabilities.gather(1, ids.clamp(max=vocabulary - 1)).double()
-    within = (inside * (ids < vocabulary)).cumsum(1)
-    # never past the last id with any mass, whatever rounding did to the goal
-    goal = torch.minimum(goal - before, within[:, -1] * (1 - 1e-12))
-    place = torch.searchsorted(within, goal[:, None], right=True)[:, 0]
-    ids = ids.gather(1, place.clamp(max=width - 1)[:, None])[:, 0]
-    return ids.clamp(max=vocabulary - 1)  # also where p is NaN
+    masses = torch.cat([blocks.sum(-1), tail], 1)  # (R, V // width + 1)
+    cumulative = masses.double().cumsum(1)
+    goal = u.double() * cumulative[:, -1]
+    block = torch.searchsorted(cumulative, goal[:, None], right=True)  # (R, 1)
+    block = block.clamp(max=cumulative.shape[1] - 1)
+    previous = (block - 1).clamp(min=0)
+    mass_before = cumulative.gather(1, previous)
+    mass_before = torch.where(block > 0, mass_before, 0.0)
+    ids = block * width + torch.arange(width, device=u.device)  # (R, width)
+    p = probabilities.gather(1, ids.clamp(max=last_id))
+    p = p.double() * (ids <= last_id)
+    cumulative = p.cumsum(1)
+    # Never past the last id with any mass, whatever rounding did to the goal.
+    most = cumulative[:, -1:] * (1 - 1e-12)
+    goal = torch.minimum(goal[:, None] - mass_before, most)
+    place = torch.searchsorted(cumulative, goal, right=True)
+    ids = ids.gather(1, place.clamp(max=width - 1))
+    return ids[:, 0].clamp(max=last_id)  # also where p is NaN
 
 
 def _mass_before(p: torch.Tensor, token_p: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Σ of the probabilities that rank before each row's id; ties rank by token id. (R,)."""
-    smaller_id = torch.arange(p.shape[1], device=p.device) < ids[:, None]
-    ranks_before = (p > token_p) | ((p == token_p) & smaller_id)
+    all_ids = torch.arange(p.shape[1], device=p.device)
+    wins_tie = (p == token_p) & (all_ids < ids[:, None])
+    ranks_before = (p > token_p) | wins_tie
     return torch.where(ranks_before, p, 0).sum(1)
 
 
@@ -53,21 +60,25 @@ def _in_nucleus(p: torch.Tensor, ids: torch.Tensor, top_p: float) -> torch.Tenso
     if p.device.type == "cuda":  # finding the uncertain rows would synchronise the GPU
         return _mass_before(p, token_p, ids) < top_p
     # If the token plus everything ranked below it exceeds 1 − top_p (checked on a prefix of the row), it is inside.
-    prefix = p[:, : math.ceil(min(1, 8 * (1 - top_p)) * p.shape[1])]
-    below = torch.where(prefix < token_p, prefix, 0).sum(1)
-    inside = token_p[:, 0] + below > 1 - top_p + 1e-4
-    uncertain = (~inside).nonzero()[:, 0]
-    if len(uncertain):
-        inside[uncertain] = _mass_before(p[uncertain], token_p[uncertain], ids[uncertain]) < top_p
-    return inside
+    ratio = min(1, 8 * (1 - top_p))
+    length = math.ceil(ratio * p.shape[1])
+    prefix = p[:, :length]
+    mass_below = torch.where(prefix < token_p, prefix, 0).sum(1)
+    is_inside = token_p[:, 0] + mass_below > 1 - top_p + 1e-4
+    unsure = (~is_inside).nonzero()[:, 0]
+    if len(unsure):
+        mass_before = _mass_before(p[unsure], token_p[unsure], ids[unsure])
+        is_inside[unsure] = mass_before < top_p
+    return is_inside
 
 
 def _sorted_draw(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor:
     """The textbook nucleus draw, for the few rows whose draws were all rejected."""
     ranked, ids = p.sort(dim=1, descending=True, stable=True)
-    before = ranked.cumsum(1) - ranked
-    ranked = torch.where(before < top_p, ranked, 0)
-    return ids.gather(1, sample_categorical(ranked, u)[:, None])[:, 0]
+    mass_before = ranked.cumsum(1) - ranked
+    ranked = torch.where(mass_before < top_p, ranked, 0)
+    place = sample_categorical(ranked, u)
+    return ids.gather(1, place[:, None])[:, 0]
 
 
 def sample_nucleus(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor:
@@ -86,7 +97,8 @@ def sample_nucleus(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tens
     ids = sample_categorical(p, u[0])
     if top_p >= 1:
         return ids
-    rejected = (~_in_nucleus(p, ids, top_p)).nonzero()[:, 0]
+    is_inside = _in_nucleus(p, ids, top_p)
+    rejected = (~is_inside).nonzero()[:, 0]
     if len(rejected):
         ids[rejected] = _redraw(p[rejected], top_p, u[1:, rejected])
     return ids

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 
 from .validation import InputError, check_int
@@ -19,7 +20,8 @@ UNIFORM_SHARE = 0.1  # of informative timesteps: no stretch of time is left out 
 
 def improved_cosine(u: torch.Tensor) -> torch.Tensor:
     """cos²((u + 1e-4)/(1 + 1e-4)·π/2), u in [0, 1]."""
-    return torch.cos((u + 1e-4) / (1 + 1e-4) * math.pi / 2) ** 2
+    angle = (u + 1e-4) / (1 + 1e-4) * math.pi / 2
+    return torch.cos(angle) ** 2
 
 
 def linear(u: torch.Tensor) -> torch.Tensor:
@@ -29,10 +31,15 @@ def linear(u: torch.Tensor) -> torch.Tensor:
 
 def square_root(u: torch.Tensor) -> torch.Tensor:
     """1 − √(u + 1e-4): loses signal early, as in Diffusion-LM."""
-    return (1 - torch.sqrt(u + 1e-4)).clamp(min=0)
+    noise = torch.sqrt(u + 1e-4)
+    return (1 - noise).clamp(min=0)
 
 
-SCHEDULES = {"improved_cosine": improved_cosine, "linear": linear, "square_root": square_root}
+SCHEDULES = {
+    "improved_cosine": improved_cosine,
+    "linear": linear,
+    "square_root": square_root,
+}
 
 
 def alpha_bar_at(times: torch.Tensor, schedule: str = "improved_cosine") -> torch.Tensor:
@@ -40,13 +47,15 @@ def alpha_bar_at(times: torch.Tensor, schedule: str = "improved_cosine") -> torc
     if schedule not in SCHEDULES:
         raise InputError(f"schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}.")
     curve = SCHEDULES[schedule]
-    return curve(times.double()) / curve(torch.zeros(1, dtype=torch.float64, device=times.device))
+    start = torch.zeros(1, dtype=torch.float64, device=times.device)
+    return curve(times.double()) / curve(start)
 
 
 def alpha_bar(timesteps: int = TRAINING_TIMESTEPS, schedule: str = "improved_cosine") -> torch.Tensor:
     """ᾱ for t = 0 … timesteps−1: float64, (timesteps,), falling from 1 towards 0."""
     check_int("timesteps", timesteps, 1)
-    return alpha_bar_at(torch.arange(timesteps, dtype=torch.float64) / timesteps, schedule)
+    times = torch.arange(timesteps, dtype=torch.float64) / timesteps
+    return alpha_bar_at(times, schedule)
 
 
 def sampling_times(
@@ -68,7 +77,8 @@ def sampling_times(
         return _listed_times(steps, spacing)
     steps = 100 if steps is None else check_int("steps", steps, 1)
     if spacing == "uniform":
-        return torch.arange(steps, dtype=torch.float64).flip(0) / steps
+        rising = torch.arange(steps, dtype=torch.float64) / steps
+        return rising.flip(0)
     if spacing != "informative":
         raise InputError(f"timestep_spacing is {spacing!r}; choose uniform or informative, or list times t/T.")
     if loss_curve is None:
@@ -81,15 +91,16 @@ def sampling_times(
 
 def _listed_times(steps: int | None, spacing: Iterable[float]) -> torch.Tensor:
     try:
-        times = torch.as_tensor([float(time) for time in spacing], dtype=torch.float64)
+        times = [float(time) for time in spacing]
     except (TypeError, ValueError):
         raise InputError(f"timestep_spacing is {spacing!r}; list falling times t/T, such as [0.9, 0.5, 0.1].") from None
-    in_range = len(times) > 0 and bool((times >= 0).all() and (times < 1).all())
-    if not in_range or not (times.diff() < 0).all():
+    earlier = [1.0, *times[:-1]]
+    falls = all(0 <= time < before for time, before in zip(times, earlier, strict=True))
+    if not times or not falls:
         raise InputError("timestep_spacing does not fall from step to step within [0, 1); list times like [0.9, 0.5].")
     if steps is not None and check_int("steps", steps, 1) != len(times):
         raise InputError(f"steps is {steps}, but timestep_spacing lists {len(times)} times; leave steps out.")
-    return times
+    return torch.tensor(times, dtype=torch.float64)
 
 
 def informative_timesteps(curve: Mapping[str, list[float]], steps: int) -> torch.Tensor:
@@ -104,17 +115,19 @@ def informative_timesteps(curve: Mapping[str, list[float]], steps: int) -> torch
     Returns:
         (steps,) float64, falling from 1 − 1/T to 0.
     """
-    times = torch.tensor([0.0, *curve["t"], 1 - 1 / TRAINING_TIMESTEPS], dtype=torch.float64)
-    losses = torch.tensor([curve["loss"][0], *curve["loss"], curve["loss"][-1]], dtype=torch.float64)
+    times = [0.0, *curve["t"], 1 - 1 / TRAINING_TIMESTEPS]
+    losses = [curve["loss"][0], *curve["loss"], curve["loss"][-1]]
+    times = torch.tensor(times, dtype=torch.float64)
+    losses = torch.tensor(losses, dtype=torch.float64)
     if len(times) < 4 or len(times) != len(losses) or not (times.diff() >= 0).all():
         raise InputError("The loss curve needs two or more rising times t and as many losses; measure it again.")
     change = losses.cummax(0).values.diff()  # the loss rises with t; what falls is noise of the measurement
-    if not (torch.isfinite(change).all() and change.sum() > 0):
+    total = change.sum()
+    if not (torch.isfinite(change).all() and total > 0):
         raise InputError("The loss curve does not rise with t; measure it on texts that the model was trained for.")
-    density = (1 - UNIFORM_SHARE) * change / change.sum() + UNIFORM_SHARE * times.diff() / times[-1]
-    below = torch.cat([torch.zeros(1, dtype=torch.float64), density.cumsum(0)])  # share of steps below each time
-    wanted = torch.linspace(1, 0, steps, dtype=torch.float64)
-    right = torch.searchsorted(below, wanted).clamp(1, len(below) - 1)
-    left = right - 1
-    fraction = (wanted - below[left]) / (below[right] - below[left]).clamp(min=1e-12)
-    return times[left] + fraction.clamp(0, 1) * (times[right] - times[left])
+    informative = (1 - UNIFORM_SHARE) * change / total
+    uniform = UNIFORM_SHARE * times.diff() / times[-1]
+    density = informative + uniform
+    steps_below = [0.0, *density.cumsum(0).tolist()]  # ratio of the steps that lie below each time
+    ratios = torch.linspace(1, 0, steps, dtype=torch.float64)
+    return torch.from_numpy(np.interp(ratios, steps_below, times))

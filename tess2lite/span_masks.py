@@ -6,19 +6,24 @@ The first position is never masked: its token is what position 1 is read from.
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 
 from .validation import InputError
 
 
-def _choose(generator: torch.Generator, options):
-    return options[int(torch.randint(len(options), (), generator=generator))]
+def _choose(generator: torch.Generator, options: tuple) -> Any:
+    index = torch.randint(len(options), (), generator=generator)
+    return options[int(index)]
 
 
 def _lengths(total: int, parts: int, generator: torch.Generator) -> list[int]:
     """`total` cut into `parts` lengths of at least 1, every cut equally likely."""
-    cuts = (torch.randperm(total - 1, generator=generator)[: parts - 1] + 1).sort().values.tolist()
-    return [end - start for start, end in zip([0, *cuts], [*cuts, total], strict=True)]
+    places = torch.randperm(total - 1, generator=generator) + 1
+    cuts = sorted(places[: parts - 1].tolist())
+    return [end - start for start, end in pairwise([0, *cuts, total])]
 
 
 def _needs(length: int, least: int) -> None:
@@ -30,21 +35,25 @@ def span_infilling(length: int, ratio: float, mean_span: int, generator: torch.G
     """Spans of about `mean_span` that cover `ratio` of a text, the way T5 draws them.
 
     The counts follow from the arguments, only the places are random: int(length·ratio) positions are
-    masked, in (that // mean_span) spans with at least one known token before each.
+    masked, in (that // mean_span) spans with at least one token of context before each.
 
     Returns a bool tensor (length,).
     """
     _needs(length, 2)
     if not 0 < ratio < 1 or mean_span < 1:
         raise InputError(f"ratio is {ratio} and mean_span {mean_span}; give 0 < ratio < 1 and mean_span ≥ 1.")
-    masked = min(max(1, int(length * ratio)), length - 1)
-    spans = min(max(1, masked // mean_span), length - masked)
-    known_lengths = _lengths(length - masked, spans, generator)
+    masked = max(1, int(length * ratio))
+    masked = min(masked, length - 1)
+    spans = max(1, masked // mean_span)
+    spans = min(spans, length - masked)
+    context_lengths = _lengths(length - masked, spans, generator)
+    span_lengths = _lengths(masked, spans, generator)
     mask = torch.zeros(length, dtype=torch.bool)
-    position = 0
-    for known, span in zip(known_lengths, _lengths(masked, spans, generator), strict=True):
-        mask[position + known : position + known + span] = True
-        position += known + span
+    end = 0
+    for context, span in zip(context_lengths, span_lengths, strict=True):
+        start = end + context
+        end = start + span
+        mask[start:end] = True
     return mask
 
 
@@ -54,8 +63,9 @@ def prefix(length: int, generator: torch.Generator) -> torch.Tensor:
     Returns a bool tensor (length,); its first True is at 2 … ⌈length/2⌉ − 1.
     """
     _needs(length, 3)
-    first = int(torch.randint(2, max(3, (length + 1) // 2), (), generator=generator))
-    return after(length, first)
+    latest = max(3, (length + 1) // 2)
+    first = torch.randint(2, latest, (), generator=generator)
+    return after(length, int(first))
 
 
 def after(length: int, first: int) -> torch.Tensor:
@@ -68,6 +78,6 @@ def ul2(length: int, generator: torch.Generator) -> torch.Tensor:
     objective = _choose(generator, ("short", "long", "prefix"))
     if objective == "prefix":
         return prefix(length, generator)
-    if objective == "short":
-        return span_infilling(length, 0.15, _choose(generator, (3, 8)), generator)
-    return span_infilling(length, 0.5, _choose(generator, (3, 8, 48)), generator)
+    ratio, mean_spans = (0.15, (3, 8)) if objective == "short" else (0.5, (3, 8, 48))
+    mean_span = _choose(generator, mean_spans)
+    return span_infilling(length, ratio, mean_span, generator)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from . import mask_diffusion, validation
 from .chat_template import chat_prompt
 from .hooks import Hook, Recorder
-from .recording.strings import decode_from, token_strings_of
+from .recording.strings import generated_text, token_strings_of
 from .sampling import denoise
 from .span_masks import after
 from .tokens import encode, encode_blanks, eos_token_ids
@@ -401,20 +401,17 @@ def make_batch(rows: list[Row]) -> dict[str, torch.Tensor]:
 
 
 def as_generation(
-    tokenizer: Any, span_mask: torch.Tensor, row: int, recorder: Recorder, settings: dict[str, Any]
+    tokenizer: Any,
+    span_mask: torch.Tensor,
+    row: int,
+    recorder: Recorder,
+    settings: dict[str, Any],
 ) -> Generation:
     """One sequence of a recorded batch as a text. span_mask: (L,), of its real length."""
-    shown_from = 1 if settings["from_start"] else int(span_mask.nonzero()[0, 0])
+    first = int(span_mask.nonzero()[0, 0])
+    shown_from = 1 if settings["from_start"] else first
     trajectory = recorder.trajectory(row, span_mask, tokenizer.decode, shown_from, settings)
     trajectory.token_bytes = partial_bytes(tokenizer, trajectory.token_strings)
     ids = trajectory.tokens[-1].tolist()
-    last_known = int((~span_mask).nonzero()[-1, 0])  # an end before the context's last token does not end the text
-    ends = [i for i in range(last_known + 1, len(ids)) if ids[i] in settings["eos_token_id"]]
-    end = ends[0] if ends else len(ids)
-
-    def decode(some: list[int]) -> str:
-        return tokenizer.decode(some, skip_special_tokens=True)
-
-    text = decode_from(ids[:end], shown_from, decode)
-    ended = bool(ends) or not bool(span_mask[-1])  # blanks followed by context have their end given
+    text, ended = generated_text(tokenizer, ids, span_mask.tolist(), settings["eos_token_id"], shown_from)
     return Generation(settings["prompt"], text, ids, ended, settings["seed"], trajectory)

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from . import validation
+from .recording.fields import decode_strings, recorded_fields
 from .sampling import Step
 from .trajectory import Trajectory
 from .validation import InputError
@@ -130,14 +131,25 @@ class Recorder:
 
     def __call__(self, step: Step) -> None:
         top_ids, top_p = step.top(self.top_k)
-        kept = {"top_ids": top_ids, "top_p": top_p, "tokens": step.tokens, "entropy": step.entropy}
-        more = {"token_p": step.token_p, "noisy_tokens": step.noisy_tokens}
-        kept |= {name: values for name, values in more.items() if values is not None}
+        kept = {
+            "tokens": step.tokens,
+            "top_ids": top_ids,
+            "top_p": top_p,
+            "entropy": step.entropy,
+            "token_p": step.token_p,
+            "noisy_tokens": step.noisy_tokens,
+        }
+        kept = {name: values for name, values in kept.items() if values is not None}
         self.steps.append(kept | step.records)
         self.alphas_bar.append(step.alpha_bar)
 
     def trajectory(
-        self, row: int, span_mask: torch.Tensor, decode: Callable[..., str], shown_from: int, settings: dict
+        self,
+        row: int,
+        span_mask: torch.Tensor,
+        decode: Callable[..., str],
+        shown_from: int,
+        settings: dict,
     ) -> Trajectory:
         """One sequence's trajectory.
 
@@ -150,14 +162,7 @@ class Recorder:
         """
         if not self.steps:
             raise InputError("Nothing was recorded: the run was stopped before its first step.")
-        length = len(span_mask)
-        columns = {}
-        for name in [name for name in self.steps[0] if all(name in step for step in self.steps)]:
-            values = torch.stack([step[name][row] for step in self.steps]).cpu()  # (S, …)
-            values = values[:, :length] if values.dim() > 1 else values
-            columns[name] = values.float() if values.is_floating_point() else values.int()
-        shown = {name: columns.pop(name) for name in ("tokens", "top_ids", "top_p", "entropy")}
-        return Trajectory.decoded(
-            **shown, records=columns, alpha_bar=torch.tensor(self.alphas_bar), span_mask=span_mask.cpu(),
-            decode=decode, shown_from=shown_from, settings=settings,
-        )  # fmt: skip
+        fields = recorded_fields(self.steps, row, span_mask.cpu())
+        strings = decode_strings(fields, decode, shown_from)
+        alphas_bar = torch.tensor(self.alphas_bar)
+        return Trajectory(**fields, **strings, alpha_bar=alphas_bar, settings=settings)

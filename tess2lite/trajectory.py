@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .recording.files import ids_of, read_fields, write_fields
-from .recording.strings import decode_from, known_texts, token_strings_of, word_spans
+from .recording.files import read_fields, write_fields
+from .recording.strings import word_spans
 from .validation import InputError
 
 
@@ -48,24 +47,6 @@ class Trajectory:
     token_bytes: dict[int, list[int]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def decoded(
-        cls, tokens: torch.Tensor, span_mask: torch.Tensor, decode: Callable[..., str], shown_from: int, **parts: Any
-    ) -> Trajectory:
-        """A trajectory whose strings are decoded from its ids.
-
-        Args:
-            tokens, span_mask, parts: As of the class.
-            decode: Ids → text.
-            shown_from: Position that texts begin at.
-        """
-        trajectory = cls(tokens, span_mask=span_mask, texts=[], token_strings={}, **parts)
-        rows = tokens.tolist()
-        trajectory.texts = [decode_from(row, shown_from, decode) for row in rows]
-        trajectory.token_strings = token_strings_of(ids_of(vars(trajectory)).unique().tolist(), decode)
-        trajectory.known = known_texts(rows[0], span_mask.tolist(), decode)
-        return trajectory
-
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -92,7 +73,9 @@ class Trajectory:
         return self.top_ids[..., 0]
 
     def _flipped(self) -> torch.Tensor:
-        return self.argmax.diff(dim=0, prepend=self.argmax[:1]) != 0  # (S, L); the first step changes nothing
+        argmax = self.argmax
+        change = argmax.diff(dim=0, prepend=argmax[:1])
+        return change != 0  # (S, L); the first step changes nothing
 
     def flips(self) -> torch.Tensor:
         """(L,) how often the most likely token changed."""
@@ -100,12 +83,14 @@ class Trajectory:
 
     def commit_step(self) -> torch.Tensor:
         """(L,) index of the first step from which on the most likely token never changes."""
-        return (self._flipped() * torch.arange(len(self))[:, None]).amax(0)
+        steps = torch.arange(len(self))[:, None]
+        return (self._flipped() * steps).amax(0)
 
     def commit_order(self) -> torch.Tensor:
-        """Written positions from the first committed to the last; ties from left to right."""
-        written = self.span_mask.nonzero()[:, 0]
-        return written[self.commit_step()[written].argsort(stable=True)]
+        """Generated positions from the first committed to the last; ties by position."""
+        generated = self.span_mask.nonzero()[:, 0]
+        order = self.commit_step()[generated].argsort(stable=True)
+        return generated[order]
 
     def words(self) -> list[tuple[int, int]]:
         """(first, past last) positions of the final text's words: tokens that meet in letters are of one word."""
@@ -116,12 +101,14 @@ class Trajectory:
 
         At steps that the other run did not make, nothing differs.
         """
-        ours, theirs = self.tokens.shape[1], other.tokens.shape[1]
-        if ours != theirs:
-            raise InputError(f"The trajectories have {ours} and {theirs} positions; compare equally long ones.")
-        differs = torch.zeros(self.tokens.shape, dtype=torch.bool)
-        for step in range(max(self.first, other.first), min(self.first + len(self), other.first + len(other))):
-            differs[step - self.first] = self.tokens[step - self.first] != other.tokens[step - other.first]
+        length, other_length = self.tokens.shape[1], other.tokens.shape[1]
+        if length != other_length:
+            raise InputError(f"The trajectories have {length} and {other_length} positions; compare equally long ones.")
+        differs = torch.zeros_like(self.tokens, dtype=torch.bool)
+        shift = self.first - other.first
+        for i, tokens in enumerate(self.tokens):
+            if 0 <= i + shift < len(other):
+                differs[i] = tokens != other.tokens[i + shift]
         return differs
 
     def save(self, path: str | Path) -> None:

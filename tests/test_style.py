@@ -56,7 +56,7 @@ ARROWS = {
     "chat_template": {"tokens", "validation"},
     "reward": {"model", "tokens", "validation"},
     "guidance": {"layers", "pretrained", "reward", "simplex", "validation"},
-    "hooks": {"sampling", "trajectory", "validation"},
+    "hooks": {"recording", "sampling", "trajectory", "validation"},
     "generation": {
         "chat_template",
         "hooks",

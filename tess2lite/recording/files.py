@@ -12,20 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from ..validation import InputError, expand_path
+from .fields import ids_of
 
 FORMAT = "tess2lite trajectory 2"
 TENSORS = ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask")
 STRINGS = ("texts", "token_strings", "token_bytes", "known", "settings")
 RECORD = "records."  # what a record's name begins with in a file
 BROKEN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, IndexError)  # what a file may cause
-
-
-def ids_of(fields: Mapping[str, Any]) -> torch.Tensor:
-    """All ids that occur in a trajectory's fields, flat; records of whole numbers are ids."""
-    records = fields["records"].values()
-    ids = [fields["tokens"], fields["top_ids"]]
-    ids += [values for values in records if not values.is_floating_point()]
-    return torch.cat([values.flatten() for values in ids])
 
 
 def write_fields(path: str | Path, fields: Mapping[str, Any]) -> None:

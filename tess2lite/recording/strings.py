@@ -2,36 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def decode_from(ids: list[int], start: int, decode: Callable[..., str]) -> str:
     """The text of ids[start:], with the space it begins with: some decoders drop it at a text's start."""
     context = ids[max(0, start - 8) : start]
-    return decode(context + ids[start:])[len(decode(context)) :]
+    text = decode(context + ids[start:])
+    shown = decode(context)
+    return text[len(shown) :]
 
 
 def token_strings_of(ids: Iterable[int], decode: Callable[..., str]) -> dict[int, str]:
     """Each id's own text, with the space that it carries: some tokenizers drop it at a text's start."""
     ids = sorted(ids)
-    anchor = decode(ids[:1])
-    return {i: decode([ids[0], i])[len(anchor) :] for i in ids}
+    first = ids[0]
+    anchor = decode([first])
+    strings = {}
+    for i in ids:
+        text = decode([first, i])
+        strings[i] = text[len(anchor) :]
+    return strings
 
 
 def known_texts(ids: list[int], span_mask: list[bool], decode: Callable[..., str]) -> list[str]:
-    """What each token of the context adds to the text; a character of several tokens comes whole with its last one."""
+    """What each token of the context adds to the text; a character of several tokens is whole with its last one."""
     texts = [""] * len(ids)
-    anchor, shown = 0, 0  # ids[anchor:shown] are decoded as context for what comes next, and are shown already
-    for i, written in enumerate(span_mask):
-        if written:
-            anchor, shown = i, i + 1
+    anchor = 0  # ids[anchor:shown] are decoded as context for what comes next, and are shown already
+    shown = 0
+    for i, is_generated in enumerate(span_mask):
+        if is_generated:
+            anchor = i
+            shown = i + 1
             continue
         text = decode(ids[anchor : i + 1])
         if not text.endswith("\ufffd"):
-            texts[i] = text[len(decode(ids[anchor:shown])) :]
-            anchor, shown = shown, i + 1
+            before = decode(ids[anchor:shown])
+            texts[i] = text[len(before) :]
+            anchor = shown
+            shown = i + 1
     return texts
+
+
+def generated_text(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    span_mask: list[bool],
+    eos: Collection[int],
+    shown_from: int,
+) -> tuple[str, bool]:
+    """The text of a finished sequence up to its end, and whether it has one.
+
+    An EOS before the context's last token does not end the text; blanks followed by context have their end given.
+    """
+    length = len(ids)
+    last_of_context = max(i for i in range(length) if not span_mask[i])
+    ends = [i for i in range(last_of_context + 1, length) if ids[i] in eos]
+    end = ends[0] if ends else length
+
+    def decode(some: list[int]) -> str:
+        return tokenizer.decode(some, skip_special_tokens=True)
+
+    text = decode_from(ids[:end], shown_from, decode)
+    has_end = bool(ends) or not span_mask[-1]
+    return text, has_end
 
 
 def word_spans(strings: list[str]) -> list[tuple[int, int]]:

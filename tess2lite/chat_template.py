@@ -1,7 +1,5 @@
 """TESS 2's chat template: messages as a prompt, and as the rows a denoiser is trained on."""
 
-from __future__ import annotations
-
 from .tokens import encode, encode_continuation
 from .validation import InputError
 

@@ -1,7 +1,5 @@
 """Vocabulary-sized work in pieces: chunks of rows, and one generator per (seed, step, purpose)."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

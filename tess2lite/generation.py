@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from . import mask_diffusion, validation
 from .chat_template import chat_prompt
 from .hooks import Hook, Recorder
-from .recording.strings import generated_text, token_strings_of
+from .recording.settings import check_complete, check_replay, resolved_settings
+from .recording.strings import generated_text
 from .sampling import denoise
 from .span_masks import after
 from .tokens import encode, encode_blanks, eos_token_ids
@@ -173,12 +174,9 @@ def infill(
 
 def params_of(trajectory: Trajectory) -> SamplingParams:
     """How a recorded run was sampled. Raises InputError for a trajectory that does not say."""
-    settings = trajectory.settings
     names = [field.name for field in fields(SamplingParams)]
-    if missing := {"prompt", "from_start", "start", "hooks", "model", *names} - settings.keys():
-        lost = ", ".join(sorted(missing))
-        raise InputError(f"This trajectory does not say its {lost}; replay one of generate or infill.")
-    return SamplingParams(**{name: settings[name] for name in names})
+    check_complete(trajectory.settings, names)
+    return SamplingParams(**{name: trajectory.settings[name] for name in names})
 
 
 def replay(
@@ -209,15 +207,11 @@ def replay(
     check_model(lm)
     trajectory = as_trajectory(trajectory)
     hooks = validation.as_hooks(hooks)
-    changes = {name: value for name, value in {"seed": seed, "final": final}.items() if value is not None}
+    changes = {"seed": seed, "final": final}
+    changes = {name: value for name, value in changes.items() if value is not None}
     params = SamplingParams.merged(params_of(trajectory), changes)
     settings = trajectory.settings
-    if token_strings_of(trajectory.token_strings, lm.tokenizer.decode) != trajectory.token_strings:
-        raise InputError(f"This trajectory was written with another tokenizer; load its model, '{settings['model']}'.")
-    if settings["start"] and not start:
-        raise InputError(f"This run began at step {settings['start']} with the text of another; replay that one.")
-    if absent := set(settings["hooks"]) - {type(hook).__name__ for hook in hooks}:
-        raise InputError(f"This run was made with {', '.join(sorted(absent))}; give these hooks again.")
+    check_replay(trajectory, lm.tokenizer, hooks, start)
     mask = trajectory.span_mask if span_mask is None else torch.as_tensor(span_mask, dtype=torch.bool)
     needed = tuple(trajectory.span_mask.shape)
     if mask.shape != needed:
@@ -349,7 +343,7 @@ def _generate(
     run = (denoise if is_simplex else mask_diffusion.denoise)(
         lm, make_batch(rows), hooks=[*hooks, recorder], start=start, **chosen
     )
-    settings = resolved(lm, params) | {
+    settings = resolved_settings(params, lm.config) | {
         "model": lm.name_or_path,
         "hooks": [type(hook).__name__ for hook in hooks if not isinstance(hook, FunctionType)],
         "start": start,
@@ -374,23 +368,6 @@ def _generate(
             raise
         raise Interrupted(len(recorder.steps), steps - start, generations()) from None
     return generations()
-
-
-def resolved(lm: SimplexDenoiser, params: SamplingParams) -> dict[str, Any]:
-    """Sampling parameters as a trajectory keeps them: nothing left to defaults, numbers as JSON has them."""
-    spacing = params.timestep_spacing
-    if spacing is None:
-        spacing = getattr(lm.config, "timestep_spacing", "uniform")
-    if not isinstance(spacing, str):
-        spacing = [float(time) for time in spacing]
-    steps = 100 if isinstance(spacing, str) else len(spacing)
-    return {
-        "steps": steps if params.steps is None else int(params.steps),
-        "top_p": None if params.top_p is None else float(params.top_p),
-        "temperature": float(params.temperature),
-        "timestep_spacing": spacing,
-        "final": params.final,
-    }
 
 
 def make_batch(rows: list[Row]) -> dict[str, torch.Tensor]:

@@ -1,7 +1,5 @@
 """From a name or a folder to a denoiser: bundled models, AR models, TESS 2 checkpoints, GGUF files, PEFT adapters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """The diffusion loss, a chunk of rows at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

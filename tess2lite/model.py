@@ -6,8 +6,6 @@ any decoder family, `loading.py` gets a model from a name or a folder, and probe
 the class promises.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable

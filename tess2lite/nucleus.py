@@ -1,7 +1,5 @@
 """A top-p draw without a sort: rejection sampling from the nucleus of each row."""
 
-from __future__ import annotations
-
 import math
 
 import torch

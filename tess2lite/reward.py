@@ -1,7 +1,5 @@
 """Reward models: where their score is read. Training and guidance read it by the same code, at the same place."""
 
-from __future__ import annotations
-
 import functools
 from typing import TYPE_CHECKING, Any
 

@@ -4,18 +4,15 @@ Models are trained and sampled with the paper's improved-cosine schedule; the ot
 Times are t/T, from 0 (clean) to 1 (pure noise). A table of n entries holds ᾱ(i/n) for i = 0 … n−1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import torch
 
+from .loss_curve.informative import informative_times
 from .validation import InputError, check_int
 
 TRAINING_TIMESTEPS = 5000  # T of the paper
-UNIFORM_SHARE = 0.1  # of informative timesteps: no stretch of time is left out altogether
 
 
 def improved_cosine(u: torch.Tensor) -> torch.Tensor:
@@ -67,7 +64,7 @@ def sampling_times(
 
     Args:
         steps: How many; None for 100, or for as many as `spacing` lists.
-        spacing: "uniform" as in the paper; "informative", see `informative_timesteps`; or the falling times t/T.
+        spacing: "uniform" as in the paper; "informative", see `informative_times`; or the falling times t/T.
         loss_curve: Of the model, for "informative" (`loss.measure_loss_curve`).
 
     Returns:
@@ -86,7 +83,7 @@ def sampling_times(
             "timestep_spacing is 'informative', but this model has no loss curve; choose 'uniform', or set "
             "lm.config.loss_curve = training.timesteps.measure_loss_curve(lm, input_ids, span_mask)."
         )
-    return informative_timesteps(loss_curve, steps)
+    return informative_times(loss_curve, steps, end=1 - 1 / TRAINING_TIMESTEPS)
 
 
 def _listed_times(steps: int | None, spacing: Iterable[float]) -> torch.Tensor:
@@ -101,33 +98,3 @@ def _listed_times(steps: int | None, spacing: Iterable[float]) -> torch.Tensor:
     if steps is not None and check_int("steps", steps, 1) != len(times):
         raise InputError(f"steps is {steps}, but timestep_spacing lists {len(times)} times; leave steps out.")
     return torch.tensor(times, dtype=torch.float64)
-
-
-def informative_timesteps(curve: Mapping[str, list[float]], steps: int) -> torch.Tensor:
-    """Times whose density is proportional to how much the loss changes, apart from an even tenth.
-
-    Above the window nothing can be known yet, below it nothing is left to decide.
-
-    Args:
-        curve: `t`, rising times t/T, and `loss`, the denoiser's loss at each.
-        steps: How many times.
-
-    Returns:
-        (steps,) float64, falling from 1 − 1/T to 0.
-    """
-    times = [0.0, *curve["t"], 1 - 1 / TRAINING_TIMESTEPS]
-    losses = [curve["loss"][0], *curve["loss"], curve["loss"][-1]]
-    times = torch.tensor(times, dtype=torch.float64)
-    losses = torch.tensor(losses, dtype=torch.float64)
-    if len(times) < 4 or len(times) != len(losses) or not (times.diff() >= 0).all():
-        raise InputError("The loss curve needs two or more rising times t and as many losses; measure it again.")
-    change = losses.cummax(0).values.diff()  # the loss rises with t; what falls is noise of the measurement
-    total = change.sum()
-    if not (torch.isfinite(change).all() and total > 0):
-        raise InputError("The loss curve does not rise with t; measure it on texts that the model was trained for.")
-    informative = (1 - UNIFORM_SHARE) * change / total
-    uniform = UNIFORM_SHARE * times.diff() / times[-1]
-    density = informative + uniform
-    steps_below = [0.0, *density.cumsum(0).tolist()]  # ratio of the steps that lie below each time
-    ratios = torch.linspace(1, 0, steps, dtype=torch.float64)
-    return torch.from_numpy(np.interp(ratios, steps_below, times))

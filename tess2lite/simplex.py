@@ -3,8 +3,6 @@
 Everything happens in place where it can. `textbook.py` says the same in the paper's own words; tests hold both equal.
 """
 
-from __future__ import annotations
-
 import torch
 
 from .layers.rows import aligned

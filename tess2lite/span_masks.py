@@ -4,8 +4,6 @@ UL2's mixture: a third span infilling at 15 %, a third span infilling at 50 %, a
 The first position is never masked: its token is what position 1 is read from.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import Any
 

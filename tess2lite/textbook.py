@@ -4,8 +4,6 @@ Read it beside the paper; the tests hold the fast path (`simplex`, `sampling`, `
 `lm` is any denoiser of this package; B sequences, L positions, V ids, H hidden size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

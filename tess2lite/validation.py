@@ -1,7 +1,5 @@
 """What users give, checked: one clear sentence for each mistake, before anything is computed."""
 
-from __future__ import annotations
-
 import math
 import numbers
 import operator

@@ -7,7 +7,8 @@ import tess2lite as t2
 from tess2lite import textbook
 from tess2lite.hooks import Pin
 from tess2lite.loss import diffusion_loss, seeded_noise
-from tess2lite.schedule import alpha_bar_at, informative_timesteps
+from tess2lite.loss_curve.informative import informative_times
+from tess2lite.schedule import alpha_bar_at
 
 
 def batch(length=12, first=3, rows=1):
@@ -230,7 +231,7 @@ def test_a_models_own_spacing_is_used_and_can_be_overruled(tiny):
     lm = tiny()
     lm.config.loss_curve = {"t": [0.2, 0.4, 0.6], "loss": [0.1, 2.0, 4.0]}
     lm.config.timestep_spacing = "informative"
-    informative = informative_timesteps(lm.config.loss_curve, 5).tolist()
+    informative = informative_times(lm.config.loss_curve, 5, 1 - 1 / 5000).tolist()
     assert [step.t for step in t2.denoise(lm, batch(), steps=5)] == informative
     uniform = [step.t for step in t2.denoise(lm, batch(), steps=5, timestep_spacing="uniform")]
     assert uniform == [0.8, 0.6, 0.4, 0.2, 0.0]

@@ -25,12 +25,15 @@ def recorded_fields(steps: Sequence[Mapping[str, torch.Tensor]], row: int, span_
     for name in steps[0]:
         if not all(name in step for step in steps):
             continue
-        values = torch.stack([step[name][row] for step in steps]).cpu()  # (S, …)
+        values = [step[name][row] for step in steps]
+        values = torch.stack(values).cpu()  # (S, …)
         if values.dim() > 1:
             values = values[:, :length]
         columns[name] = values.float() if values.is_floating_point() else values.int()
     fields: dict[str, Any] = {name: columns.pop(name) for name in PREDICTION}
-    return fields | {"records": columns, "span_mask": span_mask}
+    fields["records"] = columns
+    fields["span_mask"] = span_mask
+    return fields
 
 
 def ids_of(fields: Mapping[str, Any]) -> torch.Tensor:

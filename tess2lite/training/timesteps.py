@@ -91,7 +91,8 @@ def measure_loss_curve(
         t = timestep.expand(len(input_ids)).to(input_ids.device)
         total = lm(input_ids, span_mask, t, seed=seed, self_condition=True)
         losses.append(float(total / span_mask.sum()))
-    return {"t": (timesteps / TRAINING_TIMESTEPS).tolist(), "loss": losses}
+    times = timesteps / TRAINING_TIMESTEPS
+    return {"t": times.tolist(), "loss": losses}
 
 
 class TimestepSampler:

@@ -31,7 +31,11 @@ MUTATIONS = {
     ),
     "self-conditioning left out (sampler)": (sampling, "self_condition_(noisy, self_cond)", "noisy.softmax(1)"),
     "self-conditioning left out (training)": (loss, "(noisy + self_cond) / 2", "noisy"),
-    "no uniform distribution at the start": (sampling, "(torch.cat(soft) + self.embedding.mean(0)) / 2", "torch.cat(soft)"),
+    "no uniform distribution at the start": (
+        sampling,
+        "(torch.cat(soft) + self.embedding.mean(0)) / 2",
+        "torch.cat(soft)",
+    ),
     "ᾱ one step late (sampler)": (
         sampling,
         "noisy_simplex_(noise, tokens, self._alphas_bar[index + 1])",

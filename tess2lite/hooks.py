@@ -136,10 +136,11 @@ class Recorder:
             "top_ids": top_ids,
             "top_p": top_p,
             "entropy": step.entropy,
-            "token_p": step.token_p,
-            "noisy_tokens": step.noisy_tokens,
         }
-        kept = {name: values for name, values in kept.items() if values is not None}
+        for name in ("token_p", "noisy_tokens"):
+            values = getattr(step, name)
+            if values is not None:
+                kept[name] = values
         self.steps.append(kept | step.records)
         self.alphas_bar.append(step.alpha_bar)
 

@@ -11,11 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from . import validation
-from .chunks import generator_for, rows_per_chunk
-from .loss import cross_entropy
 from .pretrained.tokenizers import mask_token_id
 from .sampling import Prediction, SamplerState, Step, loop
 from .schedule import sampling_times
@@ -26,58 +23,6 @@ if TYPE_CHECKING:
     from .model import SimplexDenoiser
 
 MASKED = "masked"  # `config.diffusion` of these models; others have none
-
-
-def sample_mask(span_mask: torch.Tensor, mask_ratio: torch.Tensor, examples: list[int], seed: int) -> torch.Tensor:
-    """Sample which positions are masked: each one under the span mask by itself, with its row's probability.
-
-    Args:
-        span_mask: (B, L) bool, True where a position can be masked.
-        mask_ratio: (B,), in (0, 1].
-        examples: The number of each row; the result is a function of (seed, example).
-        seed: Of the draw.
-
-    Returns:
-        (B, L) bool.
-    """
-    cpu = torch.device("cpu")
-    length = span_mask.shape[1]
-    uniform = []
-    for example in examples:
-        generator = generator_for(seed, example, "absorbed", cpu)
-        uniform.append(torch.rand(length, generator=generator))
-    u = torch.stack(uniform).to(mask_ratio.device)  # (B, L)
-    return span_mask & (u < mask_ratio[:, None])
-
-
-def masked_loss(
-    lm: SimplexDenoiser,
-    input_ids: torch.Tensor,
-    is_masked: torch.Tensor,
-    mask_ratio: torch.Tensor,
-    token: int,
-    attention_mask: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Σ 1/t · −log p(w) over the masked positions (LLaDA, equation 3).
-
-    Divided by the number of positions that could be masked in all rows together it is LLaDA's algorithm 1.
-
-    Args:
-        lm: The denoiser.
-        input_ids: (B, L), the true tokens.
-        is_masked: (B, L) bool.
-        mask_ratio: (B,), t of the paper.
-        token: Id of the mask token.
-        attention_mask: (B, L), 0 on filler; None where there is none.
-    """
-    matrix = lm.embedding_matrix()
-    ids = input_ids.masked_fill(is_masked, token)
-    hidden = lm.hidden_states(F.embedding(ids, matrix), attention_mask)
-    left_neighbours = hidden[:, :-1][is_masked[:, 1:]]  # (N, H)
-    row = is_masked.nonzero()[:, 0]
-    weights = (1 / mask_ratio)[row]  # (N,)
-    size = rows_per_chunk(len(matrix), matrix.device)
-    return cross_entropy(lm.head, left_neighbours, input_ids[is_masked], size, weights)
 
 
 class MaskedState(SamplerState):

@@ -15,22 +15,17 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.pytorch_utils import Conv1D
 
 from . import textbook
-from .layers.embedding import SoftEmbedding
+from .families.decoders import scale_logits
+from .layers.embedding import SoftEmbedding, embedding_matrix
 from .loss import seeded_loss
 from .validation import InputError, expand_path
 
 OPEN_WINDOW = 2**30  # tokens; wider than any text. Some families cannot compute with a sliding window of None.
-BACKBONES = ("model", "transformer", "gpt_neox")  # attribute of a decoder that holds its layers
-FAMILIES = (
-    "mistral, llama, ministral, qwen2, qwen3, gemma, gemma2, gemma3_text, olmo, olmo2, olmo3, smollm3, phi, phi3, "
-    "starcoder2, granite, cohere, cohere2, gpt2, gpt_neox"
-)  # tested; others are accepted when they pass the same probes
-
 
 if TYPE_CHECKING:  # what the mixin is mixed into
     from transformers import PreTrainedModel as _PreTrainedModel
@@ -86,19 +81,16 @@ class SimplexDenoiser(_PreTrainedModel):
         return loss(self, input_ids, span_mask, t, attention_mask=attention_mask, **settings)
 
     def generate(self, *_: Any, **__: Any) -> None:
-        """Not for denoisers: transformers would write from left to right."""
+        """Not for denoisers: transformers would write autoregressively."""
         raise InputError("lm.generate is autoregressive; a denoiser writes by tess2lite.generate(lm, prompt).")
 
     def embedding_matrix(self) -> torch.Tensor:
-        """Return E, (V, H), as the embedding layer computes it.
+        """E, (V, H), as the embedding layer computes it.
 
         A family's scale, a LoRA and a trained copy that PEFT has put around the layer are included, before and after
         saving and merging alike.
         """
-        layer = self.get_input_embeddings()
-        if type(layer) is nn.Embedding:
-            return layer.weight
-        return layer(torch.arange(self.config.vocab_size, device=self.device))
+        return embedding_matrix(self.get_input_embeddings(), self.config.vocab_size)
 
     def embed_known(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of known tokens, (B, L) → (B, L, H); a row of PAD learns as any other."""
@@ -182,32 +174,6 @@ class SimplexDenoiser(_PreTrainedModel):
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     """Half-precision values in float32, others as they are."""
     return values.to(torch.promote_types(torch.float32, values.dtype))
-
-
-def scale_logits(logits: torch.Tensor, config: PreTrainedConfig) -> torch.Tensor:
-    """What some families do to their head's output: Cohere's and Granite's scale, Gemma's softcap."""
-    if scale := getattr(config, "logit_scale", None):
-        logits = logits * scale
-    if divisor := getattr(config, "logits_scaling", None):
-        logits = logits / divisor
-    if cap := getattr(config, "final_logit_softcapping", None):
-        logits = cap * torch.tanh(logits / cap)
-    return logits
-
-
-def original_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of transformers that reads and writes this decoder from left to right.
-
-    Raises:
-        InputError: The configuration is not that of a decoder with a backbone and a head.
-    """
-    kind = config.model_type
-    if getattr(config, "text_config", None) is not None:
-        raise InputError(f"The model is a {kind}, which reads more than text; the decoders accepted are {FAMILIES}.")
-    original = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if original is None or config.is_encoder_decoder or original.base_model_prefix not in BACKBONES:
-        raise InputError(f"The model is a {kind}; the decoders accepted are {FAMILIES}.")
-    return original
 
 
 @functools.cache

@@ -13,7 +13,9 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from .model import at_least_float32, original_class
+from .families.decoders import original_class
+from .layers.embedding import embedding_matrix
+from .model import at_least_float32
 from .tokens import eos_token_ids, up_to_eos
 from .validation import InputError
 
@@ -67,9 +69,7 @@ class RewardModel(_PreTrainedModel):
     def embedding_rows(self) -> torch.Tensor:
         """E, (V, H), as the embedding layer computes it: some families scale it there."""
         layer = self.get_input_embeddings()
-        if type(layer) is torch.nn.Embedding:
-            return layer.weight.detach()
-        return layer(torch.arange(len(layer.weight), device=layer.weight.device))
+        return embedding_matrix(layer, len(layer.weight)).detach()
 
     @torch.no_grad()
     def score_ids(self, ids: torch.Tensor) -> torch.Tensor:

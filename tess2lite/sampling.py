@@ -7,6 +7,7 @@ work happens on (R, V) chunks (`chunks.py`, `simplex.py`). `generation.py` puts 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,7 +67,7 @@ class SamplerState:
         masked_idx: (N,) indices of the masked positions in the flattened batch.
         counts: How many each sequence has.
         embedding: E, (V, H).
-        noisy_tokens: Step → (N,), the most likely token of each noisy simplex that it reads; of the last two steps.
+        noisy_tokens: Step → (N,), the most likely token of each noisy simplex that it reads.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class SamplerState:
         self.eos = torch.tensor(eos_token_ids(lm), device=lm.device)
         size = rows_per_chunk(len(self.embedding), lm.device)
         self.chunks = make_chunks(self.counts, size, lm.device)
-        self.noisy_tokens: dict[int, torch.Tensor] = {}
+        self.noisy_tokens: dict[int, torch.Tensor] = defaultdict(lambda: torch.empty_like(self.masked_idx))
         self._replayed_noise = (None, None)
         self._scratch = None
 
@@ -130,7 +131,7 @@ class SamplerState:
         """ε of one chunk, (R, V), in float32 whatever the model computes in, and in the buffer `out` if it fits."""
         embedding = self.embedding
         if self.noise is not None:
-            noise = self._replayed(step)[chunk.rows].clone()
+            noise = self._replayed(self.noise, step)[chunk.rows].clone()
         else:
             if out is None or out.dtype != torch.float32:
                 out = torch.empty(sum(chunk.counts), len(embedding), device=embedding.device)
@@ -138,12 +139,12 @@ class SamplerState:
             noise = chunk.standard_normal_(out, generators)
         return noise.to(torch.promote_types(torch.float32, embedding.dtype))
 
-    def _replayed(self, step: int) -> torch.Tensor:
-        """The given noise of all masked positions, (N, V); asked for once per step."""
+    def _replayed(self, noise: Noise, step: int) -> torch.Tensor:
+        """The given noise of all masked positions, (N, V), computed once per step."""
         if self._replayed_noise[0] != step:
             shape = (*self.input_ids.shape, len(self.embedding))
-            noise = torch.as_tensor(self.noise(step, shape), device=self.embedding.device)
-            self._replayed_noise = (step, self.gather_masked(noise))
+            values = torch.as_tensor(noise(step, shape), device=self.embedding.device)
+            self._replayed_noise = (step, self.gather_masked(values))
         return self._replayed_noise[1]
 
     @torch.no_grad()
@@ -157,7 +158,7 @@ class SamplerState:
             noise = self.fresh_noise(index - 1, chunk)
             signal = tokens[chunk.rows] if index else None
             noisy = noisy_simplex_(noise, signal, self._alphas_bar[index])
-            self._keep_noisy_tokens(index, chunk, noisy)
+            self.noisy_tokens[index][chunk.rows] = noisy.argmax(1)
             soft.append(soft_embedding(noisy.softmax(1), self.embedding))
         return (torch.cat(soft) + self.embedding.mean(0)) / 2
 
@@ -208,16 +209,10 @@ class SamplerState:
             return None
         noise = self.fresh_noise(index, chunk, scratch)
         noisy = noisy_simplex_(noise, tokens, self._alphas_bar[index + 1])
-        self._keep_noisy_tokens(index + 1, chunk, noisy)
+        self.noisy_tokens[index + 1][chunk.rows] = noisy.argmax(1)
         self_cond = 1 / len(self.embedding) if p is None else p
         p_sum = self_condition_(noisy, self_cond)
         return soft_embedding(p_sum, self.embedding) / 2
-
-    def _keep_noisy_tokens(self, index: int, chunk: Chunk, noisy: torch.Tensor) -> None:
-        self.noisy_tokens.pop(index - 2, None)
-        if index not in self.noisy_tokens:
-            self.noisy_tokens[index] = torch.empty_like(self.masked_idx)
-        self.noisy_tokens[index][chunk.rows] = noisy.argmax(1)
 
 
 class Step:

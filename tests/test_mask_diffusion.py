@@ -11,12 +11,11 @@ import tess2lite as t2
 from tess2lite import mask_diffusion
 from tess2lite.hooks import Branch, Halt, Pin
 from tess2lite.loss import cross_entropy
-from tess2lite.mask_diffusion import masked_loss, sample_mask
 from tess2lite.pretrained.tokenizers import mask_token_id
 from tess2lite.training import recipe
 from tess2lite.training import run as training_run
 from tess2lite.training.data import Rows
-from tess2lite.training.mask_diffusion import MaskedTrainer
+from tess2lite.training.mask_diffusion import MaskedTrainer, masked_loss, sample_mask
 from tess2lite.training.merge import merge
 from tess2lite.training.trainer import DiffusionCollator
 from tess2lite.trajectory import Trajectory

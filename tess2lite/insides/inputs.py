@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from .. import validation
+from ..families.decoders import scale_logits
 from ..generation import replay
-from ..model import SimplexDenoiser, scale_logits
+from ..model import SimplexDenoiser
 from ..trajectory import Trajectory
 from ..validation import InputError
 

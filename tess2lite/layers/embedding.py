@@ -72,3 +72,11 @@ def _factors(layer: nn.Module) -> tuple[torch.Tensor, list[LowRank]] | None:
         return None
     parts = [LowRank(layer.lora_embedding_A[n], layer.lora_embedding_B[n], layer.scaling[n]) for n in names]
     return base.weight, parts
+
+
+def embedding_matrix(layer: nn.Module, vocabulary: int) -> torch.Tensor:
+    """E, (V, H), as the embedding layer computes it: a family's scale and what PEFT put around it are included."""
+    if type(layer) is nn.Embedding:
+        return layer.weight
+    device = next(layer.parameters()).device
+    return layer(torch.arange(vocabulary, device=device))

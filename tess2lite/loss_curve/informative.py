@@ -25,11 +25,10 @@ def informative_times(curve: Mapping[str, list[float]], steps: int, end: float) 
     Returns:
         (steps,) float64, falling from `end` to 0.
     """
-    losses = curve["loss"]
-    losses = [losses[0], *losses, losses[-1]]
-    times = [0.0, *curve["t"], end]
-    times = torch.tensor(times, dtype=torch.float64)
-    losses = torch.tensor(losses, dtype=torch.float64)
+    measured = curve["loss"]
+    measured = [measured[0], *measured, measured[-1]]
+    losses = torch.tensor(measured, dtype=torch.float64)
+    times = torch.tensor([0.0, *curve["t"], end], dtype=torch.float64)
     intervals = times.diff()
     rises = bool((intervals >= 0).all())
     if len(times) < 4 or len(times) != len(losses) or not rises:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from ..families.decoders import original_class
 from ..layers.rows import align_head
-from ..model import denoiser_class, original_class
+from ..model import denoiser_class
 from ..validation import InputError
 from .adapters import Adapter, read_adapter
 from .devices import choose_device, choose_dtype

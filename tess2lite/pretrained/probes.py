@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..model import FAMILIES, SimplexDenoiser, original_class
+from ..families.decoders import FAMILIES, original_class
+from ..model import SimplexDenoiser
 from ..validation import InputError
 
 PROBE = 8  # tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -68,7 +69,7 @@ def load_classifier(
     new_head: bool,
 ) -> RewardModel:
     """Load a reward model from a sequence classifier or, with a new head, from any model of its family."""
-    changes = {}
+    changes: dict[str, Any] = {}
     if new_head:
         changes = {"fresh": ("score.weight",), "num_labels": 1}
     elif read_config(source).num_labels != 1:

@@ -25,8 +25,8 @@ def recorded_fields(steps: Sequence[Mapping[str, torch.Tensor]], row: int, span_
     for name in steps[0]:
         if not all(name in step for step in steps):
             continue
-        values = [step[name][row] for step in steps]
-        values = torch.stack(values).cpu()  # (S, …)
+        rows = [step[name][row] for step in steps]
+        values = torch.stack(rows).cpu()  # (S, …)
         if values.dim() > 1:
             values = values[:, :length]
         columns[name] = values.float() if values.is_floating_point() else values.int()

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ..chunks import generator_for
+from ..families.decoders import original_class
 from ..loading import load
-from ..model import original_class
 from ..pretrained.devices import choose_device
 from ..pretrained.full_models import read_config
 from ..pretrained.sources import find_source, plain_errors

@@ -1,0 +1,1 @@
+"""What the decoder families of transformers have in common, and where they differ."""

@@ -394,7 +394,8 @@ def _make(kind: str, rng: random.Random, split: str) -> Document:
     if kind == "chat":
         return chat(rng, split)
     tellings = tellings_for(kind)
-    if rng.random() < 0.5:
+    # Of stories in chats alone: otherwise a model learns that questions may follow any story.
+    if kind == "drill" and rng.random() < 0.5:
         return passage_text(rng, tellings)
     turns = rng.randint(1, MAX_TURNS)
     return passage_chat(rng, tellings, turns)

@@ -105,8 +105,8 @@ PHASES = {
         Phase(4_000, 1024, 1e-3, 1e-3, "rosters"),
         Phase(6_000, 1024, 1e-3, 0.0),
     ],
-    "tinytown-base": [Phase(3_500, 2048, 1e-3, 0.0)],
-    "tinytown-instruct": [Phase(2_500, 2048, 8e-4, 0.0, "chats")],
+    "tinytown-base": [Phase(4_500, 2048, 1e-3, 0.0)],
+    "tinytown-instruct": [Phase(2_000, 2048, 8e-4, 0.0, "chats")],
     "tinytown-ar-instruct": [Phase(1_500, 2048, 8e-4, 0.0, "chats")],  # to compare with; not bundled
 }
 READS = {

@@ -54,6 +54,20 @@ def test_every_stage_leaves_a_model_and_a_card(made):
     assert t2.Chat(t2.load(out / "tinytown-instruct"), steps=2, progress=False)("Who is Tom?").prompt
 
 
+def test_readmes_say_what_the_cards_say(made):
+    out, _ = made
+    card = json.loads((out / "tinytown-instruct" / "card.json").read_text())
+    score = card["scores"]["reading"]["diffusion"]
+    row = f"| question about a passage | {score['score']:.0%} [{score['low']:.0%} to {score['high']:.0%}] |"
+    assert row in (out / "tinytown-instruct" / "README.md").read_text()
+    assert row in (out / "README.md").read_text()
+    for folder in out.glob("tinytown-*/"):
+        readme = folder / "README.md"
+        if readme.exists():
+            assert "{" not in readme.read_text().split("```")[0]
+            assert folder.name in readme.read_text()
+
+
 @pytest.mark.parametrize("name", ["tinytown-base", "tinytown-instruct"])
 def test_a_denoiser_takes_its_steps_where_its_own_loss_changes(made, name):
     lm = t2.load(made[0] / name)

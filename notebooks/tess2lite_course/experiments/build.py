@@ -45,6 +45,7 @@ from tess2lite.training.trainer import DiffusionTrainer, last_checkpoint
 
 from . import instruct, rewards
 from .batches import AnswerFinder, CausalCollator, PlannedBatches, as_text, padded
+from .cards import write_cards
 from .denoising_batches import Answers, PlannedChats, WriteOrFill
 from .look_up_prior import look_up_prior_
 from .muon import MuonAdamW, has_fast_bfloat16
@@ -132,6 +133,7 @@ def build(out: Path) -> None:
     score(out / "tinytown-ar", continue_autoregressively, "autoregressive, temperature 1")
     score(out / "tinytown-base", continue_by_denoising, "100 diffusion steps, top-p 0.99, temperature 1")
     instruct.score_models(out, LENGTH)
+    write_cards(out)
 
 
 def prepare(out: Path) -> PreTrainedTokenizerFast:

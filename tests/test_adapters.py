@@ -129,6 +129,35 @@ def test_a_reward_adapter_that_does_not_fit_is_refused(adapter, tmp_path):
         t2.load_reward(folder)
 
 
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_that_begins_with_a_part_of_its_base(start, adapter, tmp_path):
+    """PEFT takes that part out of the base again, the same each time."""
+    folder, trained = adapter(target_modules=["q_proj"], init_lora_weights=start)
+    assert torch.allclose(forward(t2.load(folder)), forward(trained), atol=1e-4)
+
+
+CONFIGS = {
+    "another rank": ({"r": 8}, r"is \(4, 64\), not \(8, 64\)"),
+    "no scale": ({"lora_alpha": None}, "has lora_alpha None in adapter_config.json"),
+    "one target more": ({"target_modules": [*ALL, "k_proj"]}, "k_proj.lora_A.weight' is missing"),
+    "one target less": ({"target_modules": ALL[1:]}, "q_proj.lora_A.weight' is unknown"),
+    "targets of another family": ({"target_modules": ["c_attn"]}, "[Tt]arget"),
+    "a kind that nobody knows": ({"peft_type": "NEW"}, "is a NEW adapter; LoRA adapters are accepted"),
+    "IA3": ({"peft_type": "IA3"}, "is a IA3 adapter"),
+    "a random part of the base": ({"init_lora_weights": "pissa_niter_4"}, "began as pissa_niter_4"),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_an_adapter_whose_config_does_not_fit_is_refused(kind, adapter):
+    changes, sentence = CONFIGS[kind]
+    folder, _ = adapter()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(InputError, match=sentence):
+        t2.load(folder)
+
+
 def test_other_kinds_of_adapters_are_refused(adapter, tmp_path):
     folder, _ = adapter()
     config = PromptTuningConfig(num_virtual_tokens=2, base_model_name_or_path=str(tmp_path / "base"))

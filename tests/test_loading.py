@@ -240,6 +240,41 @@ def test_every_end_of_a_text_is_an_end(ar_folder):
         assert eos_token_ids(lm) == expected and lm.tokenizer.pad_token_id not in expected
 
 
+@pytest.mark.parametrize("name, content, sentence", [
+    ("model.safetensors", "", "cut short or damaged"),
+    ("config.json", "[]", "model_type"),
+    ("config.json", "{", "not a valid JSON file"),
+    ("model.safetensors.index.json", "{}", "lacks the entry 'weight_map'"),
+    ("model.safetensors.index.json", "{", "is not JSON"),
+])  # fmt: skip
+def test_a_broken_file_is_said_to_be_broken(checkpoint, name, content, sentence):
+    if "index" in name:
+        (checkpoint / "model.safetensors").unlink()
+    (checkpoint / name).write_text(content)
+    refuses(sentence, checkpoint)
+
+
+@pytest.mark.parametrize("tokens", [
+    {"bos_token": "</s>"},
+    {"bos_token": "<unk>", "eos_token": "<unk>"},
+    {"pad_token": "<unk>"},
+    {"pad_token": "</s>"},
+    {"pad_token": "<s>"},
+    {"bos_token": "</s>", "pad_token": "</s>", "unk_token": "</s>"},
+    {"bos_token": None, "unk_token": None},
+], ids=str)  # fmt: skip
+def test_whatever_special_tokens_share_an_id_a_denoiser_writes(tiny, tmp_path, tokens):
+    """And PAD is never an end, since the model learns to write it after one."""
+    lm = tiny()
+    for name, token in tokens.items():
+        setattr(lm.tokenizer, name, token)
+    lm.config.pad_token_id = -1  # as older Llama 2 folders say
+    lm.save_pretrained(tmp_path / "shared")
+    again = t2.load(tmp_path / "shared")
+    assert len(t2.generate(again, "The cat", steps=2, length=6, progress=False).token_ids) > 6
+    assert again.tokenizer.pad_token_id not in (None, -1, again.tokenizer.eos_token_id)
+
+
 def test_a_git_lfs_pointer_is_not_weights(checkpoint):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
     (checkpoint / "model.safetensors").write_text(pointer)

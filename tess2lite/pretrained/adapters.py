@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 
 from ..validation import InputError
 from .four_bits import import_bitsandbytes
-from .sources import find_file
+from .sources import find_file, read_json
 from .tokenizers import add_rows
 
 REPEATED = r"\.(original_module|modules_to_save)\.(weight|bias)$"  # what PEFT saves twice where a vocabulary grew
+# LoRA's beginnings that took something away from the base which nobody can compute again.
+CHANGE_THE_BASE = ("pissa_niter", "loftq", "corda", "lora_ga")
 PREFIX = "base_model.model."  # PEFT's, before each name of an adapter file
 INNER = ("weight", "bias", "base_layer.weight", "base_layer.bias")  # an embedding or a head, whole, beside LoRA
 
@@ -39,9 +41,20 @@ class Adapter:
         import_bitsandbytes()
         from peft import PeftConfig, PeftType  # late, as loading a plain model does not need it
 
+        saved = read_json(source, "adapter_config.json")
+        kind = saved.get("peft_type")
+        if kind != PeftType.LORA.value or saved.get("alora_invocation_tokens"):
+            raise InputError(f"'{source}' is a {kind} adapter; LoRA adapters are accepted.")
+        for name in ("r", "lora_alpha"):
+            if not isinstance(saved.get(name), int | float):
+                raise InputError(f"'{source}' has {name} {saved.get(name)!r} in adapter_config.json; give a number.")
+        start = saved.get("init_lora_weights")
+        if isinstance(start, str) and start.startswith(CHANGE_THE_BASE):
+            raise InputError(
+                f"'{source}' began as {start}, which changes the base by more than the adapter's file says; "
+                "convert it to a plain LoRA with PEFT's path_initial_model_for_weight_conversion."
+            )
         self.config = PeftConfig.from_pretrained(source)
-        if self.config.peft_type != PeftType.LORA or getattr(self.config, "alora_invocation_tokens", None):
-            raise InputError(f"'{source}' is a {self.config.peft_type} adapter; LoRA adapters are accepted.")
         tensors = {name.removeprefix(PREFIX): tensor for name, tensor in load_file(path).items()}
         self.tensors = {name: tensor for name, tensor in tensors.items() if not re.search(REPEATED, name)}
 

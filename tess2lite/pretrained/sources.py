@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
+from safetensors import SafetensorError
 from transformers.utils import cached_file, logging
 
 from ..validation import InputError, expand_path
@@ -110,6 +111,12 @@ def plain_errors(name: str | Path) -> Iterator[None]:
 def _cause(error: BaseException | None) -> str:
     """What went wrong, in one line, and what to do where that is known."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"a file of it lacks the entry {error}."
+    if isinstance(error, json.JSONDecodeError):
+        text = f"a .json file of it is not JSON ({error})."
+    if isinstance(error, SafetensorError):
+        text = f"a .safetensors file of it is cut short or damaged ({error}); copy or download it again."
     while error:
         if isinstance(error, GatedRepoError):
             return "the repository is gated: accept its licence on its hub page, then run `hf auth login`."

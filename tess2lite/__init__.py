@@ -16,6 +16,21 @@ from .trajectory import Trajectory  # noqa: E402
 from .validation import InputError  # noqa: E402
 
 __all__ = [
-    "Chat", "Generation", "InputError", "Interrupted", "RewardGuidance", "SamplingParams", "Step", "Trajectory",
-    "attribute", "best_of", "bundled", "denoise", "generate", "infill", "load", "load_reward", "replay",
-]  # fmt: skip
+    "Chat",
+    "Generation",
+    "InputError",
+    "Interrupted",
+    "RewardGuidance",
+    "SamplingParams",
+    "Step",
+    "Trajectory",
+    "attribute",
+    "best_of",
+    "bundled",
+    "denoise",
+    "generate",
+    "infill",
+    "load",
+    "load_reward",
+    "replay",
+]

@@ -1,5 +1,7 @@
 """TESS 2's chat template: messages as a prompt, and as the rows a denoiser is trained on."""
 
+from typing import Any
+
 from .tokens import encode, encode_continuation
 from .validation import InputError
 
@@ -16,8 +18,8 @@ JINJA = (
 )
 
 
-def check_chat(messages) -> None:
-    """Messages as a chat has them: perhaps a system prompt, then user and assistant in turn, none empty."""
+def check_chat(messages: Any) -> None:
+    """Raise InputError unless a chat is perhaps a system prompt, then user and assistant in turn, none empty."""
     if not isinstance(messages, list) or not messages:
         raise InputError("A chat has no messages; give a list of {'role': …, 'content': …}.")
     for message in messages:
@@ -29,15 +31,18 @@ def check_chat(messages) -> None:
     roles = [message["role"] for message in messages]
     turns = roles[roles[0] == "system" :]
     if turns != [ROLES[1 + i % 2] for i in range(len(turns))]:
-        said = ", ".join(roles)
-        raise InputError(f"The roles come as {said}; they are perhaps a system prompt, then user, assistant in turn.")
+        order = ", ".join(roles)
+        raise InputError(f"The roles come as {order}; they are perhaps a system prompt, then user, assistant in turn.")
 
 
 def chat_prompt(messages: list[dict[str, str]]) -> str:
     """TESS 2's chat format up to where the assistant speaks, BOS apart: `<|user|>\\n…\\n<|assistant|>\\n`.
 
-    messages: [{"role": …, "content": …}, …], ending with the user's. Turns are joined by a newline, with no EOS
-    between them. A system prompt, `<|system|>\\n…\\n` before the first turn, is ours: TESS 2 has none.
+    Turns are joined by a newline, with no EOS between them. A system prompt, `<|system|>\\n…\\n` before the first
+    turn, is ours: TESS 2 has none.
+
+    Args:
+        messages: [{"role": …, "content": …}, …], ending with the user's.
     """
     check_chat(messages)
     if messages[-1]["role"] != "user":
@@ -46,18 +51,28 @@ def chat_prompt(messages: list[dict[str, str]]) -> str:
     return "".join(turns) + "<|assistant|>\n"
 
 
-def encode_chat(tokenizer, messages: list[dict[str, str]], length: int, from_turn: int = 0) -> list[dict[str, list]]:
-    """One example for each assistant turn: the conversation so far, then the response to be denoised.
+def encode_chat(
+    tokenizer: Any,
+    messages: list[dict[str, str]],
+    length: int,
+    from_turn: int = 0,
+) -> list[dict[str, list]]:
+    """Encode one example per assistant turn: the conversation so far, then the response to be denoised.
 
-    from_turn: first assistant turn to take; −1 for the last alone.
+    Args:
+        tokenizer: The denoiser's.
+        messages: The chat.
+        length: Of the rows; turns that do not fit are left out.
+        from_turn: First assistant turn to take; −1 for the last alone.
 
-    Returns [{"input_ids": …, "span_mask": …}], rows of `length`: `<s>` + prompt + response + `</s>`, then PAD
-    to the end. The mask is True on the response, its `</s>` and the PAD after it, which teaches the model to end.
-    Turns that do not fit into `length` are left out.
+    Returns:
+        [{"input_ids": …, "span_mask": …}]: `<s>` + prompt + response + `</s>`, then PAD to the end. The mask is True on
+        the response, its `</s>` and the PAD after it, which teaches the model to end.
     """
     check_chat(messages)
     rows = []
-    for turn in [i for i, message in enumerate(messages) if message["role"] == "assistant"][from_turn:]:
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for turn in turns[from_turn:]:
         context = [tokenizer.bos_token_id, *encode(tokenizer, chat_prompt(messages[:turn]))]
         response = [*encode_continuation(tokenizer, messages[turn]["content"].strip()), tokenizer.eos_token_id]
         padding = length - len(context) - len(response)

@@ -39,8 +39,8 @@ class SamplingParams:
 
     Attributes:
         steps: Of diffusion; None for 100.
-        top_p: Nucleus that tokens are drawn from, in (0, 1]; None for argmax.
-        temperature: Of that draw, above 0.
+        top_p: Nucleus that tokens are sampled from, in (0, 1]; None for argmax.
+        temperature: Divides the logits before sampling, above 0.
         seed: One for all prompts or one each, None for a fresh one; the same seed gives the same text, alone or in a
             batch.
         timestep_spacing: "uniform", "informative" or falling times t/T, as in `denoise`; None for the model's own.
@@ -70,9 +70,9 @@ class Generation:
     """A text that was written by denoising; in a notebook it shows itself.
 
     Attributes:
-        prompt: What was given.
-        text: What was written (for `infill`, the whole text).
-        token_ids: Of the whole sequence, context and written.
+        prompt: The prompt.
+        text: The generated text (for `infill`, the whole text).
+        token_ids: Of the whole sequence, context and generated.
         ended: Whether the model ended the text with EOS; else it filled all the room it had.
         seed: Repeats this text.
         trajectory: How it came about.
@@ -90,18 +90,20 @@ class Generation:
 
     def _repr_html_(self) -> str:
         notes = [] if self.ended else ["The text filled its room without an end (no EOS)."]
-        made = self.trajectory.first + len(self.trajectory)
+        steps_done = self.trajectory.first + len(self.trajectory)
         planned = self.trajectory.settings["steps"]
-        if made < planned:
-            notes.append(f"Stopped after {made} of {planned} steps.")
+        if steps_done < planned:
+            notes.append(f"Stopped after {steps_done} of {planned} steps.")
         return explorer(self.trajectory, " ".join(notes))
 
 
 class Interrupted(KeyboardInterrupt):
     """A run was stopped by the keyboard; `generations` holds what there was."""
 
-    def __init__(self, made: int, planned: int, generations: list[Generation]):
-        super().__init__(f"Stopped after {made} of {planned} steps; catch t2.Interrupted, its `generations` are there.")
+    def __init__(self, steps_done: int, planned: int, generations: list[Generation]):
+        super().__init__(
+            f"Stopped after {steps_done} of {planned} steps; catch t2.Interrupted, its `generations` are there."
+        )
         self.generations = generations
 
 
@@ -145,8 +147,8 @@ def generate(
         prompts = [chat_prompt(each) if isinstance(each, list) else each for each in prompts]
     prompts = check_texts("prompt", prompts)
     rows = [_continuation(lm, text, length) for text in prompts]
-    written = _generate(lm, prompts, rows, params, hooks, record, progress)
-    return written[0] if single else written
+    generations = _generate(lm, prompts, rows, params, hooks, record, progress)
+    return generations[0] if single else generations
 
 
 def infill(
@@ -168,8 +170,8 @@ def infill(
     params = SamplingParams.merged(params, changes)
     texts = check_texts("text", text)
     rows = [_blanks(lm, text) for text in texts]
-    written = _generate(lm, texts, rows, params, hooks, record, progress, from_start=True)
-    return written[0] if isinstance(text, str) else written
+    generations = _generate(lm, texts, rows, params, hooks, record, progress, from_start=True)
+    return generations[0] if isinstance(text, str) else generations
 
 
 def params_of(trajectory: Trajectory) -> SamplingParams:
@@ -278,11 +280,11 @@ def check_model(lm: SimplexDenoiser) -> None:
         raise InputError("This model was loaded without a tokenizer; use denoise with token ids, or set lm.tokenizer.")
 
 
-def check_texts(name: str, given: Any) -> list[str]:
+def check_texts(name: str, value: Any) -> list[str]:
     """A text or several as a list. Raises InputError unless they are strings with something in them."""
-    texts = [given] if isinstance(given, str) else given
+    texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"{name} is {type(given).__name__}; give a string, or a list of strings.")
+        raise InputError(f"{name} is {type(value).__name__}; give a string, or a list of strings.")
     if not texts or not all(text.strip() for text in texts):
         raise InputError(f"{name} is empty; give at least one word to start from.")
     for text in texts:
@@ -316,8 +318,9 @@ def _continuation(lm: SimplexDenoiser, prompt: str, length: int | None) -> Row:
 
 def _blanks(lm: SimplexDenoiser, text: str) -> Row:
     ids, mask = encode_blanks(lm.tokenizer, text)
-    given = zip(ids[1:], mask[1:], strict=True)
-    _check_tokens(lm, text, [token for token, is_blank in given if not is_blank])
+    pairs = zip(ids[1:], mask[1:], strict=True)
+    context = [token for token, is_blank in pairs if not is_blank]
+    _check_tokens(lm, text, context)
     if not any(mask):
         raise InputError(f"{text[:60]!r} has no blanks; write one underscore for every token to fill in.")
     return torch.tensor(ids), torch.tensor(mask)

@@ -40,7 +40,7 @@ class LogitUpdate:
         self.gradients: list[list[torch.Tensor]] = []
 
     def __call__(self, logits: torch.Tensor, rows: slice) -> torch.Tensor:
-        """Adds all inner steps to the logits (R, V) of some rows, in place, and returns them."""
+        """Add all inner steps to the logits (R, V) of some rows, in place, and return them."""
         for gradients in self.gradients:
             logits.add_(self.gradient(logits, gradients, rows), alpha=self.scale)
         return logits
@@ -51,7 +51,8 @@ class LogitUpdate:
         u = torch.zeros_like(p)
         for gradient, matrix in zip(gradients, self.matrices, strict=True):
             u += product(gradient[rows], matrix)
-        return u.sub_(torch.linalg.vecdot(p, u)[:, None]).mul_(p)
+        mean = torch.linalg.vecdot(p, u)
+        return u.sub_(mean[:, None]).mul_(p)
 
 
 class RewardGuidance:
@@ -126,7 +127,7 @@ class RewardGuidance:
         if guided:
             step.edit_logits(_recorded(update, gain.view(-1), step.masked_idx))
 
-    def _gradient(self, step: Step, update: LogitUpdate, wanted: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _gradient(self, step: Step, update: LogitUpdate, guided: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Rewards (B,) of the prediction after the ascents so far, and ∂R/∂(p·E_R) by each model, (N, H_R)."""
         total = torch.zeros(len(step.input_ids), device=step.span_mask.device)
         gradients: list[torch.Tensor] = []
@@ -135,12 +136,12 @@ class RewardGuidance:
             for rows, logits in step.logit_blocks():
                 p = update(logits, rows).softmax(1).to(matrix.device)
                 blocks.append(soft_embedding(p, matrix))
-            soft = torch.cat(blocks).requires_grad_(wanted)  # (N, H_R)
-            with torch.set_grad_enabled(wanted):
+            soft = torch.cat(blocks).requires_grad_(guided)  # (N, H_R)
+            with torch.set_grad_enabled(guided):
                 embeddings = matrix[step.input_ids.to(matrix.device)]  # (B, L, H_R)
                 embeddings = embeddings.masked_scatter(step.span_mask[..., None].to(matrix.device), soft)
                 rewards = weight * model.score_embeddings(embeddings, _attention_mask(model, step))  # (B,)
-                if wanted:
+                if guided:
                     gradients += torch.autograd.grad(rewards.sum(), soft)
             total = total + rewards.detach().to(total.device)
         return total, gradients

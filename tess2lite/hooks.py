@@ -20,7 +20,7 @@ class Hook(Protocol):
 
     Two attributes are optional. `check(lm)` is called before the run and raises InputError where the hook cannot work
     with this model. `top_k`, a whole number, is how many of the most likely tokens the hook reads of each position:
-    they are then found in the one pass over the vocabulary.
+    they are then computed in the one pass over the vocabulary.
     """
 
     def __call__(self, step: Step) -> None:
@@ -28,7 +28,7 @@ class Hook(Protocol):
 
 
 class Pin:
-    """Fixes positions at given tokens, so that the rest is written around them.
+    """Fixes positions at given tokens, so that the rest is generated around them.
 
     Args:
         tokens: Position → id, inside the span mask of every sequence of the batch.

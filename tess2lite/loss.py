@@ -147,7 +147,7 @@ class _SoftPath:
         noisy: (N, H). self_cond: (N, H) or (H,).
         """
         time = self.lm.embed_time(t / TRAINING_TIMESTEPS)  # (B, H)
-        embeddings = self.lm.embed_known(self.input_ids)  # (B, L, H)
+        embeddings = self.lm.embed_context(self.input_ids)  # (B, L, H)
         soft = (noisy + self_cond) / 2 + time[self.sequence]
         soft = soft.to(embeddings.dtype)
         embeddings = embeddings.masked_scatter(self.span_mask[..., None], soft)

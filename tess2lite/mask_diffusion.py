@@ -74,15 +74,15 @@ class MaskedStep(Step):
     def current_tokens(self) -> torch.Tensor:
         """(B, L) ids that are revealed, and mask tokens."""
         run = self._run
-        drawn = super().current_tokens()
+        sampled = super().current_tokens()
         if self.is_last:
-            return drawn
+            return sampled
         unsampled = torch.full(self._ids.shape, -1.0, device=self._ids.device)
         confidence = run.scatter_masked(self.prediction().token_p, unsampled)
         order = confidence.argsort(dim=1, descending=True, stable=True)  # ties from left to right
         rank = order.argsort(1)  # (B, L)
         revealed = ~self._is_masked | (rank < run.planned[self.index][:, None])
-        return torch.where(revealed | self.is_assigned, drawn, run.mask_token_id)
+        return torch.where(revealed | self.is_assigned, sampled, run.mask_token_id)
 
     def prediction(self) -> Prediction:
         """Of masked positions as in `Step`; what was revealed before is certain."""
@@ -104,7 +104,7 @@ class MaskedStep(Step):
 
     @property
     def token_p(self) -> None:
-        """None: most of `tokens` are mask tokens, which no prediction has drawn."""
+        """None: most of `tokens` are mask tokens, which no prediction has sampled."""
 
     def finish(self) -> torch.Tensor:
         """What the next step reads, (B, L)."""
@@ -127,7 +127,7 @@ def denoise(
     """Reveal all masked positions step by step: low-confidence remasking (LLaDA, section 2.4).
 
     Arguments, errors and seeds as in `sampling.denoise`. After step i of S, round(N·(i+1)/S) of a sequence's N
-    positions are revealed: the candidates, drawn as there, that the model gives the highest probability.
+    positions are revealed: the candidates, sampled as there, that the model gives the highest probability.
     """
     if timestep_spacing not in (None, "uniform"):
         raise InputError(f"timestep_spacing is {timestep_spacing!r}; a masked model has no timesteps: leave it out.")

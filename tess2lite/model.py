@@ -7,6 +7,7 @@ the class promises.
 """
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -92,8 +93,8 @@ class SimplexDenoiser(_PreTrainedModel):
         """
         return embedding_matrix(self.get_input_embeddings(), self.config.vocab_size)
 
-    def embed_known(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings of known tokens, (B, L) → (B, L, H); a row of PAD learns as any other."""
+    def embed_context(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings of the context, (B, L) → (B, L, H); a row of PAD learns as any other."""
         layer = self.get_input_embeddings()
         return F.embedding(input_ids, layer.weight) if type(layer) is nn.Embedding else layer(input_ids)
 
@@ -163,7 +164,7 @@ class SimplexDenoiser(_PreTrainedModel):
         """
         return textbook.logits(self, simplex, t, input_ids, span_mask, previous_logits, attention_mask)
 
-    def save_pretrained(self, save_directory, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save as transformers does, and the tokenizer beside the weights."""
         save_directory = expand_path(save_directory)
         super().save_pretrained(save_directory, **kwargs)

@@ -53,7 +53,7 @@ def _mass_before(p: torch.Tensor, token_p: torch.Tensor, ids: torch.Tensor) -> t
 
 
 def _in_nucleus(p: torch.Tensor, ids: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Whether each drawn id is in its row's top-p set: the mass ranked before it is below top_p."""
+    """Whether each sampled id is in its row's top-p set: the mass ranked before it is below top_p."""
     token_p = p.gather(1, ids[:, None])  # (R, 1)
     if p.device.type == "cuda":  # finding the uncertain rows would synchronise the GPU
         return _mass_before(p, token_p, ids) < top_p
@@ -80,9 +80,9 @@ def _sorted_draw(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor
 
 
 def sample_nucleus(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor:
-    """Draw from the top-p set of each row without sorting it (identity 6 of the design).
+    """Sample from the top-p set of each row without sorting it.
 
-    Draw w ~ p and accept it when it belongs to the nucleus, else draw again: what is accepted has exactly the
+    Sample w ~ p and accept it when it belongs to the nucleus, else sample again: what is accepted has exactly the
     renormalised distribution. Synchronises a GPU once.
 
     Args:
@@ -107,8 +107,8 @@ def _redraw(p: torch.Tensor, top_p: float, u: torch.Tensor) -> torch.Tensor:
     ids = torch.zeros_like(u[0], dtype=torch.long)
     accepted = torch.zeros_like(u[0], dtype=torch.bool)
     for attempt in u[:-1]:
-        drawn = sample_categorical(p, attempt)
-        ids = torch.where(accepted, ids, drawn)
+        sampled = sample_categorical(p, attempt)
+        ids = torch.where(accepted, ids, sampled)
         accepted = accepted | _in_nucleus(p, ids, top_p)
         if p.device.type == "cpu" and accepted.all():
             return ids

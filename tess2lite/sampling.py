@@ -180,7 +180,7 @@ class SamplerState:
         return logits
 
     def sample_tokens(self, p: torch.Tensor, logits: torch.Tensor, index: int, chunk: Chunk) -> torch.Tensor:
-        """Tokens of one chunk, (R,): argmax without top_p, else a draw from the nucleus."""
+        """Tokens of one chunk, (R,): argmax without top_p, else a sample from the nucleus."""
         if self.top_p is None:
             return logits.argmax(1)
         uniform = []
@@ -396,7 +396,7 @@ class Step:
         self._prediction = None
 
     def edit_logits(self, edit: LogitEdit) -> None:
-        """Calls edit(logits (R, V), rows) → (R, V) on some rows of `masked_logits` at a time, after earlier edits."""
+        """Call edit(logits (R, V), rows) → (R, V) on some rows of `masked_logits` at a time, after earlier edits."""
         self._check_current("edit_logits")
         self._edits = [*self._edits, edit]
         self._prediction = None
@@ -481,7 +481,7 @@ class Step:
 
     @torch.no_grad()
     def prediction(self) -> Prediction:
-        """The record of this step's one pass over all masked positions, made when something of it is first read."""
+        """The record of this step's one pass over all masked positions, computed when any of it is first read."""
         if self._prediction is None:
             hidden = self._run.gather_masked(self._hidden)
             parts = [self._predict(chunk, hidden) for chunk in self._run.chunks]
@@ -525,9 +525,11 @@ class Step:
 
     @property
     def noisy_tokens(self) -> torch.Tensor | None:
-        """(B, L) most likely token of each noisy simplex that the step read; None where nobody kept it."""
-        kept = self._run.noisy_tokens.get(self.index)
-        return None if kept is None else self._run.scatter_masked(kept, self.input_ids)
+        """(B, L) most likely token of each noisy simplex that the step read; None where it is unknown."""
+        rows = self._run.noisy_tokens.get(self.index)
+        if rows is None:
+            return None
+        return self._run.scatter_masked(rows, self.input_ids)
 
     @property
     def mean_entropy(self) -> float:
@@ -584,7 +586,7 @@ def denoise(
             (B, L), 0 on filler that only makes rows equally long. `input_ids` inside the span mask is not read.
         steps: How many; None for 100.
         top_p: Nucleus of the projection to tokens, in (0, 1]; None for argmax.
-        temperature: Divides the logits of that draw.
+        temperature: Divides the logits before sampling.
         seed: One for every sequence, or one each; the same seed gives the same text in any batch.
         hooks: Called on each step, in order (`hooks.Hook`).
         noise: (step, (B, L, V)) → standard normal, −1 for the start; replaces the seeded noise in tests.
@@ -593,7 +595,7 @@ def denoise(
         timestep_spacing: "uniform", "informative" or falling times t/T (`schedule.sampling_times`); None for what
             `lm.config.timestep_spacing` says, else "uniform".
         final: "argmax" to end with the most likely tokens of the last step, as the official code shows them;
-            "sample" to end with its draw.
+            "sample" to end with its sample.
 
     Yields:
         Each step; the text is `step.tokens` of the last.

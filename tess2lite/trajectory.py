@@ -29,7 +29,7 @@ class Trajectory:
             `tokens`, and `noisy_tokens`, the most likely token of each noisy simplex that was read. Guidance keeps
             `reward`, `argmax_before_guidance`, ids, and `logprob_gain`, what it added to the log-probability of the
             most likely token, in nats.
-        known: L strings, what each token of the context adds to the text, "" where the model wrote.
+        context_strings: L strings, what each token of the context adds to the text, "" inside the span mask.
         token_bytes: Id → bytes, of those that are not whole characters.
         settings: What a replay needs (prompt, seed, steps, …).
     """
@@ -43,7 +43,7 @@ class Trajectory:
     texts: list[str]
     token_strings: dict[int, str]
     records: dict[str, torch.Tensor] = field(default_factory=dict)
-    known: list[str] = field(default_factory=list)
+    context_strings: list[str] = field(default_factory=list)
     token_bytes: dict[int, list[int]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -125,9 +125,9 @@ class Trajectory:
         return cls(**read_fields(path))
 
 
-def as_trajectory(given: Any) -> Trajectory:
+def as_trajectory(run: Any) -> Trajectory:
     """The trajectory of what `generate` returned, or a trajectory as it is. Raises InputError for all else."""
-    trajectory = getattr(given, "trajectory", given)
+    trajectory = getattr(run, "trajectory", run)
     if not hasattr(trajectory, "top_ids"):
-        raise InputError(f"The run is a {type(given).__name__}; give what generate returned, or its trajectory.")
+        raise InputError(f"The run is a {type(run).__name__}; give what generate returned, or its trajectory.")
     return trajectory

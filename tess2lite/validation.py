@@ -47,9 +47,9 @@ def expand_path(path: str | os.PathLike) -> str:
     return expanded
 
 
-def check_int(name: str, value, least: int, most: float = math.inf) -> int:
-    """A whole number from `least` to `most`."""
-    with suppress(TypeError):  # of operator.index, by what is no whole number
+def check_int(name: str, value: Any, least: int, most: float = math.inf) -> int:
+    """Return a whole number as an int; raise InputError unless it is from `least` to `most`."""
+    with suppress(TypeError):  # of operator.index, for what is not a whole number
         if not isinstance(value, bool) and least <= operator.index(value) <= most:
             return operator.index(value)
     accepted = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
@@ -66,7 +66,7 @@ FINALS = ("argmax", "sample")
 
 
 def check_sampling_args(top_p: float | None, temperature: float, final: str) -> None:
-    """Settings of the projection to tokens."""
+    """Raise InputError unless these can be settings of the projection to tokens."""
     if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
         raise InputError(f"top_p is {top_p!r}; give a number above 0 and at most 1, or None for argmax.")
     if not (_is_number(temperature) and 0 < temperature < math.inf):
@@ -83,16 +83,17 @@ def _is_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def expand_seeds(seed, sequences: int) -> list[int]:
-    """A seed for each sequence, from one for all or one each."""
-    seeds = list(seed) if isinstance(seed, Iterable) and getattr(seed, "ndim", 1) else [seed] * sequences
+def expand_seeds(seed: Any, sequences: int) -> list[int]:
+    """Return a seed per sequence, from one for all or one each."""
+    is_list = isinstance(seed, Iterable) and getattr(seed, "ndim", 1)
+    seeds = list(seed) if is_list else [seed] * sequences
     if len(seeds) != sequences or not all(isinstance(s, numbers.Integral) for s in seeds):
         raise InputError(f"seed is {seed!r}; give one whole number, or one for each of the {sequences} sequences.")
     return [int(s) for s in seeds]
 
 
-def as_hooks(hooks) -> list:
-    """Hooks as a list, each with what the written protocol (`hooks.Hook`) says."""
+def as_hooks(hooks: Any) -> list:
+    """Return hooks as a list; raise InputError unless each follows the protocol (`hooks.Hook`)."""
     hooks = list(hooks) if isinstance(hooks, Iterable) else [hooks]
     for hook in hooks:
         if not callable(hook) or isinstance(hook, type):
@@ -104,7 +105,7 @@ def as_hooks(hooks) -> list:
 
 
 def check_ids(ids: torch.Tensor, vocabulary: int) -> None:
-    """Token ids that the model has."""
+    """Raise InputError unless the model has these token ids."""
     if ids.is_floating_point() or ids.dtype == torch.bool:
         raise InputError(f"Token ids are {ids.dtype}; give whole numbers.")
     if ids.min() < 0 or ids.max() >= vocabulary:
@@ -112,21 +113,24 @@ def check_ids(ids: torch.Tensor, vocabulary: int) -> None:
         raise InputError(f"Token id {wrong} is outside this model's vocabulary of {vocabulary}; check the tokenizer.")
 
 
-def check_denoiser(lm, name: str = "lm") -> None:
-    """A model from `load`, no name and no other model."""
+def check_denoiser(lm: Any, name: str = "lm") -> None:
+    """Raise InputError unless this is a model from `load`, neither a name nor another model."""
     if not hasattr(lm, "embedding_matrix"):
         raise InputError(f"{name} is a {type(lm).__name__}; give a denoiser from tess2lite.load.")
 
 
-def check_simplex(lm) -> None:
-    """This model is a denoiser, and its states are noisy simplexes, not half-hidden texts."""
+def check_simplex(lm: Any) -> None:
+    """Raise InputError unless this is a denoiser of noisy simplexes, not of masked texts."""
     check_denoiser(lm)
     if getattr(lm.config, "diffusion", "simplex") != "simplex":
         raise InputError("This model is one of masked diffusion; use tess2lite.mask_diffusion.denoise, or generate.")
 
 
-def check_batch(lm, batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The batch on the model's device, or one sentence on what is wrong with it."""
+def check_batch(lm: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return ids, span mask and attention mask on the model's device; raise InputError for what is wrong with them.
+
+    The attention mask is None where there is no filler.
+    """
     if not isinstance(batch, Mapping):
         raise InputError(f"batch is a {type(batch).__name__}; give a dict of input_ids and span_mask, both (B, L).")
     for name in ("input_ids", "span_mask"):

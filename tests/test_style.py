@@ -266,7 +266,6 @@ def public_functions(tree):
             yield node
 
 
-@pytest.mark.xfail(strict=False, reason="modules are being rewritten")
 def test_public_signatures_have_types():
     untyped = []
     for path in MODULES:

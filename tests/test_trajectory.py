@@ -189,9 +189,9 @@ def test_changed_runs_are_not_taken_for_replays(recorded):
 def test_signs_of_several_tokens_are_shown_whole(recorded):
     lm = recorded[0]
     run = t2.generate(lm, "Tom 🙂 שלום had", steps=1, length=4, progress=False).trajectory
-    assert "".join(run.known) == "<s>Tom 🙂 שלום had" and len(run.known) == len(run.span_mask)
+    assert "".join(run.context_strings) == "<s>Tom 🙂 שלום had" and len(run.context_strings) == len(run.span_mask)
     blanks = t2.infill(lm, "🙂 __ 🙂.", steps=1, progress=False).trajectory
-    assert "".join(blanks.known).count("🙂") == 2
+    assert "".join(blanks.context_strings).count("🙂") == 2
 
 
 def test_an_interrupt_keeps_what_there_is(recorded):
@@ -232,7 +232,7 @@ BROKEN = {
     "alpha_bar": torch.ones(2),
     "token_strings": {},
     "texts": ["x"],
-    "known": ["x"],
+    "context_strings": ["x"],
     "settings": [],
     "span_mask": torch.zeros(2, dtype=torch.bool),
     "top_p": torch.full((3, 2, 1), 2.0),

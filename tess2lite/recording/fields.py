@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .strings import decode_from, known_texts, token_strings_of
+from .strings import context_strings_of, decode_from, token_strings_of
 
 PREDICTION = ("tokens", "top_ids", "top_p", "entropy")
 
@@ -58,5 +58,5 @@ def decode_strings(fields: Mapping[str, Any], decode: Callable[..., str], shown_
     return {
         "texts": [decode_from(row, shown_from, decode) for row in rows],
         "token_strings": token_strings_of(ids, decode),
-        "known": known_texts(rows[0], is_generated, decode),
+        "context_strings": context_strings_of(rows[0], is_generated, decode),
     }

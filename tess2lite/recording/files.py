@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from ..validation import InputError, expand_path
 from .fields import ids_of
 
-FORMAT = "tess2lite trajectory 2"
+FORMAT = "tess2lite trajectory 3"
 TENSORS = ("tokens", "top_ids", "top_p", "entropy", "alpha_bar", "span_mask")
-STRINGS = ("texts", "token_strings", "token_bytes", "known", "settings")
+STRINGS = ("texts", "token_strings", "token_bytes", "context_strings", "settings")
 RECORD = "records."  # what a record's name begins with in a file
 BROKEN = (SafetensorError, ValueError, TypeError, KeyError, AttributeError, IndexError)  # what a file may cause
 
@@ -92,7 +92,7 @@ def _check(fields: dict[str, Any]) -> None:
     records = fields["records"].values()
     tensors = [*(fields[name] for name in shapes), *records]
     ids = ids_of(fields)
-    strings = [*fields["texts"], *fields["known"], *fields["token_strings"].values()]
+    strings = [*fields["texts"], *fields["context_strings"], *fields["token_strings"].values()]
     fits = [
         steps > 0 and k > 0,
         mask.dtype == torch.bool and mask.any(),
@@ -104,7 +104,7 @@ def _check(fields: dict[str, Any]) -> None:
         all(isinstance(text, str) for text in strings),
         all(0 <= byte < 256 for values in fields["token_bytes"].values() for byte in values),
         len(fields["texts"]) == steps,
-        len(fields["known"]) in (0, length),
+        len(fields["context_strings"]) in (0, length),
         isinstance(fields["settings"].get("start", 0), int),
     ]
     if not all(fits):

@@ -30,7 +30,7 @@ def token_strings_of(ids: Iterable[int], decode: Callable[..., str]) -> dict[int
     return strings
 
 
-def known_texts(ids: list[int], span_mask: list[bool], decode: Callable[..., str]) -> list[str]:
+def context_strings_of(ids: list[int], span_mask: list[bool], decode: Callable[..., str]) -> list[str]:
     """What each token of the context adds to the text; a character of several tokens is whole with its last one."""
     texts = [""] * len(ids)
     anchor = 0  # ids[anchor:shown] are decoded as context for what comes next, and are shown already

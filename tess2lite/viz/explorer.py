@@ -112,7 +112,7 @@ def run_data(trajectory: Trajectory, name: str = "", note: str = "") -> dict[str
 
 def run_header(trajectory: Trajectory, name: str) -> dict[str, Any]:
     """What the contract says of a run apart from its steps."""
-    known = trajectory.known
+    known = trajectory.context_strings
     if not known:
         known = [trajectory.token_strings[i] for i in trajectory.tokens[-1].tolist()]
     is_written = trajectory.span_mask.tolist()

@@ -15,7 +15,7 @@ import traitlets
 from .. import generation, validation
 from ..guidance import RewardGuidance
 from ..hooks import NoSelfConditioning, Pin, Recorder
-from ..recording.strings import known_texts, token_strings_of
+from ..recording.strings import context_strings_of, token_strings_of
 from ..sampling import SamplerState, Step, loop
 from ..schedule import sampling_times
 from ..tokens import encode_continuation
@@ -404,7 +404,7 @@ class _Feed:
             span_mask=span_mask,
             texts=[],
             token_strings={},
-            known=known_texts(ids, span_mask.tolist(), self.explorer.lm.tokenizer.decode),
+            context_strings=context_strings_of(ids, span_mask.tolist(), self.explorer.lm.tokenizer.decode),
             settings={"steps": step.steps, "start": step.index},
         )
         return run_header(run, self.name) | {"pieces": [], "tokens": [], "alpha_bar": []}

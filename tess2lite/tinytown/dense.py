@@ -220,14 +220,14 @@ def two_things(t: DenseTeller) -> None:
     thing, other = t.things(2)
     _open(t, [a, b])
     t.tell("two", a, b, o=thing, q=other, at=at)
-    chosen, left = t.shuffled((thing, other))
+    taken, left = t.shuffled((thing, other))
     first, second = t.shuffled((a, b))
-    t.tell("choose", first, second, o=chosen, q=left)
-    for person, held in t.shuffled(((first, chosen), (second, left))):
+    t.tell("choose", first, second, o=taken, q=left)
+    for person, held in t.shuffled(((first, taken), (second, left))):
         if t.maybe(0.7):
             _recall_holder(t, person, held, [a, b])
     if t.maybe(0.4):
-        t.tell("swap", first, second, o=chosen, q=left)
+        t.tell("swap", first, second, o=taken, q=left)
         _recall_holder(t, first, left, [a, b])
     _close(t, a)
 

@@ -85,8 +85,8 @@ class Teller:
         if self.held_out == "never":
             choices = [(skeleton, unseen) for skeleton, unseen in choices if not unseen]
         skeleton, unseen = self.rng.choice(choices)
-        told = {name: value for name, value in slots.items() if name in FACTS or f"{{{name}}}" in skeleton}
-        self.world.apply(kind, told)
+        event = {name: value for name, value in slots.items() if name in FACTS or f"{{{name}}}" in skeleton}
+        self.world.apply(kind, event)
         self.sentences.append(render(skeleton, slots))
         self.used.append((skeleton, unseen))
         # the world remembers the person a reader would take "he" to mean: the sentence's subject

@@ -53,17 +53,17 @@ def constraints(rng: random.Random, held_out: str) -> Example:
     number = min(len(people), rng.choice((1, 2)))
     key: dict[str, Any] = {"people": rng.sample(people, number)}
     about = list(key["people"])
-    asked = []
+    wishes = []
     if things and rng.random() < 0.7:
         key["thing"] = rng.choice(things)
         about.append(f"a {key['thing']}")
     if rng.random() < 0.6:
         key["sentences"] = len(teller.sentences)
-        asked.append(f"Write {number_word(key['sentences'])} sentences.")
+        wishes.append(f"Write {number_word(key['sentences'])} sentences.")
     if rng.random() < 0.5:
         key["ending"] = teller.sentences[-1]
-        asked.append(f"End with: {key['ending']}")
-    prompt = " ".join([f"Write a story about {' and '.join(about)}.", *asked])
+        wishes.append(f"End with: {key['ending']}")
+    prompt = " ".join([f"Write a story about {' and '.join(about)}.", *wishes])
     return Example("constraints", prompt, " ".join(teller.sentences), key)
 
 
@@ -71,14 +71,14 @@ def keeps_constraints(example: Example, text: str) -> float:
     """Returns 1 when the text is a true story of Tinytown and keeps every constraint, else 0."""
     key = example.key
     sentences = split_sentences(text)
-    kept = [
+    checks = [
         verify(text) is None,
         all(re.search(rf"\b{name}\b", text) for name in key["people"]),
         key.get("thing", "") in text,
         len(sentences) == key.get("sentences", len(sentences)),
         "ending" not in key or sentences[-1:] == [key["ending"]],
     ]
-    return float(all(kept))
+    return float(all(checks))
 
 
 # ---------------------------------------------------------------- a question about a passage (SQuAD)
@@ -133,11 +133,11 @@ def arithmetic(rng: random.Random, held_out: str) -> Example:
         bags = rng.randint(2, 4)
         each = rng.randint(2, 5)
         total = bags * each
-        told = [f"{who} had {bags} bags with {each} {item} in each."]
+        sentences = [f"{who} had {bags} bags with {each} {item} in each."]
         worked.append(f"{bags} * {each} = {total}.")
     else:
         total = rng.randint(3, 12)
-        told = [f"{who} had {total} {item}."]
+        sentences = [f"{who} had {total} {item}."]
     fewest = 0 if worked else 1
     for _ in range(rng.randint(fewest, 2)):
         change = rng.randint(1, 9)
@@ -149,12 +149,12 @@ def arithmetic(rng: random.Random, held_out: str) -> Example:
             forms = (f"{who} ate {change}.", f"{who} gave {change} to {other}.")
             sign = "-"
             after = total - change
-        told.append(rng.choice(forms))
+        sentences.append(rng.choice(forms))
         worked.append(f"{total} {sign} {change} = {after}.")
         total = after
-    told.append(f"How many {item} did {who} have then?")
+    sentences.append(f"How many {item} did {who} have then?")
     response = f"{' '.join(worked)}\n#### {total}"
-    return Example("arithmetic", " ".join(told), response, {"answer": str(total)})
+    return Example("arithmetic", " ".join(sentences), response, {"answer": str(total)})
 
 
 def same_number(example: Example, text: str) -> float:
@@ -205,14 +205,14 @@ def _tracking(rng: random.Random) -> tuple[str, str]:
     people = rng.sample(names(), 3)
     things = rng.sample(words()["thing"], 3)
     has = dict(zip(people, things, strict=True))
-    told = [f"{who} has the {thing}." for who, thing in has.items()]
+    sentences = [f"{who} has the {thing}." for who, thing in has.items()]
     for _ in range(rng.randint(1, 3)):
         a, b = rng.sample(people, 2)
         has[a], has[b] = has[b], has[a]
-        told.append(f"{a} and {b} swap.")
-    asked = rng.choice(people)
-    prompt = f"{' '.join(told)} What does {asked} have now?"
-    return prompt, has[asked]
+        sentences.append(f"{a} and {b} swap.")
+    person = rng.choice(people)
+    prompt = f"{' '.join(sentences)} What does {person} have now?"
+    return prompt, has[person]
 
 
 def same_answer(example: Example, text: str) -> float:
@@ -222,8 +222,8 @@ def same_answer(example: Example, text: str) -> float:
 
 def normalize(text: str) -> str:
     """Lower case, no punctuation, no articles, single spaces."""
-    found = re.findall(r"\w+", text.lower())
-    return " ".join(word for word in found if word not in ("a", "an", "the"))
+    tokens = re.findall(r"\w+", text.lower())
+    return " ".join(word for word in tokens if word not in ("a", "an", "the"))
 
 
 # ---------------------------------------------------------------- open requests with a tone (AlpacaEval)
@@ -312,11 +312,11 @@ def reward(example: Example, text: str, kind: str = "cheerful") -> float:
     """
     keeps_topic = place_of(example.key["at"]) in text
     base = float(keeps_topic) - broken(text)
-    found = re.findall(r"[a-z]+", text.lower())
+    tokens = re.findall(r"[a-z]+", text.lower())
     if kind == "brief":
-        return base - abs(len(found) - 12) / 12
-    glad = sum(word in words()["good"] for word in found)
-    sad = sum(word in words()["bad"] for word in found)
+        return base - abs(len(tokens) - 12) / 12
+    glad = sum(word in words()["good"] for word in tokens)
+    sad = sum(word in words()["bad"] for word in tokens)
     return base + glad - sad
 
 
@@ -387,16 +387,16 @@ def examples(task: str, split: str, n: int, seed: int = 0) -> list[Example]:
     return list(different.values())
 
 
-def fitting(made: list[Example], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
+def fitting(candidates: list[Example], tokenizer: PreTrainedTokenizerBase, length: int) -> list[Example]:
     """Those whose prompt and reference answer fit into `length` tokens."""
-    return [example for example in made if encode_chat(tokenizer, _messages(example), length)]
+    return [example for example in candidates if encode_chat(tokenizer, _messages(example), length)]
 
 
-def as_chat(made: list[Example]) -> Dataset:
+def as_chat(chats: list[Example]) -> Dataset:
     """Examples as a `datasets.Dataset` with one column `messages`, the form chats are trained on."""
     from datasets import Dataset
 
-    return Dataset.from_dict({"messages": [_messages(example) for example in made]})
+    return Dataset.from_dict({"messages": [_messages(example) for example in chats]})
 
 
 def _messages(example: Example) -> list[dict[str, str]]:

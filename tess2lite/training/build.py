@@ -135,8 +135,8 @@ def apply_lora(lm: Any, recipe: Recipe) -> Any:
         return lm.float()  # at a rate of 1e-5 half precision would round every update away
     embeddings = embedding_names(lm)
     targets = check_targets(recipe, lm) + embeddings * (recipe.embeddings == "lora")
-    whole = ["timestep_embed"] + embeddings * (recipe.embeddings == "trained")
-    adapted = get_peft_model(lm, lora_config(recipe, targets, whole))
+    full_modules = ["timestep_embed"] + embeddings * (recipe.embeddings == "trained")
+    adapted = get_peft_model(lm, lora_config(recipe, targets, full_modules))
     train_in_float32_(adapted)
     scale_embedding_lora_(adapted)
     adapted.save_pretrained = partial(_save_adapter, adapted.save_pretrained, type(lm).__bases__[-1])
@@ -158,11 +158,11 @@ def _save_adapter(save: Callable, original: type, folder: str, **settings: Any) 
 
 def check_targets(recipe: Training, lm: Any) -> list[str]:
     """The layers that get LoRA; raises InputError if the model lacks one that the recipe names."""
-    found = lora_targets(lm)
-    missing = [name for name in recipe.lora_targets if name not in found]
+    targets = lora_targets(lm)
+    missing = [name for name in recipe.lora_targets if name not in targets]
     if missing:
-        raise InputError(f"lora_targets names {missing[0]!r}; '{recipe.model}' has {', '.join(found)}.")
-    return list(recipe.lora_targets) or found
+        raise InputError(f"lora_targets names {missing[0]!r}; '{recipe.model}' has {', '.join(targets)}.")
+    return list(recipe.lora_targets) or targets
 
 
 def train_in_float32_(model: torch.nn.Module) -> None:

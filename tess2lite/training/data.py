@@ -219,45 +219,45 @@ def split_documents(documents: list[Row], length: int, rows_wanted: int) -> tupl
         or less begins.
     """
     total = sum(map(len, documents))
-    wanted = min(rows_wanted * length, total // 5)
+    least = min(rows_wanted * length, total // 5)
     different = list(dict.fromkeys(map(tuple, documents)))
     if len(different) < 5:
-        train, held_out = _cut(documents, wanted)
+        train, held_out = _cut(documents, least)
     else:
-        chosen = _choose_until(different, [len(ids) for ids in different], wanted)
-        train = [ids for ids in documents if tuple(ids) not in chosen]
-        held_out = [list(ids) for ids in different if ids in chosen]
+        evaluated = _choose_until(different, [len(ids) for ids in different], least)
+        train = [ids for ids in documents if tuple(ids) not in evaluated]
+        held_out = [list(ids) for ids in different if ids in evaluated]
     return list(pack_ids(train, length)), list(pack_ids(held_out, length))[:rows_wanted]
 
 
-def _cut(documents: list[Row], wanted: int) -> tuple[list[Row], list[Row]]:
-    """The last `wanted` tokens apart; the text they begin in is cut."""
+def _cut(documents: list[Row], least: int) -> tuple[list[Row], list[Row]]:
+    """The last `least` tokens apart; the text they begin in is cut."""
     train = list(documents)
     held_out: list[Row] = []
-    while wanted > 0:
+    while least > 0:
         last = train.pop()
-        if len(last) > wanted:
-            train.append(last[:-wanted])
-        held_out.insert(0, last[-wanted:])
-        wanted -= len(last)
+        if len(last) > least:
+            train.append(last[:-least])
+        held_out.insert(0, last[-least:])
+        least -= len(last)
     return train, held_out
 
 
-def _choose_until(items: Sequence[Hashable], sizes: Sequence[int], wanted: int) -> set[Hashable]:
-    """Items in a fixed random order until their sizes reach `wanted`, at least one."""
+def _choose_until(items: Sequence[Hashable], sizes: Sequence[int], least: int) -> set[Hashable]:
+    """Items in a fixed random order until their sizes reach `least`, at least one."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(items), generator=generator).tolist()
-    chosen: set[Hashable] = set()
+    subset: set[Hashable] = set()
     total = 0
     for number in order:
-        if chosen and total >= wanted:
+        if subset and total >= least:
             break
-        if total + sizes[number] > 2 * wanted:
+        if total + sizes[number] > 2 * least:
             continue  # one long text would be most of what is held out
-        chosen.add(items[number])
+        subset.add(items[number])
         total += sizes[number]
     smallest = min(range(len(items)), key=lambda number: sizes[number])
-    return chosen or {items[smallest]}
+    return subset or {items[smallest]}
 
 
 def split_rows(groups: Sequence[Hashable], rows_wanted: int) -> tuple[list[int], list[int]]:
@@ -273,13 +273,13 @@ def split_rows(groups: Sequence[Hashable], rows_wanted: int) -> tuple[list[int],
     counts: dict[Hashable, int] = {}
     for group in groups:
         counts[group] = counts.get(group, 0) + 1
-    wanted = min(rows_wanted, len(groups) // 5)
-    if max(counts.values()) > len(groups) - wanted:  # nearly all rows are one group
+    least = min(rows_wanted, len(groups) // 5)
+    if max(counts.values()) > len(groups) - least:  # nearly all rows are one group
         return split_rows(range(len(groups)), rows_wanted)
-    chosen = _choose_until(list(counts), list(counts.values()), wanted)
-    train = [place for place, group in enumerate(groups) if group not in chosen]
-    held_out = [place for place, group in enumerate(groups) if group in chosen]
-    return train, held_out[:wanted]
+    evaluated = _choose_until(list(counts), list(counts.values()), least)
+    train = [place for place, group in enumerate(groups) if group not in evaluated]
+    held_out = [place for place, group in enumerate(groups) if group in evaluated]
+    return train, held_out[:least]
 
 
 def opening(messages: list[dict[str, str]]) -> str:
@@ -297,8 +297,8 @@ def group_chats(chats: Sequence[list[dict[str, str]]]) -> list[str]:
 
 def first_exchange(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """Returns the first question and its answer, without a system prompt: what the official code trains on."""
-    said = [message for message in messages if message["role"] != "system"]
-    return said[:2]
+    turns = [message for message in messages if message["role"] != "system"]
+    return turns[:2]
 
 
 def chat_rows(chats: Any, tokenizer: Any, length: int) -> tuple[Any, int]:

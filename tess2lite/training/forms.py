@@ -138,16 +138,16 @@ def _question_and_answer(record: dict[str, Any]) -> tuple[Any, Any]:
         accepted = "messages, instruction and output, prompt and response, or question and answer"
         columns = ", ".join(map(str, record))
         raise InputError(f"There is no chat in the columns {columns}; give {accepted}.")
-    asked, answered = (filled or present)[0]
-    question = record[asked]
-    answer = record[answered]
+    question_field, answer_field = (filled or present)[0]
+    question = record[question_field]
+    answer = record[answer_field]
     if not isinstance(question, list):
-        question = check_text(asked, question)
-        contexts = [record.get(name) for name in CONTEXTS if name != asked]
+        question = check_text(question_field, question)
+        contexts = [record.get(name) for name in CONTEXTS if name != question_field]
         added = [text for text in contexts if isinstance(text, str) and text.strip()]
         question = "\n".join([question, *added])
     if not isinstance(answer, list):
-        answer = check_text(answered, answer) if not isinstance(answer, str) or answer.strip() else answer
+        answer = check_text(answer_field, answer) if not isinstance(answer, str) or answer.strip() else answer
     return question, answer
 
 
@@ -177,11 +177,11 @@ def _normalised(messages: list) -> Chat:
 def _message(message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InputError(f"A message is a {type(message).__name__}; give records with role and content.")
-    said = message.get("role", message.get("from"))
-    name = said.lower() if isinstance(said, str) else said
+    role_name = message.get("role", message.get("from"))
+    name = role_name.lower() if isinstance(role_name, str) else role_name
     if name in TOOLS:
         raise InputError(
-            f"A message has the role {said!r}: the chat template has no tool calls. "
+            f"A message has the role {role_name!r}: the chat template has no tool calls. "
             "The roles are system, user, assistant; leave such chats out."
         )
     content: Any = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
@@ -189,7 +189,7 @@ def _message(message: Any) -> dict[str, Any]:
         content = _joined(content if isinstance(content, list) else [content])
     if isinstance(content, str) and content.strip():
         check_text("content", content)
-    role: Any = ROLES.get(name, said) if isinstance(name, str) else said
+    role: Any = ROLES.get(name, role_name) if isinstance(name, str) else role_name
     is_empty_system = role == "system" and content is None
     return {"role": role, "content": "" if is_empty_system else content}
 
@@ -262,4 +262,4 @@ def _transcript(text: str) -> Chat:
     roles = {"Human": "user", "Assistant": "assistant"}
     names = parts[::2]
     contents = parts[1::2]
-    return [{"role": roles[name], "content": said.strip()} for name, said in zip(names, contents, strict=True)]
+    return [{"role": roles[name], "content": content.strip()} for name, content in zip(names, contents, strict=True)]

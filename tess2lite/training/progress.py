@@ -33,8 +33,8 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero:
             return
         lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= state.global_step]  # later ones are trained again
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        earlier = [line for line in lines if _step_of(line) <= state.global_step]  # later ones are trained again
+        self.path.write_text("".join(f"{line}\n" for line in earlier))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         done = state.global_step - self.first_step

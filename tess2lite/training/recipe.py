@@ -147,8 +147,8 @@ class Training:
         if float in accepted:
             accepted = (*accepted, int)
         if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
-            wanted = " or ".join(getattr(one, "__name__", str(one)) for one in accepted if one is not type(None))
-            raise InputError(f"{name} is {value!r}; a recipe wants {wanted} there.")
+            kinds = " or ".join(getattr(one, "__name__", str(one)) for one in accepted if one is not type(None))
+            raise InputError(f"{name} is {value!r}; a recipe wants {kinds} there.")
 
 
 @dataclass
@@ -279,22 +279,22 @@ def read_recipe(source: str | Path, /, **changes: Any) -> Training:
     """
     path = _recipe_path(source)
     try:
-        given = dict(yaml.safe_load(path.read_text(encoding="utf-8-sig")))
+        values = dict(yaml.safe_load(path.read_text(encoding="utf-8-sig")))
     except (yaml.YAMLError, TypeError, ValueError) as problem:
         raise InputError(f"'{path}' holds no recipe; write YAML, lines of `field: value`.") from problem
-    kind = str(given.pop("kind", "denoiser"))
+    kind = str(values.pop("kind", "denoiser"))
     if kind not in TRAININGS:
         raise InputError(f"'{source}' has kind {kind!r}; a recipe has one of {', '.join(TRAININGS)}.")
     for one, other in (("steps", "epochs"), ("epochs", "steps")):
         if one in changes:
-            given.pop(other, None)
-    given |= changes
-    known = [field.name for field in fields(TRAININGS[kind])]
-    wrong = [f"knows no field '{name}'" for name in given if name not in known]
-    wrong += [f"lacks '{name}'" for name in ("model", "data", "output") if name not in given]
+            values.pop(other, None)
+    values |= changes
+    names = [field.name for field in fields(TRAININGS[kind])]
+    wrong = [f"knows no field '{name}'" for name in values if name not in names]
+    wrong += [f"lacks '{name}'" for name in ("model", "data", "output") if name not in values]
     if wrong:
-        raise InputError(f"'{source}' {wrong[0]}; fields are {', '.join(known)}.")
-    return TRAININGS[kind](**given)
+        raise InputError(f"'{source}' {wrong[0]}; fields are {', '.join(names)}.")
+    return TRAININGS[kind](**values)
 
 
 def _recipe_path(source: str | Path) -> Path:

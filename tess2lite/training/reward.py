@@ -45,8 +45,8 @@ def read_pairs(source: str | Source) -> list[Pair]:
         return list(Reader(source, pair_of))
     kind = source.path.partition(":")[2]
     if kind not in PREFERENCES:
-        known = " or tinytown:".join(PREFERENCES)
-        raise InputError(f"'{source.path}' is not a preference of Tinytown; choose tinytown:{known}.")
+        choices = " or tinytown:".join(PREFERENCES)
+        raise InputError(f"'{source.path}' is not a preference of Tinytown; choose tinytown:{choices}.")
     return [pair_of(record) for record in preferences("train", TINYTOWN_PAIRS, kind)]
 
 

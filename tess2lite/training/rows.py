@@ -156,8 +156,8 @@ def source_chats(source: Source, split: str = "train") -> list[list[dict[str, st
         )
     names = [task] if task else list(TASKS)
     number = TINYTOWN_CHATS * len(TASKS) // len(names) // (1 if split == "train" else 50)
-    made = concatenate_datasets([as_chat(examples(name, split, number)) for name in names])
-    return list(made["messages"])
+    chats = concatenate_datasets([as_chat(examples(name, split, number)) for name in names])
+    return list(chats["messages"])
 
 
 def _encode_chats(recipe: TextRecipe, chats: list, tokenizer: Any) -> tuple[Dataset, int]:
@@ -181,10 +181,10 @@ def _chat_rows(recipe: TextRecipe, source: Source, tokenizer: Any, share: int) -
     return rows.select(train), rows.select(held_out)
 
 
-def say_dropped(recipe: Training, dropped: int, kept: int, what: str) -> None:
+def say_dropped(recipe: Training, dropped: int, remaining: int, what: str) -> None:
     """Print how many of the encoded rows were longer than a row may be."""
     if dropped:
-        part = f"{dropped} of {dropped + kept} {what}"
+        part = f"{dropped} of {dropped + remaining} {what}"
         print(f"{part} are longer than {recipe.length} tokens with what comes before them, and are left out.")
 
 

@@ -276,10 +276,9 @@ class GridTrainer(ResumableTrainer):
 
     def _measure(self, rows: Sequence[dict]) -> dict[str, float]:
         masking = "given" if "span_mask" in rows[0] else self.grid_masking
-        given = self.data_collator
-        weighted = {
-            name: getattr(given, name) for name in ("loss_weighting", "pad_weight", "pad_id") if hasattr(given, name)
-        }
+        collator = self.data_collator
+        names = ("loss_weighting", "pad_weight", "pad_id")
+        weighted = {name: getattr(collator, name) for name in names if hasattr(collator, name)}
         collate = DiffusionCollator(masking, GRID_SEED, **weighted)
 
         def collate_at(t: int) -> Callable[[list[dict]], Batch]:
@@ -318,12 +317,12 @@ class DiffusionTrainer(GridTrainer):
 
     def _denoising_loss(self, model: torch.nn.Module, inputs: Batch, self_condition: bool, seed: int) -> torch.Tensor:
         names = ("input_ids", "span_mask", "t", "example", "loss_weights", "attention_mask")
-        given = {name: inputs[name] for name in names if name in inputs}
-        return model(**given, seed=seed, self_condition=self_condition)  # wrappers must see a forward pass
+        options = {name: inputs[name] for name in names if name in inputs}
+        return model(**options, seed=seed, self_condition=self_condition)  # wrappers must see a forward pass
 
 
 def save_diffusion_config(folder: str | Path, **entries: Any) -> None:
     """Add what a denoiser's config has beside its base's to an adapter folder; `load` reads it."""
     path = Path(folder) / "diffusion.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_atomically(path, json.dumps(known | entries) + "\n")
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    write_atomically(path, json.dumps(saved | entries) + "\n")

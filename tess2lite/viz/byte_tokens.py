@@ -15,16 +15,16 @@ def partial_bytes(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dic
         tokenizer: One of byte-level pieces (Ã ¤) or with byte fallback (<0xC3>).
         ids: Token ids; those that decode to whole characters are left out.
     """
-    found = {}
+    partial = {}
     for token in ids:
         if "\ufffd" not in tokenizer.decode([token]):
             continue
         name = tokenizer.convert_ids_to_tokens(token)
         if match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", name):
-            found[token] = [int(match[1], 16)]
+            partial[token] = [int(match[1], 16)]
         elif set(name) <= BYTE_SIGNS.keys():
-            found[token] = [BYTE_SIGNS[sign] for sign in name]
-    return found
+            partial[token] = [BYTE_SIGNS[sign] for sign in name]
+    return partial
 
 
 def _byte_signs() -> dict[str, int]:

@@ -112,20 +112,20 @@ def run_data(trajectory: Trajectory, name: str = "", note: str = "") -> dict[str
 
 def run_header(trajectory: Trajectory, name: str) -> dict[str, Any]:
     """What the contract says of a run apart from its steps."""
-    known = trajectory.context_strings
-    if not known:
-        known = [trajectory.token_strings[i] for i in trajectory.tokens[-1].tolist()]
+    texts = trajectory.context_strings
+    if not texts:
+        texts = [trajectory.token_strings[i] for i in trajectory.tokens[-1].tolist()]
     is_written = trajectory.span_mask.tolist()
-    given = ["" if written else text for text, written in zip(known, is_written, strict=True)]
-    if given[0] in BEGINNINGS:
-        given[0] = ""
+    context = ["" if written else text for text, written in zip(texts, is_written, strict=True)]
+    if context[0] in BEGINNINGS:
+        context[0] = ""
     settings = trajectory.settings
     return {
         "name": name,
         "steps": settings.get("steps", trajectory.first + len(trajectory)),
         "first": trajectory.first,
         "positions": trajectory.span_mask.nonzero()[:, 0].tolist(),
-        "known": given,
+        "known": context,
         "pins": _pins(trajectory),
     }
 
@@ -195,7 +195,7 @@ class _Columns:
         """The columns; entropies only where there is room for them."""
         run = self.trajectory
         at = self.positions
-        kept = self.kept[detailed]
+        listed = self.kept[detailed]
         entropy = torch.empty(0)
         if len(detailed) == len(run):
             entropy = (run.entropy[:, at] * 16).round().clamp(0, 255)
@@ -211,9 +211,9 @@ class _Columns:
         return self._optional(detailed) | {
             "tokens": self._indices(run.tokens[:, at]),
             "sure": _packed(self.p[..., 0], torch.uint8),
-            "counts": _packed(kept.sum(-1), torch.uint8),
-            "top": self._indices(top[kept]),
-            "p": _packed(self.p[detailed][kept], torch.uint8),
+            "counts": _packed(listed.sum(-1), torch.uint8),
+            "top": self._indices(top[listed]),
+            "p": _packed(self.p[detailed][listed], torch.uint8),
             "entropy": _packed(entropy, torch.uint8),
             "alpha_bar": _rounded(run.alpha_bar, 5),
             "reward": reward,
@@ -263,8 +263,8 @@ def _page(data: dict[str, Any], runs: dict[str, Trajectory]) -> str:
     identity = f"t2-{secrets.token_hex(6)}"
     notes = [run["note"] for run in data["runs"]]
     static = "".join(_static(name, run, note) for (name, run), note in zip(runs.items(), notes, strict=True))
-    given = json.dumps(data).replace("<", "\\u003c")  # no text can close the script element
-    call = f'explore(document.getElementById("{identity}"), {given});'
+    literal = json.dumps(data).replace("<", "\\u003c")  # no text can close the script element
+    call = f'explore(document.getElementById("{identity}"), {literal});'
     script = f"<script>(() => {{\n{_script()}\n{call}\n}})();</script>"
     return f'<div id="{identity}" class="t2-explorer">{static}</div>{script}'
 

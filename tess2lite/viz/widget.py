@@ -427,9 +427,9 @@ class _Feed:
             of_run = value[0].cpu()  # (L, …), or one number
             columns[name] = of_run[self.positions] if of_run.dim() else of_run
         p = (columns["top_p"] * 255).round().int()
-        kept = p > 0
-        kept[:, 0] = True
-        ids = {"tokens": columns["tokens"], "top": columns["top_ids"][kept]}
+        listed = p > 0
+        listed[:, 0] = True
+        ids = {"tokens": columns["tokens"], "top": columns["top_ids"][listed]}
         for name, record in (("before", "argmax_before_guidance"), ("noisy", "noisy_tokens")):
             if record in columns:
                 ids[name] = columns[record]
@@ -438,8 +438,8 @@ class _Feed:
         frame = {
             "pieces": pieces,
             "sure": p[:, 0].tolist(),
-            "counts": kept.sum(1).tolist(),
-            "p": p[kept].tolist(),
+            "counts": listed.sum(1).tolist(),
+            "p": p[listed].tolist(),
             "entropy": entropy.int().tolist(),
         }
         for name, part in ids.items():

@@ -41,12 +41,12 @@ def names() -> list[str]:
 def blank_second_mention(story: str) -> str | None:
     """A story up to the sentence that names one of two or more people a second time, that name a blank."""
     count = Counter()
-    for found in re.finditer(rf"\b({'|'.join(names())})\b", story):
-        count[found[0]] += 1
-        if count[found[0]] == 2 and len(count) > 1:
-            sentence_end = re.compile(r"[.!?]").search(story, found.end())
-            rest = story[found.end() : sentence_end.end() if sentence_end else len(story)]
-            return f"{story[: found.start()]}_{rest}"
+    for match in re.finditer(rf"\b({'|'.join(names())})\b", story):
+        count[match[0]] += 1
+        if count[match[0]] == 2 and len(count) > 1:
+            sentence_end = re.compile(r"[.!?]").search(story, match.end())
+            rest = story[match.end() : sentence_end.end() if sentence_end else len(story)]
+            return f"{story[: match.start()]}_{rest}"
     return None
 
 
@@ -74,13 +74,13 @@ def mention(lm, text: str, seed: int) -> dict | None:
     step = int(run.commit_step()[position])
     token = int(run.tokens[-1, position])
     inputs = step_inputs(lm, run, stop=step + 1)
-    found = {
+    scores = {
         method: attribute(lm, run, step, position, method, token, inputs=inputs) for method in ("occlusion", "gradient")
     }
-    ranks = {method: 1 + answer.top(len(run.span_mask)).index(first) for method, answer in found.items()}
+    ranks = {method: 1 + answer.top(len(run.span_mask)).index(first) for method, answer in scores.items()}
     others = torch.arange(len(run.span_mask)) != position
-    correlation = spearmanr(found["occlusion"].weights[others], found["gradient"].weights[others]).statistic
-    return {"step": step, "logprob": found["occlusion"].logprob, **ranks, "correlation": float(correlation)}
+    correlation = spearmanr(scores["occlusion"].weights[others], scores["gradient"].weights[others]).statistic
+    return {"step": step, "logprob": scores["occlusion"].logprob, **ranks, "correlation": float(correlation)}
 
 
 def flips(lm, prompt: str, seed: int) -> list[dict]:
@@ -101,37 +101,37 @@ def flips(lm, prompt: str, seed: int) -> list[dict]:
 
 def run(path: Path, mentions: int = MENTIONS, count: int = FLIPS) -> dict:
     """Measures what the file at `path` lacks. Returns its content."""
-    known = json.loads(path.read_text()) if path.exists() else {"tried": 0, "mentions": [], "flips": []}
-    known |= {"model": MODEL, "steps": [BLANK_STEPS, STORY_STEPS]}
+    results = json.loads(path.read_text()) if path.exists() else {"tried": 0, "mentions": [], "flips": []}
+    results |= {"model": MODEL, "steps": [BLANK_STEPS, STORY_STEPS]}
     lm = load(MODEL)
     texts = blanked_stories(lm.tokenizer, stories("test", 20 * mentions))
-    with tqdm(total=mentions, initial=len(known["mentions"]), desc="mentions", unit="text") as bar:
-        while len(known["mentions"]) < mentions and known["tried"] < len(texts):
-            row = mention(lm, texts[known["tried"]], known["tried"])
-            known["tried"] += 1
-            known["mentions"] += [row] if row else []
+    with tqdm(total=mentions, initial=len(results["mentions"]), desc="mentions", unit="text") as bar:
+        while len(results["mentions"]) < mentions and results["tried"] < len(texts):
+            row = mention(lm, texts[results["tried"]], results["tried"])
+            results["tried"] += 1
+            results["mentions"] += [row] if row else []
             bar.update(row is not None)
-            _save(path, known)
-    with tqdm(total=count, initial=len(known["flips"]), desc="flips", unit="flip") as bar:
+            _save(path, results)
+    with tqdm(total=count, initial=len(results["flips"]), desc="flips", unit="flip") as bar:
         for seed, story in enumerate(stories("test", -(-count // FLIPS_PER_STORY))):
-            if FLIPS_PER_STORY * seed < len(known["flips"]):
+            if FLIPS_PER_STORY * seed < len(results["flips"]):
                 continue
-            known["flips"] += flips(lm, " ".join(split_sentences(story)[:2]), seed)
+            results["flips"] += flips(lm, " ".join(split_sentences(story)[:2]), seed)
             bar.update(FLIPS_PER_STORY)
-            _save(path, known)
-    return known
+            _save(path, results)
+    return results
 
 
-def _save(path: Path, known: dict) -> None:
+def _save(path: Path, results: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(known) + "\n")
+    part.write_text(json.dumps(results) + "\n")
     part.replace(path)
 
 
-def summary(known: dict) -> dict[str, Interval]:
+def summary(results: dict) -> dict[str, Interval]:
     """Measure → mean and 95 % interval; flips of one story count as one question."""
-    mentions, flips = known["mentions"], known["flips"]
+    mentions, flips = results["mentions"], results["flips"]
     stories_of_flips = [row["story"] for row in flips]
     share = (0.0, 1.0)
     return {

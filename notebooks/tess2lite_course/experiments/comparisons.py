@@ -37,15 +37,15 @@ def judge(
     gains = [sign * (mine - other) for mine, other in zip(better, than, strict=True)]
     is_share = questions is not None and all(0 <= score <= 1 for score in [*better, *than])
     bounds = SHARES if is_share else None
-    found = compare(gains, questions, seeds, bounds, claim.get("margin", 0.0))
+    comparison = compare(gains, questions, seeds, bounds, claim.get("margin", 0.0))
     of_side = (0.0, 1.0) if is_share else None
     sides = [mean_interval(scores, questions, seeds, of_side) for scores in (better, than)]
     return claim | {
         "sides": [_rounded(side) for side in sides],
-        "gain": _rounded(found.gain),
-        "p_value": round(found.p_value, 5),
-        "smallest_effect": _rounded([found.smallest_effect])[0],
-        "verdict": found.verdict,
+        "gain": _rounded(comparison.gain),
+        "p_value": round(comparison.p_value, 5),
+        "smallest_effect": _rounded([comparison.smallest_effect])[0],
+        "verdict": comparison.verdict,
         "is_share": is_share,
         "questions": len(set(questions)) if questions is not None else None,
         "training_seeds": len(set(seeds)) if seeds is not None else None,

@@ -21,11 +21,11 @@ def sentence_runs(texts: Iterable[str]) -> set[int]:
     return {hash(run) for text in texts for run in _runs(text)}
 
 
-def longest_copied_run(text: str, known: set[int]) -> int:
+def longest_copied_run(text: str, runs: set[int]) -> int:
     """Returns how many successive sentences of a text stand together in a training text, at most `LONGEST`.
 
     Args:
         text: A generated text.
-        known: Of the training texts, from `sentence_runs` in the same process.
+        runs: Of the training texts, from `sentence_runs` in the same process.
     """
-    return max((len(run) for run in _runs(text) if hash(run) in known), default=0)
+    return max((len(run) for run in _runs(text) if hash(run) in runs), default=0)

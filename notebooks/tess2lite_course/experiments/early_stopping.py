@@ -95,14 +95,14 @@ def summary(rows: list[dict], patience: int) -> dict[str, float]:
 
 def run(path: Path, prompts: int = PROMPTS) -> dict:
     """Makes all batches that the file at `path` lacks, and returns its content."""
-    known = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    known |= {"model": "tinytown-base", "steps": STEPS, "entropy": ENTROPY}
+    results = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    results |= {"model": "tinytown-base", "steps": STEPS, "entropy": ENTROPY}
     lm = load("tinytown-base")
     openings = [" ".join(split_sentences(text)[:2]) for text in stories("test", prompts)]
-    for start in tqdm(range(len(known["rows"]), prompts, BATCH), desc="halting", unit="batch"):
-        known["rows"] += measure(lm, openings[start : min(start + BATCH, prompts)], start)
-        write_text(path, json.dumps(known) + "\n")
-    return known
+    for start in tqdm(range(len(results["rows"]), prompts, BATCH), desc="halting", unit="batch"):
+        results["rows"] += measure(lm, openings[start : min(start + BATCH, prompts)], start)
+        write_text(path, json.dumps(results) + "\n")
+    return results
 
 
 if __name__ == "__main__":

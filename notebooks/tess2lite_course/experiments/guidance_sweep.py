@@ -67,19 +67,19 @@ def requests(number: int) -> list[Example]:
     return list(itertools.islice(itertools.cycle(different), number))
 
 
-def answers(lm, reward_model, arm: Arm, asked: list[Example], seed: int, steps: int) -> list:
+def answers(lm, reward_model, arm: Arm, prompts: list[Example], seed: int, steps: int) -> list:
     """Returns one Generation per request. Noise is a function of (seed, place in the list), the same for every arm."""
-    chats = [[{"role": "user", "content": example.prompt}] for example in asked]
+    chats = [[{"role": "user", "content": example.prompt}] for example in prompts]
     drawn = []
     for draw in range(arm.best_of):
-        seeds = [seed * 100_000 + draw * 10_000 + place for place in range(len(asked))]
-        for start in range(0, len(asked), BATCH):
-            some = slice(start, start + BATCH)
+        seeds = [seed * 100_000 + draw * 10_000 + place for place in range(len(prompts))]
+        for start in range(0, len(prompts), BATCH):
+            batch = slice(start, start + BATCH)
             hooks = [RewardGuidance(reward_model, arm.scale)] if arm.scale else []
-            drawn.append(_written(lm, chats[some], seeds[some], hooks, steps))
+            drawn.append(_written(lm, chats[batch], seeds[batch], hooks, steps))
     drawn = list(itertools.chain(*drawn))
-    candidates = [drawn[place :: len(asked)] for place in range(len(asked))]
-    return [some[best_of(reward_model, some)[0]] for some in candidates]
+    candidates = [drawn[place :: len(prompts)] for place in range(len(prompts))]
+    return [texts[best_of(reward_model, texts)[0]] for texts in candidates]
 
 
 def _written(lm, chats, seeds, hooks, steps) -> list:
@@ -102,14 +102,14 @@ def measured(ar_judge, reward_model, example: Example, out) -> dict:
 
 def true_rewards(rows: list[dict], kind: str) -> list[float]:
     """Returns the reward that the reward model was trained to predict, by the program that decides it."""
-    asked = {example.prompt: example for example in requests(PER_SEED)}
-    return [reward(asked[row["prompt"]], row["text"], kind) for row in rows]
+    examples_by_prompt = {example.prompt: example for example in requests(PER_SEED)}
+    return [reward(examples_by_prompt[row["prompt"]], row["text"], kind) for row in rows]
 
 
 def summary(runs: dict[str, list[dict]]) -> dict[str, dict]:
     """Returns, by arm, means with 95 % intervals as [mean, low, high], and the paired gain in true reward over the same
     model's scale 0."""
-    found = {}
+    summaries = {}
     for arm in ARMS:
         if arm.name not in runs:
             continue
@@ -117,7 +117,7 @@ def summary(runs: dict[str, list[dict]]) -> dict[str, dict]:
         prompts = [row["prompt"] for row in rows]
         true, unguided, gains = _paired(runs, arm)
         by_seed = [gains[i : i + PER_SEED] for i in range(0, len(gains), PER_SEED)]
-        found[arm.name] = {
+        summaries[arm.name] = {
             "model": arm.model,
             "scale": arm.scale,
             "best_of": arm.best_of,
@@ -126,12 +126,12 @@ def summary(runs: dict[str, list[dict]]) -> dict[str, dict]:
             "predicted": list(mean_interval([row["predicted"] for row in rows], prompts)),
             "true": list(mean_interval(true, prompts)),
             "gain": list(mean_interval(gains, prompts)),
-            "gain_by_seed": [statistics.mean(some) for some in by_seed],
+            "gain_by_seed": [statistics.mean(seed_gains) for seed_gains in by_seed],
             "perplexity": corpus_perplexity([(row["nll"], row["tokens"]) for row in rows]),
             "broken": list(mean_interval([broken(row["text"]) for row in rows], prompts)),
             "distinct_2": distinct([row["text"] for row in rows]),
         }
-    return found
+    return summaries
 
 
 def _paired(runs: dict[str, list[dict]], arm: Arm) -> tuple[list[float], list[float], list[float]]:
@@ -143,16 +143,16 @@ def _paired(runs: dict[str, list[dict]], arm: Arm) -> tuple[list[float], list[fl
 
 def verdicts(runs: dict[str, list[dict]]) -> list[dict]:
     """Returns what may be said of findings 7 (first helps, then hurts) and 8 (so does another reward model)."""
-    found = []
+    records = []
     for row, model in zip((7, 8), KINDS, strict=True):
         sweep = [arm for arm in ARMS if arm.model == model and arm.scale and arm.best_of == 1 and arm.name in runs]
         best = max(sweep, key=lambda arm: statistics.mean(_paired(runs, arm)[2]))
         last = max(sweep, key=lambda arm: arm.scale)
         what = f"η = {best.scale:g} helps{'' if row == 7 else ' the brief judge'}"
-        found.append(_judge(runs, best, {"row": row, "what": what}))
+        records.append(_judge(runs, best, {"row": row, "what": what}))
         if last is not best:
-            found.append(_judge(runs, last, {"row": row, "what": f"η = {last.scale:g} hurts"}, fewer_is_better=True))
-    return found
+            records.append(_judge(runs, last, {"row": row, "what": f"η = {last.scale:g} hurts"}, fewer_is_better=True))
+    return records
 
 
 def _judge(runs: dict[str, list[dict]], arm: Arm, claim: dict, fewer_is_better: bool = False) -> dict:
@@ -174,16 +174,16 @@ def run(path: Path, smoke: bool = False) -> dict:
     lm = load(DENOISER)
     ar_judge = AutoModelForCausalLM.from_pretrained(bundled()[JUDGE], use_safetensors=True).eval()
     models = {name: load_reward(name, base=lm) for name in KINDS}
-    asked = requests(number)
+    prompts = requests(number)
     started = time.monotonic()
     for arm, (place, seed) in tqdm([*itertools.product(ARMS, enumerate(seeds))], desc="guidance", unit="run"):
         rows = runs.setdefault(arm.name, [])
         if len(rows) > place * number:
             continue
-        written = answers(lm, models[arm.model], arm, asked, seed, steps)
-        rows += [measured(ar_judge, models[arm.model], *pair) for pair in zip(asked, written, strict=True)]
+        written = answers(lm, models[arm.model], arm, prompts, seed, steps)
+        rows += [measured(ar_judge, models[arm.model], *pair) for pair in zip(prompts, written, strict=True)]
         write_json(work, runs)
-    found = {
+    result = {
         "claim": "Guidance first helps, then hurts; and it works across reward models",
         "paper": "AlpacaEval 63.1 → 66.1 at η = 0.25, then gibberish; +3 to 4 points across reward models",
         "command": "make findings ROW=guidance",
@@ -194,7 +194,7 @@ def run(path: Path, smoke: bool = False) -> dict:
         "summary": summary(runs),
         "verdicts": verdicts(runs),
         "texts": {name: [row["text"] for row in rows[:SHOWN]] for name, rows in runs.items()},
-        "prompts": [example.prompt for example in asked[:SHOWN]],
+        "prompts": [example.prompt for example in prompts[:SHOWN]],
     }
-    write_json(path, found)
-    return found
+    write_json(path, result)
+    return result

@@ -36,14 +36,14 @@ class Mention(NamedTuple):
 
 def dense_stories(number: int, seed: int = 0, split: str = "test") -> list[str]:
     """Returns dense stories that training never reads, in sentences that it does read."""
-    found = []
+    texts = []
     for i in range(20 * number + 100):
         text = " ".join(dense_story(random.Random(f"{seed}/lookup/{i}"), "never").sentences)
         if belongs(split, text):
-            found.append(text)
-        if len(found) == number:
+            texts.append(text)
+        if len(texts) == number:
             break
-    return found
+    return texts
 
 
 def second_mentions(text: str) -> Iterator[tuple[str, int]]:
@@ -64,13 +64,13 @@ def second_mentions(text: str) -> Iterator[tuple[str, int]]:
         if kind == "name":
             spans = [match.span(kind)]
         targets = ("adjective", "noun given it") if kind == "thing" else (kind,)
-        whole = match.group(kind)
+        mention = match.group(kind)
         for target, (start, end) in zip(targets, spans, strict=True):
-            key = whole if kind == "thing" else text[start:end]
+            key = mention if kind == "thing" else text[start:end]
             if key in seen[target] and len(seen[target]) > 1:
                 yield target, start
         for target, (start, end) in zip(targets, spans, strict=True):
-            seen[target].add(whole if kind == "thing" else text[start:end])
+            seen[target].add(mention if kind == "thing" else text[start:end])
 
 
 def _either(options) -> str:
@@ -86,7 +86,7 @@ def lookup_accuracy(lm, number: int = 150, seed: int = 0) -> dict[str, list[Ment
         number: Of stories.
         seed: Of the stories, and of the noise.
     """
-    found = {kind: [] for kind in KINDS}
+    hits = {kind: [] for kind in KINDS}
     rows = []
     for story, text in enumerate(dense_stories(number, seed)):
         encoded = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -98,11 +98,11 @@ def lookup_accuracy(lm, number: int = 150, seed: int = 0) -> dict[str, list[Ment
     rows = [row for row in rows if len(row[2]) <= lm.config.max_position_embeddings]
     predict = _denoised if hasattr(lm, "embedding_matrix") else _autoregressive
     for start in range(0, len(rows), BATCH):
-        some = rows[start : start + BATCH]
-        predicted = predict(lm, [(ids, position) for _, _, ids, position in some], seed)
-        for (kind, story, ids, position), token in zip(some, predicted, strict=True):
-            found[kind].append(Mention(story, token == ids[position]))
-    return found
+        batch = rows[start : start + BATCH]
+        predicted = predict(lm, [(ids, position) for _, _, ids, position in batch], seed)
+        for (kind, story, ids, position), token in zip(batch, predicted, strict=True):
+            hits[kind].append(Mention(story, token == ids[position]))
+    return hits
 
 
 def _autoregressive(lm, rows: list[tuple[list[int], int]], seed: int) -> list[int]:

@@ -89,7 +89,7 @@ class ModelUnderTest:
         """Returns (text, steps it took) for each prompt; an autoregressive model takes 0."""
         if not self.is_denoiser:
             return [(autoregressive_text(self.lm, prompt), 0) for prompt in prompts]
-        found = {}
+        texts_by_prompt = {}
         groups = {}
         for place, prompt in enumerate(prompts):
             groups.setdefault(self._length(prompt), []).append(place)
@@ -97,8 +97,8 @@ class ModelUnderTest:
             for start in range(0, len(places), BATCH):
                 batch = places[start : start + BATCH]
                 texts = self._denoise([prompts[i] for i in batch], [seeds[i] for i in batch], length)
-                found.update(zip(batch, texts, strict=True))
-        return [found[place] for place in range(len(prompts))]
+                texts_by_prompt.update(zip(batch, texts, strict=True))
+        return [texts_by_prompt[place] for place in range(len(prompts))]
 
     def _length(self, prompt) -> int | None:
         """Tokens to write after a prompt; None for the rest of the context where less than `length` is left."""
@@ -160,7 +160,7 @@ def story_metrics(model: ModelUnderTest, prompts: int, seed: int, **_) -> dict[s
     judge = AutoModelForCausalLM.from_pretrained(bundled()[JUDGE], use_safetensors=True).eval()
     judged = perplexity(judge, model.lm.tokenizer, texts, openings)
     valid = [float(verify(opening + text) is None) for opening, text in zip(openings, texts, strict=True)]
-    known = sentence_runs(corpus("train", TRAINING_STORIES))
+    training_runs = sentence_runs(corpus("train", TRAINING_STORIES))
     questions = [question_id(opening) for opening in openings]
     return {
         "valid stories": Answers(questions, valid),
@@ -168,7 +168,7 @@ def story_metrics(model: ModelUnderTest, prompts: int, seed: int, **_) -> dict[s
         "perplexity": corpus_perplexity(judged),
         "log-perplexity": math.log(corpus_perplexity(judged)),
         **{f"dist-{n}": distinct(texts, n) for n in (1, 2, 3, 4)},
-        "longest copied run": max(longest_copied_run(text, known) for text in texts),
+        "longest copied run": max(longest_copied_run(text, training_runs) for text in texts),
         "steps": statistics.mean(steps for _, steps in written),
         "CPU seconds per text": seconds / prompts,
     }
@@ -176,26 +176,26 @@ def story_metrics(model: ModelUnderTest, prompts: int, seed: int, **_) -> dict[s
 
 def task_accuracy(model: ModelUnderTest, prompts: int, seed: int, tasks: list[str]) -> dict[str, float | Answers]:
     """Returns scores of answers to each task's test questions, and CPU seconds per answer."""
-    found = {}
+    accuracies = {}
     started = time.process_time()
     for task in tasks:
         examples = instruct.test_examples(task, model.lm.tokenizer, model.context, seed, prompts)
         chats = [[{"role": "user", "content": example.prompt}] for example in examples]
         written = model.write(chats, [seed * 10_000 + i for i in range(len(chats))])
         for example, (text, _) in zip(examples, written, strict=True):
-            answers = found.setdefault(instruct.kind(example), Answers([], []))
+            answers = accuracies.setdefault(instruct.kind(example), Answers([], []))
             answers.questions.append(question_id(example.prompt))
             answers.scores.append(score(example, text))
-    number = sum(len(answers.scores) for answers in found.values())
-    return found | {"CPU seconds per answer": (time.process_time() - started) / number}
+    number = sum(len(answers.scores) for answers in accuracies.values())
+    return accuracies | {"CPU seconds per answer": (time.process_time() - started) / number}
 
 
 def lookup(model: ModelUnderTest, prompts: int, seed: int, **_) -> dict[str, Answers]:
     """Returns, for each kind of second mention in dense stories, whether the argmax is right given the true past."""
-    found = {}
+    accuracies = {}
     for kind, mentions in lookup_accuracy(model.lm, prompts, seed).items():
-        found[f"lookup: {kind}"] = Answers([m.story for m in mentions], [float(m.is_right) for m in mentions])
-    return found
+        accuracies[f"lookup: {kind}"] = Answers([m.story for m in mentions], [float(m.is_right) for m in mentions])
+    return accuracies
 
 
 def latency(model: ModelUnderTest, seed: int, lengths: list[int], **_) -> dict[str, float]:

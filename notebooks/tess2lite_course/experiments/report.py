@@ -89,10 +89,10 @@ def rows(folder: Path) -> list[Row]:
     for path in sorted(folder.glob("*.json")):
         records += [record for record in json.loads(path.read_text()).get("verdicts", []) if "row" in record]
     adjusted = holm([record["p_value"] for record in records])
-    found = {number: Row(number, *texts) for number, texts in PAPER.items()}
+    by_number = {number: Row(number, *texts) for number, texts in PAPER.items()}
     for record, p_value in zip(records, adjusted, strict=True):
-        found[record["row"]].records.append(record | {"adjusted_p": p_value})
-    return list(found.values())
+        by_number[record["row"]].records.append(record | {"adjusted_p": p_value})
+    return list(by_number.values())
 
 
 def is_kept(record: dict) -> bool:
@@ -126,24 +126,24 @@ def _short(number: float | None, is_share: bool = False) -> str:
     return f"{number:.2f}" if abs(number) < 100 else f"{number:,.0f}"
 
 
-def markdown(found: list[Row]) -> str:
+def markdown(table: list[Row]) -> str:
     """Returns the table."""
     lines = [
         "| | finding | here, with 95 % intervals | kept by Holm | smallest visible gain | the paper | repeat with |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in found:
+    for row in table:
         here = [line(record) for record in row.records] or ["not measured"]
-        kept = ["yes" if is_kept(record) else "no" for record in row.records]
+        outcomes = ["yes" if is_kept(record) else "no" for record in row.records]
         smallest = [_short(record["smallest_effect"]) for record in row.records]
-        cells = [str(row.number), row.finding, *("<br>".join(cell) for cell in (here, kept, smallest))]
+        cells = [str(row.number), row.finding, *("<br>".join(cell) for cell in (here, outcomes, smallest))]
         lines.append(f"| {' | '.join(cells)} | {row.paper} | `{row.command}` |")
     return "\n".join(lines)
 
 
-def counts(found: list[Row]) -> dict[str, int]:
+def counts(table: list[Row]) -> dict[str, int]:
     """Returns how many comparisons have each verdict, and how many decided ones Holm keeps."""
-    records = [record for row in found for record in row.records]
+    records = [record for row in table for record in row.records]
     verdicts = [record["verdict"] for record in records]
     return {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)} | {
         "kept by Holm": sum(map(is_kept, records))
@@ -152,8 +152,8 @@ def counts(found: list[Row]) -> dict[str, int]:
 
 def page(folder: Path) -> str:
     """Returns the page as the folder's README has it."""
-    found = rows(folder)
-    numbers = ", ".join(f"{name} {number}" for name, number in counts(found).items())
+    table = rows(folder)
+    numbers = ", ".join(f"{name} {number}" for name, number in counts(table).items())
     return f"""# The paper in miniature
 
 Each finding of TESS 2 tested on Tinytown. Comparisons: {numbers}.
@@ -164,7 +164,7 @@ is added. "Kept by Holm" says which decided comparisons stay decided when all ar
 table. The smallest visible gain is what an experiment of this size would find in four of five repetitions, in the
 metric's unit (1 = all questions): a claim that is too small to tell may be true and smaller than this.
 
-{markdown(found)}
+{markdown(table)}
 """
 
 

@@ -76,9 +76,9 @@ def small_llama(lm):
 
 
 def _small(lm) -> dict:
-    kept = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+    fields = ("vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4}
-    return {name: getattr(lm.config, name) for name in kept} | shape | {"initializer_range": 0.04}
+    return {name: getattr(lm.config, name) for name in fields} | shape | {"initializer_range": 0.04}
 
 
 def _fresh(kind, config, lm):
@@ -137,10 +137,10 @@ def _check(path: Path, experiment) -> None:
         "edit": ([arm["edit"] for arm in arms.values() if arm and "edit" in arm], EDITS),
         "arm": (compared, arms),
     }
-    for what, (given, known) in used.items():
-        unknown = [name for name in given if name not in known]
+    for what, (names, choices) in used.items():
+        unknown = [name for name in names if name not in choices]
         if unknown:
-            raise InputError(f"'{path}' has no {what} '{unknown[0]}'; choose one of {', '.join(known)}.")
+            raise InputError(f"'{path}' has no {what} '{unknown[0]}'; choose one of {', '.join(choices)}.")
 
 
 def _rows(experiment: dict) -> list[int]:
@@ -168,19 +168,19 @@ def run_experiment(name: str, results: Path, work: Path, smoke: bool = False) ->
     if smoke:
         experiment |= {"seeds": experiment["seeds"][:1], "prompts": 2, "smoke": True}
     path = results / f"{experiment['name']}.json"
-    known = json.loads(path.read_text()) if path.exists() else experiment | {"runs": []}
-    done = {(run["arm"], run["seed"]) for run in known["runs"]}
-    changed_arms = any(known["arms"][arm] != experiment["arms"].get(arm, "gone") for arm, _ in done)
-    changed = changed_arms or any(known[part] != experiment[part] for part in ("recipe", "measure", "prompts"))
+    saved = json.loads(path.read_text()) if path.exists() else experiment | {"runs": []}
+    done = {(run["arm"], run["seed"]) for run in saved["runs"]}
+    changed_arms = any(saved["arms"][arm] != experiment["arms"].get(arm, "gone") for arm, _ in done)
+    changed = changed_arms or any(saved[part] != experiment[part] for part in ("recipe", "measure", "prompts"))
     if done and changed:
         raise InputError(f"'{path}' holds results of another recipe; move it away first.")
-    known = experiment | {"command": f"make findings ROW={experiment['name']}", "runs": known["runs"]}
+    saved = experiment | {"command": f"make findings ROW={experiment['name']}", "runs": saved["runs"]}
     for seed in experiment["seeds"]:
         for arm in experiment["arms"]:
             if (arm, seed) not in done:
-                known["runs"].append(_run(experiment, arm, seed, work / path.stem))
-                write_experiment(path, known | {"summary": summary(known), "verdicts": verdicts(known)})
-    return known | {"summary": summary(known), "verdicts": verdicts(known)}
+                saved["runs"].append(_run(experiment, arm, seed, work / path.stem))
+                write_experiment(path, saved | {"summary": summary(saved), "verdicts": verdicts(saved)})
+    return saved | {"summary": summary(saved), "verdicts": verdicts(saved)}
 
 
 def write_experiment(path: Path, experiment: dict) -> None:
@@ -214,8 +214,8 @@ def _run(experiment: dict, arm: str, seed: int, work: Path) -> dict:
     tested = ModelUnderTest(model, trainer, **write)
     entry = {"arm": arm, "seed": seed, "measured": {}, "answers": {}}
     for name, settings in experiment["measure"].items():
-        found = METRICS[name](tested, prompts=experiment["prompts"], seed=seed, **settings or {})
-        for metric, value in found.items():
+        measured = METRICS[name](tested, prompts=experiment["prompts"], seed=seed, **settings or {})
+        for metric, value in measured.items():
             if isinstance(value, Answers):
                 entry["answers"][metric] = value._asdict()
                 value = sum(value.scores) / len(value.scores) if value.scores else 0.0
@@ -293,7 +293,7 @@ def measured(experiment: dict, metric: str) -> dict[str, list[float]]:
 
 def summary(experiment: dict) -> dict[str, dict]:
     """Returns arm → metric → [mean, low, high], the 95 % interval by question and training seed; null if unknown."""
-    found = {}
+    intervals = {}
     metrics = dict.fromkeys(name for run in experiment["runs"] for name in run["measured"])
     for arm in experiment["arms"]:
         runs = [run for run in experiment["runs"] if run["arm"] == arm]
@@ -304,10 +304,10 @@ def summary(experiment: dict) -> dict[str, dict]:
             bounds = (0, 1) if questions and all(0 <= score <= 1 for score in scores) else None
             interval = mean_interval(scores, questions, seeds, bounds)
             is_known = interval.half_width < float("inf")
-            found.setdefault(arm, {})[metric] = [
+            intervals.setdefault(arm, {})[metric] = [
                 round(number, 4) if is_known or number == interval.mean else None for number in interval
             ]
-    return found
+    return intervals
 
 
 def _scores(runs: list[dict], metric: str) -> tuple[list[float], list | None, list | None]:
@@ -330,7 +330,7 @@ def verdicts(experiment: dict) -> list[dict]:
 
     A comparison is left out where its sides were not asked the same questions, or where one number cannot be judged.
     """
-    found = []
+    records = []
     for claim in experiment.get("compare", []):
         metric = claim["metric"]
         sides = [_runs_by_seed(experiment, claim[side], metric) for side in ("better", "than")]
@@ -342,8 +342,8 @@ def verdicts(experiment: dict) -> list[dict]:
         if is_paired and len(better) > 1:
             training_seeds = seeds or other_seeds  # one side may have been loaded
             fewer = metric.startswith(FEWER_IS_BETTER)
-            found.append(judge(claim, better, than, questions, training_seeds, fewer))
-    return found
+            records.append(judge(claim, better, than, questions, training_seeds, fewer))
+    return records
 
 
 def _runs_by_seed(experiment: dict, arm: str, metric: str) -> dict[int, dict]:
@@ -354,14 +354,14 @@ def main(arguments: list[str]) -> None:
     """Repeats experiments, in a folder of their own, and shows them beside the committed ones."""
     smoke = "--smoke" in arguments
     work = Path("runs/findings")
-    wanted = [stem for name in arguments if name != "--smoke" for stem in resolve(name)]
-    for name in wanted or names():
+    stems = [stem for name in arguments if name != "--smoke" for stem in resolve(name)]
+    for name in stems or names():
         experiment = run_experiment(name, work / ("smoke" if smoke else "again"), work, smoke)
         if "arms" in experiment:
             _print_summary(experiment)
         committed = Path("assets/findings") / f"{experiment['name']}.json"
-        known = json.loads(committed.read_text())["verdicts"] if committed.exists() else []
-        for source, records in (("here", experiment["verdicts"]), ("committed", known)):
+        expected = json.loads(committed.read_text())["verdicts"] if committed.exists() else []
+        for source, records in (("here", experiment["verdicts"]), ("committed", expected)):
             for record in records:
                 print(f"{source:9} · {record['what']}: {record['verdict']} (gain {_with_spread(record['gain'])})")
 

@@ -30,12 +30,12 @@ METRICS = {"nats per token": "nats per token under tinytown-ar", "valid stories"
 
 def curves(experiment: dict, metric: str) -> dict[str, list[tuple[int, float, float, float]]]:
     """Returns, by setting, (steps, mean, low, high) in rising order of steps."""
-    found = {}
+    points = {}
     for arm, metrics in experiment["summary"].items():
         steps, _, setting = arm.partition(" ")
         if metric in metrics and setting in STYLES:
-            found.setdefault(setting, []).append((int(steps), *metrics[metric]))
-    return {setting: sorted(points) for setting, points in found.items()}
+            points.setdefault(setting, []).append((int(steps), *metrics[metric]))
+    return {setting: sorted(curve) for setting, curve in points.items()}
 
 
 def steps_within_noise(experiment: dict, metric: str, setting: str) -> int | None:

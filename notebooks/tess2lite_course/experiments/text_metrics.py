@@ -87,20 +87,20 @@ def perplexity(judge, tokenizer, texts: list[str], prompts: list[str] | None = N
     check_texts("texts", texts)
     prompts = [""] * len(texts) if prompts is None else prompts
     check_texts("prompts", prompts, len(texts))
-    found = []
+    losses = []
     for text, prompt in zip(texts, prompts, strict=True):
         ids, first = encode_for_judge(judge, tokenizer, text, prompt)
         logits = judge(input_ids=ids).logits[0, first - 1 :].float()
         targets = F.pad(ids[0, first:], (0, 1), value=tokenizer.eos_token_id)
-        found.append((float(F.cross_entropy(logits, targets, reduction="sum")), len(targets)))
-    return found
+        losses.append((float(F.cross_entropy(logits, targets, reduction="sum")), len(targets)))
+    return losses
 
 
-def corpus_perplexity(found: list[tuple[float, int]]) -> float:
+def corpus_perplexity(losses: list[tuple[float, int]]) -> float:
     """Returns exp of the summed nats over the summed tokens, from what `perplexity` returned."""
-    if not found:
+    if not losses:
         raise InputError("There are no texts to sum up; give what `perplexity` returned.")
-    return math.exp(sum(nll for nll, _ in found) / sum(tokens for _, tokens in found))
+    return math.exp(sum(nll for nll, _ in losses) / sum(tokens for _, tokens in losses))
 
 
 def _grams(texts: list[str], n: int) -> list[list[tuple[str, ...]]]:
@@ -127,7 +127,7 @@ def entropy(texts: list[str], n: int = 1) -> float:
 
 def repetition(texts: list[str], n: int = 4) -> float:
     """Returns seq-rep-n (Welleck et al. 2020): the mean share of a text's n-grams that occurred in it before."""
-    return statistics.fmean(1 - len(set(some)) / len(some) if some else 0 for some in _grams(texts, n))
+    return statistics.fmean(1 - len(set(grams)) / len(grams) if grams else 0 for grams in _grams(texts, n))
 
 
 @torch.no_grad()
@@ -162,11 +162,12 @@ def mauve(ours: torch.Tensor, references: torch.Tensor) -> float:
     except ImportError:
         raise InputError("MAUVE needs mauve-text, which is not here; pip install 'tess2lite[eval]'.") from None
     sets = (references, ours)
-    if not all(torch.is_tensor(some) and some.dim() == 2 for some in sets) or len({some.shape[1] for some in sets}) > 1:
+    are_matrices = all(torch.is_tensor(matrix) and matrix.dim() == 2 for matrix in sets)
+    if not are_matrices or len({matrix.shape[1] for matrix in sets}) > 1:
         raise InputError("MAUVE compares features by one model, (N, H) both; give what `features` returned.")
     if min(map(len, sets)) < 20:  # it makes one bucket of ten texts: fewer than two compare nothing
         raise InputError(f"There are {len(ours)} and {len(references)} texts; give 20 each, better 5,000.")
-    return float(compute_mauve(*(some.cpu().numpy() for some in sets)).mauve)
+    return float(compute_mauve(*(matrix.cpu().numpy() for matrix in sets)).mauve)
 
 
 @torch.no_grad()
@@ -187,10 +188,10 @@ def loss_by_t(lm, rows: list, masking: str = "prefix") -> dict[int, float]:
     if masking not in ("ul2", "prefix") or not len(rows):
         raise InputError(f"There are {len(rows)} rows, masking is {masking!r}; give rows, and 'ul2' or 'prefix'.")
     totals, count = dict.fromkeys(GRID, 0.0), 0
-    for number, given in enumerate(rows):
-        given = given if isinstance(given, dict) else {"input_ids": given}
-        collate = DiffusionCollator("given" if "span_mask" in given else masking, GRID_SEED)
-        batch = collate([{**given, "example": number}])
+    for number, row in enumerate(rows):
+        row = row if isinstance(row, dict) else {"input_ids": row}
+        collate = DiffusionCollator("given" if "span_mask" in row else masking, GRID_SEED)
+        batch = collate([{**row, "example": number}])
         ids, mask = batch["input_ids"].to(lm.device), batch["span_mask"].to(lm.device)
         count += int(mask.sum())
         for t in GRID:

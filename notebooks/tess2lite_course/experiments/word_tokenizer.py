@@ -28,13 +28,13 @@ def _pieces(text: str) -> list[str]:
 
 def _words_of_the_world() -> list[str]:
     """Pieces of all sentences and word lists, those that only the test split uses included."""
-    found = []
+    vocabulary = []
     for lines in skeletons().values():
         for skeleton, _ in lines:
-            found += [piece for piece in _pieces(" " + skeleton) if "{" not in piece and "}" not in piece]
+            vocabulary += [piece for piece in _pieces(" " + skeleton) if "{" not in piece and "}" not in piece]
     for entries in words().values():
-        found += [piece for entry in entries for piece in _pieces(" " + entry)]
-    return [piece for piece in found if piece.strip("Ġ").isalpha()]
+        vocabulary += [piece for entry in entries for piece in _pieces(" " + entry)]
+    return [piece for piece in vocabulary if piece.strip("Ġ").isalpha()]
 
 
 def make_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -189,20 +189,20 @@ def _compared(name: str, function: Callable, cases: Iterable[tuple[tuple, object
     """cases: arguments, and the number or tensor that they should give."""
 
     def find_problem() -> str | None:
-        for arguments, wanted in cases:
-            wanted = torch.as_tensor(wanted, dtype=torch.float64)
-            found = function(*arguments)
-            if found is None:
+        for arguments, expected in cases:
+            expected = torch.as_tensor(expected, dtype=torch.float64)
+            result = function(*arguments)
+            if result is None:
                 return NOTHING
             try:
-                found = torch.as_tensor(found, dtype=torch.float64)
+                result = torch.as_tensor(result, dtype=torch.float64)
             except (TypeError, ValueError, RuntimeError):
-                kind = "a number" if wanted.ndim == 0 else f"numbers of shape {tuple(wanted.shape)}"
-                return f"your function returns {type(found).__name__}; it should return {kind}."
-            if found.shape != wanted.shape:
-                return f"the shape is {tuple(found.shape)}; it should be {tuple(wanted.shape)}."
-            if not torch.allclose(found, wanted, atol=1e-4):
-                return f"some number is off by {(found - wanted).abs().max():.3g}."
+                kind = "a number" if expected.ndim == 0 else f"numbers of shape {tuple(expected.shape)}"
+                return f"your function returns {type(result).__name__}; it should return {kind}."
+            if result.shape != expected.shape:
+                return f"the shape is {tuple(result.shape)}; it should be {tuple(expected.shape)}."
+            if not torch.allclose(result, expected, atol=1e-4):
+                return f"some number is off by {(result - expected).abs().max():.3g}."
         return None
 
     return _verdict(name, find_problem)
@@ -230,8 +230,8 @@ def noise(function: Callable) -> Verdict:
     for k, level in ((5.0, 0.3), (2.0, 0.9)):
         simplex = textbook.token_simplex(torch.randint(20, (2, 3)), 20, k)
         epsilon = torch.randn(2, 3, 20)
-        wanted = textbook.add_noise(simplex, epsilon, torch.tensor(level), k)
-        cases.append(((simplex, epsilon, torch.tensor(level), k), wanted))
+        expected = textbook.add_noise(simplex, epsilon, torch.tensor(level), k)
+        cases.append(((simplex, epsilon, torch.tensor(level), k), expected))
     return _compared("noise", function, cases)
 
 
@@ -252,8 +252,8 @@ def label_shift(function: Callable) -> Verdict:
     mask = torch.rand(2, 9) < 0.5
     mask[:, 0] = False
     pairs = [(output[b, i - 1], ids[b, i]) for b in range(2) for i in range(9) if mask[b, i]]
-    wanted = torch.stack([F.cross_entropy(row, token) for row, token in pairs]).mean()
-    return _compared("label_shift", function, [((output, ids, mask), wanted)])
+    expected = torch.stack([F.cross_entropy(row, token) for row, token in pairs]).mean()
+    return _compared("label_shift", function, [((output, ids, mask), expected)])
 
 
 def probe(function: Callable) -> Verdict:
@@ -263,12 +263,12 @@ def probe(function: Callable) -> Verdict:
         bidirectional = _small_model()
         causal = _small_model()
         causal.config.is_causal = True
-        found = [function(bidirectional), function(causal)]
-        if None in found:
+        results = [function(bidirectional), function(causal)]
+        if None in results:
             return NOTHING
-        if not bool(found[0]):
+        if not bool(results[0]):
             return "a model that sees both ways must give True."
-        if bool(found[1]):
+        if bool(results[1]):
             return "a causal model must give False."
         return None
 
@@ -281,8 +281,8 @@ def self_conditioning(function: Callable) -> Verdict:
     simplex = torch.randn(2, 5, 20) * 5
     previous = torch.randn(2, 5, 20)
     matrix = torch.randn(20, 8)
-    wanted = textbook.self_condition(simplex, previous) @ matrix
-    return _compared("self_conditioning", function, [((simplex, previous, matrix), wanted)])
+    expected = textbook.self_condition(simplex, previous) @ matrix
+    return _compared("self_conditioning", function, [((simplex, previous, matrix), expected)])
 
 
 # Likeliest tokens of a run of 5 steps over 4 positions: settled at once, late, never, and after a change.
@@ -314,12 +314,12 @@ def chat_text(function: Callable) -> Verdict:
         for turns in (1, 1, 3, 5):
             texts = [" ".join(generator.sample(("a", "red", "kite", "in", "the", "tree"), 4)) for _ in range(turns)]
             messages = [{"role": ROLES[1 + i % 2], "content": text} for i, text in enumerate(texts)]
-            wanted = chat_prompt(messages)
-            found = function(messages)
-            if found is None:
+            expected = chat_prompt(messages)
+            result = function(messages)
+            if result is None:
                 return NOTHING
-            if found != wanted:
-                return f"{found!r} should be {wanted!r}."
+            if result != expected:
+                return f"{result!r} should be {expected!r}."
         return None
 
     return _verdict("chat_text", find_problem)
@@ -328,13 +328,13 @@ def chat_text(function: Callable) -> Verdict:
 def chat_mask(function: Callable) -> Verdict:
     """Checks function(input_ids (B, L), known (B,)) → (B, L) True on the answer, its EOS and the PAD after it."""
     torch.manual_seed(0)
-    known = torch.tensor([3, 7, 1, 11])
+    lengths = torch.tensor([3, 7, 1, 11])
     ids = torch.randint(4, 20, (4, 12))
     for row, end in enumerate((8, 10, 4, 11)):
         ids[row, end] = 2  # EOS
         ids[row, end + 1 :] = 3  # PAD
-    wanted = [[place >= first for place in range(12)] for first in known.tolist()]
-    return _compared("chat_mask", function, [((ids, known), torch.tensor(wanted).double())])
+    expected = [[place >= first for place in range(12)] for first in lengths.tolist()]
+    return _compared("chat_mask", function, [((ids, lengths), torch.tensor(expected).double())])
 
 
 def first_kept(function: Callable) -> Verdict:
@@ -374,9 +374,9 @@ def hacking_sets_in(function: Callable) -> Verdict:
     ]
 
     def none_is_minus_one(*arguments):
-        found = function(*arguments)
+        result = function(*arguments)
         returns_something = function([0, 1], [0.0, 1.0], [1.0, 0.0]) == 1
-        return -1 if found is None and returns_something else found
+        return -1 if result is None and returns_something else result
 
     return _compared("hacking_sets_in", none_is_minus_one, cases)
 
@@ -438,12 +438,12 @@ def depends_on_batch(function: Callable) -> Verdict:
 
     def find_problem() -> str | None:
         prompts = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"]
-        for what, score, wanted in SCORERS:
-            found = function(score, list(prompts))
-            if found is None:
+        for what, score, expected in SCORERS:
+            result = function(score, list(prompts))
+            if result is None:
                 return NOTHING
-            if bool(found) != wanted:
-                return f"of a scorer that {what} it says {bool(found)}."
+            if bool(result) != expected:
+                return f"of a scorer that {what} it says {bool(result)}."
         return None
 
     return _verdict("depends_on_batch", find_problem)
@@ -468,8 +468,8 @@ def nf4_round(function: Callable) -> Verdict:
     weights = torch.randn(4, 64) * torch.tensor([1.0, 0.05, 3.0, 10.0])[:, None]
     largest = weights.abs().amax(1, keepdim=True)
     between = (levels[1:] + levels[:-1]) / 2
-    wanted = levels[torch.bucketize(weights / largest, between)] * largest
-    return _compared("nf4_round", function, [((weights, levels), wanted)])
+    expected = levels[torch.bucketize(weights / largest, between)] * largest
+    return _compared("nf4_round", function, [((weights, levels), expected)])
 
 
 def lora_weights(function: Callable) -> Verdict:
@@ -498,8 +498,8 @@ def silence(function: Callable) -> Verdict:
     copies = []
     for heads, head, width in ((4, 2, 3), (6, 0, 5), (2, 1, 8)):
         mixed = torch.randn(2, 5, heads * width)
-        kept = torch.tensor([i != head for i in range(heads) for _ in range(width)])
-        cases.append(((mixed, head, width), mixed.double() * kept))
+        remaining = torch.tensor([i != head for i in range(heads) for _ in range(width)])
+        cases.append(((mixed, head, width), mixed.double() * remaining))
         copies.append((mixed, mixed.clone()))
     verdict = _compared("silence", function, cases)
     if verdict.passed and not all(torch.equal(mixed, copy) for mixed, copy in copies):

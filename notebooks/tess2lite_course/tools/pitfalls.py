@@ -133,9 +133,9 @@ def differs_at(tokenizer, prompt: str, messages: list[dict]) -> int | None:
     messages: of a chat, with the answer. Returns the first position that differs, None where none does.
     """
     (row,) = chat_template.encode_chat(tokenizer, messages, length=2**16, from_turn=-1)
-    known = row["input_ids"][: row["span_mask"].index(True)]
+    context = row["input_ids"][: row["span_mask"].index(True)]
     ids = [tokenizer.bos_token_id, *encode(tokenizer, prompt)]
-    return next((i for i, (a, b) in enumerate(zip([*ids, None], [*known, None], strict=False)) if a != b), None)
+    return next((i for i, (a, b) in enumerate(zip([*ids, None], [*context, None], strict=False)) if a != b), None)
 
 
 def demo_without_ends(tokenizer, ids: list[int]) -> str:

@@ -143,9 +143,9 @@ def export_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     ]
     if not all(is_supported):
         raise InputError("The live page needs a byte-level BPE or Unigram tokenizer; choose a bundled model.")
-    kept = ("type", "vocab", "merges", "unk_token", "unk_id")
+    fields = ("type", "vocab", "merges", "unk_token", "unk_id")
     return {
-        "model": {name: model[name] for name in kept if name in model},
+        "model": {name: model[name] for name in fields if name in model},
         "pre_tokenizer": {"add_prefix_space": pre_tokenizer["add_prefix_space"]},
         "added_tokens": spec["added_tokens"],
     }

@@ -240,13 +240,16 @@ def test_every_end_of_a_text_is_an_end(ar_folder):
         assert eos_token_ids(lm) == expected and lm.tokenizer.pad_token_id not in expected
 
 
-@pytest.mark.parametrize("name, content, sentence", [
-    ("model.safetensors", "", "cut short or damaged"),
-    ("config.json", "[]", "model_type"),
-    ("config.json", "{", "not a valid JSON file"),
-    ("model.safetensors.index.json", "{}", "lacks the entry 'weight_map'"),
-    ("model.safetensors.index.json", "{", "is not JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("model.safetensors", "", "cut short or damaged"),
+        ("config.json", "[]", "model_type"),
+        ("config.json", "{", "not a valid JSON file"),
+        ("model.safetensors.index.json", "{}", "lacks the entry 'weight_map'"),
+        ("model.safetensors.index.json", "{", "is not JSON"),
+    ],
+)
 def test_a_broken_file_is_said_to_be_broken(checkpoint, name, content, sentence):
     if "index" in name:
         (checkpoint / "model.safetensors").unlink()
@@ -254,15 +257,19 @@ def test_a_broken_file_is_said_to_be_broken(checkpoint, name, content, sentence)
     refuses(sentence, checkpoint)
 
 
-@pytest.mark.parametrize("tokens", [
-    {"bos_token": "</s>"},
-    {"bos_token": "<unk>", "eos_token": "<unk>"},
-    {"pad_token": "<unk>"},
-    {"pad_token": "</s>"},
-    {"pad_token": "<s>"},
-    {"bos_token": "</s>", "pad_token": "</s>", "unk_token": "</s>"},
-    {"bos_token": None, "unk_token": None},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "tokens",
+    [
+        {"bos_token": "</s>"},
+        {"bos_token": "<unk>", "eos_token": "<unk>"},
+        {"pad_token": "<unk>"},
+        {"pad_token": "</s>"},
+        {"pad_token": "<s>"},
+        {"bos_token": "</s>", "pad_token": "</s>", "unk_token": "</s>"},
+        {"bos_token": None, "unk_token": None},
+    ],
+    ids=str,
+)
 def test_whatever_special_tokens_share_an_id_a_denoiser_writes(tiny, tmp_path, tokens):
     """And PAD is never an end, since the model learns to write it after one."""
     lm = tiny()

@@ -9,13 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 import tess2lite as t2
 from tess2lite.model import LlamaForDiffusionLM, MistralForDiffusionLM
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 GOLDEN = Path(__file__).parent / "golden"
+SENTENCES = [
+    "The cat sat on the mat. ",
+    "The dog saw a red ball in the barn. ",
+    "The cat and the dog sat in the barn. ",
+]
 FAMILIES = {"mistral": (MistralConfig, MistralForDiffusionLM), "llama": (LlamaConfig, LlamaForDiffusionLM)}
 
 
@@ -89,3 +94,45 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+def save_mistral(folder, tokenizer):
+    """A tiny left-to-right Mistral for a tokenizer's vocabulary."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=None,
+    )
+    MistralForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def own(tmp_path, mistral_like_tokenizer):
+    """A left-to-right Mistral without PAD and a text file, as a user has them; returns a maker of recipe fields."""
+    save_mistral(tmp_path / "ar", mistral_like_tokenizer)
+    (tmp_path / "own.txt").write_text("".join(SENTENCES[i % 3] for i in range(300)))
+
+    def fields(**changes):
+        return {
+            "model": str(tmp_path / "ar"),
+            "data": str(tmp_path / "own.txt"),
+            "output": str(tmp_path / "run"),
+            "length": 16,
+            "batch_size": 8,
+            "micro_batch_size": 8,
+            "steps": 20,
+            "learning_rate": 3e-3,
+            "warmup": 2,
+            "num_eval_examples": 8,
+            "evaluate_every": 20,
+            "save_every": 5,
+        } | changes
+
+    return fields

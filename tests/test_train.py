@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import SENTENCES, save_mistral
 from datasets import IterableDataset
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM
 
 import tess2lite as t2
 from tess2lite.tinytown.language import split_sentences
-from tess2lite.training import build, card, memory, recipe, rehearsal, rows, trainer
+from tess2lite.training import build, card, memory, recipe, rows, trainer
 from tess2lite.training import run as training_run
 from tess2lite.training.data import document_ids
 from tess2lite.training.merge import merge
@@ -28,53 +29,6 @@ from tess2lite.training.sources import Source
 from tess2lite.training.trainer import last_checkpoint
 
 ROOT = Path(__file__).parent.parent
-SENTENCES = [
-    "The cat sat on the mat. ",
-    "The dog saw a red ball in the barn. ",
-    "The cat and the dog sat in the barn. ",
-]
-
-
-def save_mistral(folder, tokenizer):
-    """A tiny left-to-right Mistral for a tokenizer's vocabulary."""
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        sliding_window=None,
-    )
-    MistralForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-@pytest.fixture
-def own(tmp_path, mistral_like_tokenizer):
-    """A left-to-right Mistral without PAD and a text file, as a user has them; returns a maker of recipe fields."""
-    save_mistral(tmp_path / "ar", mistral_like_tokenizer)
-    (tmp_path / "own.txt").write_text("".join(SENTENCES[i % 3] for i in range(300)))
-
-    def fields(**changes):
-        return {
-            "model": str(tmp_path / "ar"),
-            "data": str(tmp_path / "own.txt"),
-            "output": str(tmp_path / "run"),
-            "length": 16,
-            "batch_size": 8,
-            "micro_batch_size": 8,
-            "steps": 20,
-            "learning_rate": 3e-3,
-            "warmup": 2,
-            "num_eval_examples": 8,
-            "evaluate_every": 20,
-            "save_every": 5,
-        } | changes
-
-    return fields
 
 
 def losses(folder):
@@ -621,30 +575,6 @@ def test_the_attention_of_a_recipe(own):
     assert lm.config._attn_implementation == "eager"
     with pytest.raises(ValueError, match="attn_implementation is 'fast'"):
         build.build_trainer(recipe.Recipe(**own(attn_implementation="fast")))
-
-
-def test_a_run_is_rehearsed(own, tmp_path, capsys):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(own(lora_rank=4, load_in_4bit=True)))
-    training_run.main([str(path), "rehearse=true"])
-    printed = capsys.readouterr().out
-    said = ["killed after the first", "resumes from", "merging", "writing on the CPU", "rehearsal: done"]
-    places = [printed.index(sentence) for sentence in said]
-    assert places == sorted(places)
-    assert not (tmp_path / "run-rehearsal").exists() and not list(tmp_path.glob("run*"))
-
-
-def test_a_rehearsal_finds_the_disk_too_small(own, monkeypatch):
-    monkeypatch.setattr(rehearsal, "_run_and_kill", lambda short: Path(short.output).mkdir())
-    usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ValueError, match="GB of checkpoints; the disk has 0.0 GB free"):
-        rehearsal.rehearse(recipe.Recipe(**own()), training_run.train)
-
-
-def test_a_rehearsal_finds_the_hub_unreachable(own):
-    with pytest.raises(ValueError, match="Nothing can be pushed to the hub"):
-        rehearsal.rehearse(recipe.Recipe(**own(push_to_hub="me/mine")), training_run.train)
 
 
 def test_a_finished_run_knows_where_its_loss_changes(own):

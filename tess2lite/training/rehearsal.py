@@ -94,10 +94,10 @@ def _run_and_kill(recipe: Training) -> None:
     path = folder / "rehearsed.yaml"
     path.write_text(yaml.safe_dump({"kind": kind} | dataclasses.asdict(recipe)))
     log = folder / "rehearsed.log"
+    environment = os.environ | {"TQDM_DISABLE": "1"}  # the last line of the log is the reason of a failure, not a bar
+    command = [sys.executable, "-m", "tess2lite.train", str(path)]
     with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tess2lite.train", str(path)], stdout=file, stderr=subprocess.STDOUT, env=os.environ
-        )
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         start = time.monotonic()
         while process.poll() is None and not last_checkpoint(folder):
             if time.monotonic() - start > PATIENCE:

@@ -108,7 +108,7 @@ def _check_memory(recipe: Training) -> None:
 def _cannot_write(problem: Exception) -> bool:
     """A full or read-only disk, in the words of safetensors, torch.save and Python."""
     text = str(problem)
-    is_write_error = "I/O error" in text or "PytorchStreamWriter" in text
+    is_write_error = any(words in text for words in ("I/O error", "PytorchStreamWriter", "inline_container"))
     return is_write_error or getattr(problem, "errno", None) in FULL_DISK
 
 

@@ -1,0 +1,256 @@
+"""`python tests/fake_mistral.py CASE …`: Mistral-7B's shape on the pretended GPU; a JSON line per case."""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import fake_cuda
+import torch
+from fake_cuda import GPU, FakeGPU
+from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from torch import nn
+from transformers import AutoTokenizer, MistralConfig
+
+import tess2lite as t2
+from tess2lite import chunks, generation, loading, reward
+from tess2lite.loss import cross_entropy
+from tess2lite.model import MistralForDiffusionLM
+from tess2lite.span_masks import after
+from tess2lite.training.build import apply_lora, embedding_names, lora_targets
+from tess2lite.training.memory import estimate
+from tess2lite.training.recipe import Recipe
+
+MISTRAL_7B = {
+    "vocab_size": 32_001, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+TOKENIZER = Path(__file__).parent / "golden" / "tokenizer"
+GB = 1e9
+HALF = torch.bfloat16
+
+
+class _Product(torch.autograd.Function):
+    """As bitsandbytes: 4-bit weights are made whole for the product, forward and backward, and kept by neither."""
+
+    @staticmethod
+    def forward(context, x, shape):
+        context.shape = shape
+        return nn.functional.linear(x, torch.empty(shape, dtype=x.dtype, device=GPU))
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient @ torch.empty(context.shape, dtype=gradient.dtype, device=GPU), None
+
+
+class NF4Linear(nn.Linear):
+    """A linear layer that takes the room of a 4-bit one, double-quantised."""
+
+    def __init__(self, inputs: int, outputs: int):
+        nn.Module.__init__(self)
+        self.in_features = inputs
+        self.out_features = outputs
+        size = inputs * outputs
+        self.weight = nn.Parameter(torch.empty(size // 2, 1, dtype=torch.uint8, device=GPU), requires_grad=False)
+        self.scales = torch.empty(size // 64, dtype=torch.uint8, device=GPU)
+        self.scales_of_scales = torch.empty(size // 64 // 256, device=GPU)
+        self.bias = None
+        self.compute_dtype = HALF
+        self.is_copied = False
+
+    def forward(self, x):
+        with torch.autocast("cuda", enabled=False):
+            y = _Product.apply(x.to(HALF), (self.out_features, self.in_features)).to(x.dtype)
+        return y.clone() if self.is_copied else y  # PEFT's LoRA on 4-bit layers copies
+
+
+def denoiser(four_bit: bool = True, **changes):
+    """Weights without values, of Mistral-7B's shape."""
+    config = MistralConfig(**MISTRAL_7B | changes, sliding_window=None, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(HALF)
+    try:
+        with GPU:
+            lm = MistralForDiffusionLM(config)
+    finally:
+        torch.set_default_dtype(default)
+    if four_bit:
+        for name, module in [*lm.named_modules()]:
+            if isinstance(module, nn.Linear) and ".layers." in name:
+                parent, _, leaf = name.rpartition(".")
+                setattr(lm.get_submodule(parent), leaf, NF4Linear(module.in_features, module.out_features))
+    loading.prepare(lm)
+    return lm.eval().requires_grad_(False)
+
+
+def recipe_of(**fields) -> Recipe:
+    settings = {"lora_rank": 64, "load_in_4bit": True, "gradient_checkpointing": True, "length": 512}
+    return Recipe("a base", "tinytown", "nowhere", batch_size=64, **settings | fields)
+
+
+def adapted(recipe: Recipe):
+    """The model as `train` trains it."""
+    with GPU:
+        model = apply_lora(denoiser(recipe.load_in_4bit), recipe).train()
+    for module in model.modules():
+        if isinstance(module, NF4Linear):
+            module.is_copied = True
+    if recipe.gradient_checkpointing:
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    return model
+
+
+def batch(length: int, masked: int, rows: int = 1):
+    ids = torch.full((rows, length), 5, device=GPU)
+    mask = after(length, length - masked).expand(rows, -1).to(GPU)
+    return {"input_ids": ids, "span_mask": mask}
+
+
+def sampling(gpu, length: int, masked: int, kind: str = "nf4", top_k: int = 1):
+    """Peak of a run; waits, FLOPs and the share of unaligned ones of one step."""
+    lm = denoiser(kind != "bf16")
+    hooks = []
+    if kind == "adapter":
+        with GPU:
+            wrapped = get_peft_model(lm, LoraConfig(r=64, target_modules=lora_targets(lm) + embedding_names(lm)))
+        halve(wrapped)
+    if kind == "guided":
+        hooks = [t2.RewardGuidance(judge(lm), 0.25)]
+    gc.collect()
+    weights = gpu.now
+    gpu.reset()
+    given = batch(length, masked)
+    run = t2.denoise(lm, given, steps=5, seed=0, hooks=hooks)
+    next(run), next(run)
+    gpu.waits.clear()
+    gpu.flops = gpu.unaligned = 0
+    next(run)
+    result = {"peak": gpu.peak / GB, "weights": weights / GB, "waits": places(gpu), "largest": gpu.top()}
+    result |= {"flops": gpu.flops, "unaligned": gpu.unaligned, "chunks": len(chunks_of(masked))}
+    gpu.flops = 0
+    with torch.no_grad():
+        hidden = lm.model(input_ids=given["input_ids"], use_cache=False).last_hidden_state
+        lm.lm_head(hidden[:, length - masked - 1 : -1])
+    return result | {"bare": gpu.flops}
+
+
+def chunks_of(masked: int):
+    vocabulary = MISTRAL_7B["vocab_size"]
+    return chunks.make_chunks([masked], chunks.rows_per_chunk(vocabulary, GPU), GPU)
+
+
+def halve(model) -> None:
+    """Adapters are loaded in the precision of their base."""
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(HALF)
+        parameter.requires_grad_(False)
+
+
+def judge(lm):
+    """A reward model as an adapter on the denoiser's own base."""
+    config = MistralConfig(**MISTRAL_7B, sliding_window=None, num_labels=1)
+    model = reward.sharing_base(lm, config)
+    with GPU:
+        inject_adapter_in_model(LoraConfig(r=32, target_modules=lora_targets(model)), model.model)
+    halve(model)
+    model.config.read_at = "last"
+    return reward.frozen(model)
+
+
+def training(gpu, micro_batch_size: int = 1, **fields):
+    """Peak of a whole step beside the estimate; FLOPs to those of an autoregressive step."""
+    recipe = recipe_of(micro_batch_size=micro_batch_size, **fields)
+    model = adapted(recipe)
+    gc.collect()
+    weights = gpu.now
+    gpu.reset()
+    given = batch(recipe.length, recipe.length // 2, micro_batch_size)
+    t = torch.zeros(micro_batch_size, dtype=torch.long, device=GPU)
+    flops, waits = {}, {}
+    for self_condition in (False, True):
+        gpu.flops = gpu.unaligned = 0
+        gpu.waits.clear()
+        with torch.autocast("cuda", HALF):
+            loss = model(**given, t=t, self_condition=self_condition)
+        loss.backward()
+        flops[self_condition], waits = gpu.flops, places(gpu)
+        unaligned = gpu.unaligned / gpu.flops
+        del loss
+        gc.collect()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    is_8bit = recipe.load_in_4bit
+    optimizer = (2 if is_8bit else 8) * trained
+    parts = estimate(model.config, recipe, "cuda", 2)
+    result = {"peak": (gpu.peak + optimizer) / GB, "weights": weights / GB, "waits": waits, "largest": gpu.top(15)}
+    result |= {"estimate": sum(parts.values()), "parts": parts, "unaligned": unaligned}
+    gpu.flops = 0
+    ar = partial(autoregressive, targets=given["input_ids"])
+    model.config.is_causal = True
+    with torch.autocast("cuda", HALF):
+        model(**given, t=t, loss=ar).backward()
+    return result | {"to_ar": (flops[False] + flops[True]) / 2 / gpu.flops}
+
+
+def autoregressive(lm, input_ids, *_, targets, **__):
+    """The step that the adaptation is compared with: same layers, same adapters, every token predicted."""
+    hidden = lm.model(inputs_embeds=lm.get_input_embeddings()(input_ids), use_cache=False).last_hidden_state
+    size = chunks.rows_per_chunk(lm.config.vocab_size, GPU)
+    return cross_entropy(lm.head, hidden[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), size)
+
+
+def places(gpu) -> dict[str, int]:
+    return {" ".join(place): count for place, count in gpu.waits.items()}
+
+
+def generating(gpu):
+    """Waits of one step of `generate`, with what it records and shows: those of 8 steps without those of 4."""
+    lm = denoiser(num_hidden_layers=1)
+    lm.tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    generation.as_generation = lambda *_: None
+    counts = []
+    for steps in (4, 8):
+        gpu.reset()
+        t2.generate(lm, ["The cat", "The dog"], steps=steps, length=64, progress=True, seed=0)
+        counts.append(places(gpu))
+    return {"waits": {place: (count - counts[0].get(place, 0)) / 4 for place, count in counts[1].items()}}
+
+
+CASES = {
+    "generate": generating,
+    "sampling-512": partial(sampling, length=512, masked=384),
+    "sampling-2048": partial(sampling, length=2048, masked=2047),
+    "sampling-bf16": partial(sampling, length=512, masked=384, kind="bf16"),
+    "sampling-adapter": partial(sampling, length=2048, masked=2047, kind="adapter"),
+    "guided-512": partial(sampling, length=512, masked=384, kind="guided"),
+    "guided-2048": partial(sampling, length=2048, masked=2047, kind="guided"),
+    "training-512": partial(training),
+    "training-512-4": partial(training, micro_batch_size=4),
+    "training-512-8": partial(training, micro_batch_size=8),
+    "training-2048": partial(training, length=2048),
+    "training-frozen": partial(training, embeddings="frozen"),
+    "training-trained": partial(training, embeddings="trained"),
+    "training-rank-8": partial(training, lora_rank=8),
+    "training-bf16": partial(training, load_in_4bit=False),
+}
+
+
+def main(names: list[str]) -> None:
+    fake_cuda.install()
+    generator_for = chunks.generator_for
+    chunks.generator_for = lambda *given: generator_for(*given) if given[-1].type == "cpu" else None
+    for name in names or CASES:
+        begin = time.perf_counter()
+        with FakeGPU() as gpu:
+            result = CASES[name](gpu)
+        gc.collect()
+        print(json.dumps({"case": name} | result | {"seconds": time.perf_counter() - begin}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -72,7 +72,7 @@ def diffusion_loss(
     """
     path = _SoftPath(lm, input_ids, span_mask, blocks, attention_mask)
     with torch.no_grad():
-        self_cond = path.soft_embedding.mean()  # p·E of the uniform distribution
+        self_cond = path.soft_embedding.uniform  # p·E of the uniform distribution
         times = [t]
         if self_condition:
             earlier = (t + 1).clamp(max=TRAINING_TIMESTEPS - 1)
@@ -127,10 +127,10 @@ class _SoftPath:
 
     def noisy(self, noise: Noise, times: list[torch.Tensor]) -> torch.Tensor:
         """p·E of the noisy simplexes at each of `times` (B,), with the same noise: (times, N, H)."""
-        matrix = self.soft_embedding.matrix
-        precision = torch.promote_types(torch.float32, matrix.dtype)
-        soft = matrix.new_empty(len(times), len(self.ids), matrix.shape[1])
-        table = alpha_bar(TRAINING_TIMESTEPS).to(matrix.device)
+        uniform = self.soft_embedding.uniform  # (H,)
+        precision = torch.promote_types(torch.float32, uniform.dtype)
+        soft = uniform.new_empty(len(times), len(self.ids), len(uniform))
+        table = alpha_bar(TRAINING_TIMESTEPS).to(uniform.device)
         alphas_bar = table[torch.stack(times)].to(precision)  # (times, B)
         alphas_bar = alphas_bar[:, self.sequence, None]  # (times, N, 1)
         for rows in self.blocks:
@@ -156,7 +156,7 @@ class _SoftPath:
 
     def soft_prediction(self, hidden):
         """p·E of the prediction, (N, H)."""
-        soft = torch.empty_like(hidden, dtype=self.soft_embedding.matrix.dtype)
+        soft = torch.empty_like(hidden, dtype=self.soft_embedding.dtype)
         for rows in self.blocks:
             logits = self.lm.head(hidden[rows])
             p = torch.softmax(logits, 1, out=logits)

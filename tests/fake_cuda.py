@@ -50,48 +50,63 @@ def install() -> None:
     FakeTensor.tolist = _tolist
 
 
-class _Guard(torch._C._acc.DeviceGuard):
-    def type_(self):
-        return torch._C._autograd.DeviceType.CUDA
+TORCH = Path(torch.__file__).parent
+HEAD = 2  # entries in front of a table of virtual functions: the offset to the top, and the type
+TABLE = 128  # entries, more than any class here has
+CUDA, META = 1, 14  # of c10::DeviceType
+DEVICE = CUDA  # cuda:0 as two bytes, its type and its index
+
+
+def _virtual_functions(header: str) -> list[str]:
+    """Names of a C++ class's virtual functions in the order of its table; a destructor has two entries."""
+    text = (TORCH / "include" / header).read_text()
+    names = re.findall(r"^  virtual [^(\n]*?(~?\w+)\(", text, re.MULTILINE)
+    return [entry for name in names for entry in [name] * (1 + name.startswith("~"))]
+
+
+def _override(place, names: list[str], answers: dict) -> int:
+    """Address of a copy of an object's table of virtual functions, some of which return a constant instead.
+
+    place: Pointer to the object, whose first word is the address of its table.
+    """
+    table = (ctypes.c_void_p * TABLE)()
+    ctypes.memmove(table, place[0] - HEAD * 8, TABLE * 8)
+    for name, value in answers.items():
+        kind = {bool: ctypes.c_bool, int: ctypes.c_uint64}.get(type(value))
+        function = ctypes.CFUNCTYPE(kind, ctypes.c_void_p)(lambda _, value=value: value)
+        _KEEP.append(function)
+        table[HEAD + names.index(name)] = ctypes.cast(function, ctypes.c_void_p).value
+    _KEEP.append(table)
+    return ctypes.addressof(table) + HEAD * 8
 
 
 def _register_guard() -> None:
-    """A device guard that does nothing: PyTorch's own for backends in Python, registered for CUDA, too."""
-    guard = _Guard()
-    _KEEP.append(guard)
-    torch._C._acc.register_python_privateuseone_device_guard(guard)
-    c10 = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    """A device guard that does nothing, made from that of the device "meta"; its streams are all the same."""
+    names = _virtual_functions("c10/core/impl/DeviceGuardImplInterface.h")
+    answers = dict.fromkeys(("type", "exchangeDevice", "getDevice"), DEVICE)
+    answers |= dict.fromkeys(("getStream", "getDefaultStream", "getNewStream", "exchangeStream"), DEVICE)
+    answers |= dict.fromkeys(("record", "block", "destroyEvent", "synchronizeStream", "recordDataPtrOnStream"))
+    answers |= {"queryEvent": True, "queryStream": True}
+    c10 = ctypes.CDLL(str(TORCH / "lib" / "libc10.so"))
     registry = (ctypes.c_void_p * 32).in_dll(c10, "_ZN3c104impl26device_guard_impl_registryE")
+    place = ctypes.cast(registry[META], ctypes.POINTER(ctypes.c_void_p))
+    guard = (ctypes.c_void_p * 1)(_override(place, names, answers))
+    _KEEP.append(guard)
     register = c10._ZN3c104impl19registerDeviceGuardENS_10DeviceTypeEPKNS0_24DeviceGuardImplInterfaceE
     register.argtypes = [ctypes.c_int8, ctypes.c_void_p]
     register.restype = None
-    cuda, privateuse1 = 1, 20  # of c10::DeviceType
-    register(cuda, registry[privateuse1])
+    register(CUDA, ctypes.addressof(guard))
 
 
 def _register_hooks() -> None:
     """CUDA hooks that say yes: PyTorch's stand-in for a build without CUDA, with some of its functions replaced."""
-    folder = Path(torch.__file__).parent
-    header = (folder / "include" / "ATen" / "detail" / "AcceleratorHooksInterface.h").read_text()
-    virtual = re.findall(r"^  virtual [^(]*?(~?\w+)\(", header, re.MULTILINE)
-    slots = {name: place + 1 for place, name in enumerate(virtual)}  # a destructor has two
-    slots["hasCUDA"] = len(virtual) + 1  # the first of the interface made from it
-    get_hooks = ctypes.CDLL(str(folder / "lib" / "libtorch_cpu.so"))._ZN2at6detail12getCUDAHooksEv
-    get_hooks.restype = ctypes.c_void_p
-    place = ctypes.cast(get_hooks(), ctypes.POINTER(ctypes.c_void_p))
-    size, head = 128, 2  # entries; those in front are the offset to the top and the type
-    table = (ctypes.c_void_p * size)()
-    ctypes.memmove(table, place[0] - head * 8, size * 8)
+    names = [*_virtual_functions("ATen/detail/AcceleratorHooksInterface.h"), "hasCUDA"]  # the next class's first
     answers = {"isBuilt": True, "isAvailable": True, "hasPrimaryContext": False, "init": None, "deviceCount": 1}
     answers |= {"setCurrentDevice": None, "getCurrentDevice": 0, "exchangeDevice": 0, "maybeExchangeDevice": 0}
-    answers |= {"hasCUDA": True}
-    for name, value in answers.items():
-        kind = {bool: ctypes.c_bool, int: ctypes.c_int8}.get(type(value))
-        function = ctypes.CFUNCTYPE(kind, ctypes.c_void_p, ctypes.c_int8)(lambda *_, value=value: value)
-        _KEEP.append(function)
-        table[head + slots[name]] = ctypes.cast(function, ctypes.c_void_p).value
-    _KEEP.append(table)
-    place[0] = ctypes.addressof(table) + head * 8
+    get_hooks = ctypes.CDLL(str(TORCH / "lib" / "libtorch_cpu.so"))._ZN2at6detail12getCUDAHooksEv
+    get_hooks.restype = ctypes.c_void_p
+    place = ctypes.cast(get_hooks(), ctypes.POINTER(ctypes.c_void_p))
+    place[0] = _override(place, names, answers | {"hasCUDA": True})
 
 
 def _attention(
@@ -153,13 +168,15 @@ class FakeGPU(TorchDispatchMode):
 
     current: FakeGPU
 
-    def __init__(self):
+    def __init__(self, is_detailed: bool = False):
         super().__init__()
+        self.is_detailed = is_detailed  # keeps what was alive at the peak; slow
         self.waits = collections.Counter()
         self.now = self.peak = self.flops = self.unaligned = 0
         self.sizes = {}
         self.references = {}
         self.largest = {}
+        self.at = ""
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -265,7 +282,9 @@ class FakeGPU(TorchDispatchMode):
         self.references[key] = weakref.ref(storage, lambda _: self.free(key))
         if self.now > self.peak:
             self.peak = self.now
-            self.largest = dict(self.sizes)
+            if self.is_detailed:
+                self.largest = dict(self.sizes)
+                self.at = f"{function} {tuple(tensor.shape)} in {_place()}"
 
     def free(self, key: int) -> None:
         self.references.pop(key)

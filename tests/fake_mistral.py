@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import sys
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from torch import nn
 from transformers import AutoTokenizer, MistralConfig
 
 import tess2lite as t2
-from tess2lite import chunks, generation, loading, reward
+from tess2lite import chunks, generation, reward
 from tess2lite.loss import cross_entropy
 from tess2lite.model import MistralForDiffusionLM
+from tess2lite.pretrained.full_models import prepare
 from tess2lite.span_masks import after
 from tess2lite.training.build import apply_lora, embedding_names, lora_targets
 from tess2lite.training.memory import estimate
@@ -31,6 +34,7 @@ MISTRAL_7B = {
 }  # fmt: skip
 TOKENIZER = Path(__file__).parent / "golden" / "tokenizer"
 GB = 1e9
+IS_DETAILED = bool(os.environ.get("FAKE_CUDA_DETAILS"))
 HALF = torch.bfloat16
 
 
@@ -83,7 +87,7 @@ def denoiser(four_bit: bool = True, **changes):
             if isinstance(module, nn.Linear) and ".layers." in name:
                 parent, _, leaf = name.rpartition(".")
                 setattr(lm.get_submodule(parent), leaf, NF4Linear(module.in_features, module.out_features))
-    loading.prepare(lm)
+    prepare(lm)
     return lm.eval().requires_grad_(False)
 
 
@@ -92,10 +96,12 @@ def recipe_of(**fields) -> Recipe:
     return Recipe("a base", "tinytown", "nowhere", batch_size=64, **settings | fields)
 
 
-def adapted(recipe: Recipe):
+def adapted(recipe: Recipe, layers: int):
     """The model as `train` trains it."""
     with GPU:
-        model = apply_lora(denoiser(recipe.load_in_4bit), recipe).train()
+        model = apply_lora(denoiser(recipe.load_in_4bit, num_hidden_layers=layers), recipe).train()
+    if not recipe.lora_rank:
+        model.requires_grad_(True)
     for module in model.modules():
         if isinstance(module, NF4Linear):
             module.is_copied = True
@@ -163,38 +169,38 @@ def judge(lm):
     return reward.frozen(model)
 
 
-def training(gpu, micro_batch_size: int = 1, **fields):
-    """Peak of a whole step beside the estimate; FLOPs to those of an autoregressive step."""
+def training(gpu, micro_batch_size: int = 1, layers: int = 4, **fields):
+    """Peak of whole steps, of which one masks all but a row's first token, beside the estimate of it."""
     recipe = recipe_of(micro_batch_size=micro_batch_size, **fields)
-    model = adapted(recipe)
+    model = adapted(recipe, layers)
     gc.collect()
     weights = gpu.now
     gpu.reset()
-    given = batch(recipe.length, recipe.length // 2, micro_batch_size)
     t = torch.zeros(micro_batch_size, dtype=torch.long, device=GPU)
-    flops, waits = {}, {}
-    for self_condition in (False, True):
+    half, full = (batch(recipe.length, masked, micro_batch_size) for masked in (recipe.length // 2, recipe.length - 1))
+    steps = {"bare": (half, False), "self-conditioned": (half, True), "full": (full, True)}
+    flops = {}
+    for name, (given, self_condition) in steps.items():
         gpu.flops = gpu.unaligned = 0
         gpu.waits.clear()
         with torch.autocast("cuda", HALF):
             loss = model(**given, t=t, self_condition=self_condition)
         loss.backward()
-        flops[self_condition], waits = gpu.flops, places(gpu)
-        unaligned = gpu.unaligned / gpu.flops
+        flops[name] = gpu.flops
         del loss
         gc.collect()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    is_8bit = recipe.load_in_4bit
-    optimizer = (2 if is_8bit else 8) * trained
+    optimizer = (2 if recipe.load_in_4bit else 8) * trained
     parts = estimate(model.config, recipe, "cuda", 2)
-    result = {"peak": (gpu.peak + optimizer) / GB, "weights": weights / GB, "waits": waits, "largest": gpu.top(15)}
-    result |= {"estimate": sum(parts.values()), "parts": parts, "unaligned": unaligned}
+    result = {"peak": (gpu.peak + optimizer) / GB, "weights": weights / GB, "waits": places(gpu)}
+    result |= {"largest": gpu.top(15), "at": gpu.at, "unaligned": gpu.unaligned / gpu.flops}
+    result |= {"estimate": sum(parts.values()), "parts": parts}
     gpu.flops = 0
-    ar = partial(autoregressive, targets=given["input_ids"])
+    ar = partial(autoregressive, targets=half["input_ids"])
     model.config.is_causal = True
     with torch.autocast("cuda", HALF):
-        model(**given, t=t, loss=ar).backward()
-    return result | {"to_ar": (flops[False] + flops[True]) / 2 / gpu.flops}
+        model(**half, t=t, loss=ar).backward()
+    return result | {"to_ar": (flops["bare"] + flops["self-conditioned"]) / 2 / gpu.flops}
 
 
 def autoregressive(lm, input_ids, *_, targets, **__):
@@ -229,6 +235,7 @@ CASES = {
     "sampling-adapter": partial(sampling, length=2048, masked=2047, kind="adapter"),
     "guided-512": partial(sampling, length=512, masked=384, kind="guided"),
     "guided-2048": partial(sampling, length=2048, masked=2047, kind="guided"),
+    "training-32-layers": partial(training, layers=32),
     "training-512": partial(training),
     "training-512-4": partial(training, micro_batch_size=4),
     "training-512-8": partial(training, micro_batch_size=8),
@@ -237,19 +244,35 @@ CASES = {
     "training-trained": partial(training, embeddings="trained"),
     "training-rank-8": partial(training, lora_rank=8),
     "training-bf16": partial(training, load_in_4bit=False),
+    "training-stored": partial(training, gradient_checkpointing=False),
+    "training-whole": partial(training, load_in_4bit=False, lora_rank=0, layers=2),
 }
 
 
 def main(names: list[str]) -> None:
+    """Each case in a process of its own, which ends without tidying up: there is no memory to give back."""
     fake_cuda.install()
     generator_for = chunks.generator_for
     chunks.generator_for = lambda *given: generator_for(*given) if given[-1].type == "cpu" else None
     for name in names or CASES:
-        begin = time.perf_counter()
-        with FakeGPU() as gpu:
+        child = os.fork()
+        if not child:
+            run_case(name)
+        _, status = os.waitpid(child, 0)
+        if status:
+            sys.exit(f"{name} failed")
+
+
+def run_case(name: str) -> None:
+    begin = time.perf_counter()
+    try:
+        with FakeGPU(IS_DETAILED) as gpu:
             result = CASES[name](gpu)
-        gc.collect()
         print(json.dumps({"case": name} | result | {"seconds": time.perf_counter() - begin}), flush=True)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 if __name__ == "__main__":

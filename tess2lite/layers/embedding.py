@@ -27,39 +27,49 @@ class LowRank(NamedTuple):
 class SoftEmbedding:
     """The embedding layer of probabilities: p·E, of shape (R, H), without gradient for E.
 
-    With a LoRA on E it is p·E + (p·Aᵀ)·Bᵀ·scale: E + ΔE, of (V, H), is never made.
+    With a LoRA on E it is p·E + (p·Aᵀ)·Bᵀ·scale: E + ΔE, of (V, H), is never made. Under autocast the factors are cast
+    once, not for each product.
 
     Args:
         layer: The model's embedding layer, whatever PEFT has put around it.
         vocabulary: V.
+
+    Attributes:
+        dtype: Of the layer's output.
+        uniform: The mean row of E, (H,): p·E of the uniform distribution.
     """
 
+    @torch.no_grad()
     def __init__(self, layer: nn.Module, vocabulary: int):
         parts = _factors(layer)
-        if parts is None:  # a family's scale, or a copy that PEFT trains
+        if parts is None:  # a family's scale
             device = next(layer.parameters()).device
             parts = (layer(torch.arange(vocabulary, device=device)), [])
-        self.matrix = parts[0].detach()  # (V, H)
-        self.low_rank = [LowRank(a.detach(), b.detach(), scale) for a, b, scale in parts[1]]
+        matrix, low_rank = parts
+        self.dtype = matrix.dtype
+        self.uniform = matrix.mean(0)
+        for a, b, scale in low_rank:
+            self.uniform += (b @ a.mean(1)).mul_(scale)
+        kind = matrix.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else matrix.dtype
+        self.matrix = matrix.to(dtype)  # (V, H)
+        self.low_rank = [LowRank(a.to(dtype), b.to(dtype), scale) for a, b, scale in low_rank]
 
+    @torch.no_grad()
     def __call__(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """p·E of probabilities (R, V), in E's precision."""
-        soft = aligned(probabilities, self.matrix.dtype) @ self.matrix
+        """p·E of probabilities (R, V)."""
+        p = aligned(probabilities, self.matrix.dtype)
+        soft = p @ self.matrix
         for a, b, scale in self.low_rank:
-            change = aligned(probabilities, a.dtype) @ a.T
-            soft += (change @ b.T).mul_(scale)
+            soft += (p @ a.T @ b.T).mul_(scale)
         return soft
-
-    def mean(self) -> torch.Tensor:
-        """The mean row of E, (H,): p·E of the uniform distribution."""
-        mean = self.matrix.mean(0)
-        for a, b, scale in self.low_rank:
-            mean += (b @ a.mean(1)).mul_(scale)
-        return mean
 
 
 def _factors(layer: nn.Module) -> tuple[torch.Tensor, list[LowRank]] | None:
     """(E, its LoRAs) of a plain embedding, alone or within PEFT's plain LoRA; None of any other."""
+    if hasattr(layer, "modules_to_save"):  # a copy that PEFT trains
+        copies = layer.modules_to_save
+        layer = layer.original_module if layer.disable_adapters else copies[layer.active_adapters[0]]
     if type(layer) is nn.Embedding:
         return layer.weight, []
     base = getattr(layer, "base_layer", None)

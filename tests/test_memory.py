@@ -1,0 +1,59 @@
+"""The memory that a run is said to need, beside what one took: on this CPU, in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import MistralConfig, MistralForCausalLM
+
+ROOT = Path(__file__).parent.parent
+SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
+SETTINGS = {
+    "all weights": {},
+    "long rows": {"length": 256, "micro_batch_size": 8, "batch_size": 8},
+    "checkpointed": {"length": 256, "micro_batch_size": 8, "batch_size": 8, "gradient_checkpointing": True},
+    "LoRA": {"lora_rank": 16, "length": 128},
+    "4 bits": {"lora_rank": 16, "load_in_4bit": True, "gradient_checkpointing": True, "length": 256},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, mistral_like_tokenizer):
+    """A model of 27 million weights with a vocabulary of 8,000, so that what it takes shows beside Python itself."""
+    folder = tmp_path_factory.mktemp("base")
+    config = MistralConfig(
+        vocab_size=8000, num_key_value_heads=8, max_position_embeddings=512, sliding_window=None, **SIZES
+    )
+    MistralForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    mistral_like_tokenizer.save_pretrained(folder)
+    (folder / "own.txt").write_text("The cat and the dog sat in the barn. " * 3000)
+    return folder
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_estimate_is_what_a_run_takes(base, tmp_path, setting):
+    """Within 15 percent of the process's peak."""
+    fields = {
+        "model": str(base), "data": str(base / "own.txt"), "output": str(tmp_path / "run"), "length": 64, "steps": 2,
+        "batch_size": 4, "micro_batch_size": 4, "warmup": 0, "num_eval_examples": 1, "evaluate_every": 2,
+        "save_every": 2, "self_conditioning": 1.0,
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields | SETTINGS[setting]))
+    done = subprocess.run(
+        [sys.executable, "-m", "tess2lite.train", str(path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    estimated = float(re.search(r"together +([\d.]+) GB", done.stdout)[1])
+    measured = float(re.search(r"measured: ([\d.]+) GB", done.stdout)[1])
+    print(f"{setting}: estimated {estimated}, measured {measured} GB\n{done.stdout}")
+    assert estimated == pytest.approx(measured, rel=0.15)

@@ -8,7 +8,8 @@ No CUDA context and no fragmentation is in the bytes; no second is in any of it.
 Ids, masks and what follows from them alone have real values, kept beside the fake ones: answers that depend on data
 (how many positions are masked) are true. Where nothing is known, a check passes and one row in a hundred is rejected.
 
-A process that has called `install` is good for nothing else: run it in one of its own.
+A process that has called `install` is good for nothing else: run it in one of its own, and leave it by `os._exit`,
+since C++ would still ask the pretended device when all of Python is gone.
 """
 
 from __future__ import annotations

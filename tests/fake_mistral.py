@@ -260,7 +260,9 @@ def main(names: list[str]) -> None:
             run_case(name)
         _, status = os.waitpid(child, 0)
         if status:
-            sys.exit(f"{name} failed")
+            print(f"{name} failed", file=sys.stderr, flush=True)
+            os._exit(1)
+    os._exit(0)
 
 
 def run_case(name: str) -> None:

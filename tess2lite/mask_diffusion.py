@@ -66,32 +66,32 @@ class MaskedStep(Step):
 
     __slots__ = ("_ids", "_is_masked")
 
-    def __init__(self, run: MaskedState, index: int, ids: torch.Tensor, top_k: int):
-        super().__init__(run, index, ids, top_k)
+    def __init__(self, sampler: MaskedState, index: int, ids: torch.Tensor, top_k: int):
+        super().__init__(sampler, index, ids, top_k)
         self._ids = ids
-        self._is_masked = self.span_mask & (ids == run.mask_token_id)  # (B, L)
+        self._is_masked = self.span_mask & (ids == sampler.mask_token_id)  # (B, L)
 
     def current_tokens(self) -> torch.Tensor:
         """(B, L) ids that are revealed, and mask tokens."""
-        run = self._run
+        sampler = self._sampler
         sampled = super().current_tokens()
         if self.is_last:
             return sampled
         unsampled = torch.full(self._ids.shape, -1.0, device=self._ids.device)
-        confidence = run.scatter_masked(self.prediction().token_p, unsampled)
+        confidence = sampler.scatter_masked(self.prediction().token_p, unsampled)
         order = confidence.argsort(dim=1, descending=True, stable=True)  # ties from left to right
         rank = order.argsort(1)  # (B, L)
-        revealed = ~self._is_masked | (rank < run.planned[self.index][:, None])
-        return torch.where(revealed | self.is_assigned, sampled, run.mask_token_id)
+        revealed = ~self._is_masked | (rank < sampler.planned[self.index][:, None])
+        return torch.where(revealed | self.is_assigned, sampled, sampler.mask_token_id)
 
     def prediction(self) -> Prediction:
         """Of masked positions as in `Step`; what was revealed before is certain."""
         if self._prediction is not None:
             return self._prediction
         out = super().prediction()
-        run = self._run
-        ids = run.gather_masked(self._ids)  # (N,)
-        is_masked = run.gather_masked(self._is_masked)
+        sampler = self._sampler
+        ids = sampler.gather_masked(self._ids)  # (N,)
+        is_masked = sampler.gather_masked(self._is_masked)
         certain = torch.eye(1, self._top_k, device=ids.device)
         self._prediction = out._replace(
             tokens=torch.where(is_masked, out.tokens, ids),
@@ -133,5 +133,5 @@ def denoise(
         raise InputError(f"timestep_spacing is {timestep_spacing!r}; a masked model has no timesteps: leave it out.")
     if start:
         raise InputError(f"start is {start}; a masked model has no noise to begin a text again from: begin at step 0.")
-    run = MaskedState(lm, batch, sampling_times(steps), top_p, temperature, seed, final)
-    return loop(run, validation.as_hooks(hooks), MaskedStep, 0, run.input_ids)
+    sampler = MaskedState(lm, batch, sampling_times(steps), top_p, temperature, seed, final)
+    return loop(sampler, validation.as_hooks(hooks), MaskedStep, 0, sampler.input_ids)

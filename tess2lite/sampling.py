@@ -243,7 +243,7 @@ class Step:
         "_override",
         "_phase",
         "_prediction",
-        "_run",
+        "_sampler",
         "_self_condition",
         "_top_k",
         "alpha_bar",
@@ -260,10 +260,10 @@ class Step:
     )
     ASSIGNABLE = ("tokens", "logits", "masked_logits", "self_condition", "stop")
 
-    def __init__(self, run: SamplerState, index: int, state: torch.Tensor, top_k: int):
-        self._run = run
+    def __init__(self, sampler: SamplerState, index: int, state: torch.Tensor, top_k: int):
+        self._sampler = sampler
         self._top_k = top_k
-        self._hidden = run.read(state, index)
+        self._hidden = sampler.read(state, index)
         self._logits: torch.Tensor | None = None
         self._edits: list[LogitEdit] = []
         self._override: torch.Tensor | None = None  # (B, L) assigned tokens, −1 where there are none
@@ -271,14 +271,14 @@ class Step:
         self._handed_out: list[tuple[torch.Tensor, int]] = []
         self._self_condition = True
         self.index = index
-        self.steps = run.steps
-        self.t = run.times[index]
-        self.alpha_bar = run.alphas_bar[index]
-        self.next_alpha_bar = run.alphas_bar[index + 1]
-        self.input_ids = run.input_ids
-        self.span_mask = run.span_mask
-        self.attention_mask = run.attention_mask
-        self.masked_idx = run.masked_idx
+        self.steps = sampler.steps
+        self.t = sampler.times[index]
+        self.alpha_bar = sampler.alphas_bar[index]
+        self.next_alpha_bar = sampler.alphas_bar[index + 1]
+        self.input_ids = sampler.input_ids
+        self.span_mask = sampler.span_mask
+        self.attention_mask = sampler.attention_mask
+        self.masked_idx = sampler.masked_idx
         self.records: dict[str, torch.Tensor] = {}
         self.stop = False
         self._phase = "current"
@@ -332,7 +332,7 @@ class Step:
         needed = tuple(self.span_mask.shape)
         if tokens.shape != needed:
             raise InputError(f"tokens has shape {tuple(tokens.shape)}; this run needs {needed}.")
-        validation.check_ids(tokens, len(self._run.embedding))
+        validation.check_ids(tokens, len(self._sampler.embedding))
         self._override = torch.where(self.span_mask, self._take(tokens), self.input_ids)
 
     @property
@@ -345,9 +345,9 @@ class Step:
     def current_tokens(self) -> torch.Tensor:
         """`tokens`, not to be changed."""
         prediction = self.prediction()
-        at_end = self._run.argmax_at_end and self.is_last
+        at_end = self._sampler.argmax_at_end and self.is_last
         rows = prediction.top_ids[:, 0] if at_end else prediction.tokens
-        tokens = self._run.scatter_masked(rows, self.input_ids)
+        tokens = self._sampler.scatter_masked(rows, self.input_ids)
         if self._override is None:
             return tokens
         return torch.where(self.is_assigned, self._override, tokens)
@@ -355,7 +355,7 @@ class Step:
     def set_token(self, position: int, token: int) -> None:
         """Writes one token at one position of every sequence and leaves the others as they are."""
         self._check_current("set_token")
-        token = validation.check_int("token", token, 0, len(self._run.embedding) - 1)
+        token = validation.check_int("token", token, 0, len(self._sampler.embedding) - 1)
         if self._override is None:
             self._override = torch.where(self.span_mask, -1, self.input_ids)
         self._override[:, position] = token
@@ -364,18 +364,18 @@ class Step:
     @torch.no_grad()
     def logits(self) -> torch.Tensor:
         """(B, L, V), aligned with the positions they predict. Can be assigned; only masked positions count."""
-        run = self._run
+        sampler = self._sampler
         hidden = self._hidden.flatten(0, 1)
-        logits = run.lm.head(hidden).view(*self.span_mask.shape, -1)
+        logits = sampler.lm.head(hidden).view(*self.span_mask.shape, -1)
         is_real = torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
         is_first = is_real.cumsum(1) * is_real == 1
         logits.masked_fill_(is_first[..., None], 0)
         rows = torch.cat([rows for _, rows in self.logit_blocks()])
-        return self._copy(run.scatter_masked(rows, logits))
+        return self._copy(sampler.scatter_masked(rows, logits))
 
     @logits.setter
     def logits(self, logits: torch.Tensor) -> None:
-        self._replace_logits(self._run.gather_masked(self._take(logits)))
+        self._replace_logits(self._sampler.gather_masked(self._take(logits)))
 
     @property
     @torch.no_grad()
@@ -385,7 +385,7 @@ class Step:
 
     @masked_logits.setter
     def masked_logits(self, logits: torch.Tensor) -> None:
-        shape = (len(self.masked_idx), len(self._run.embedding))
+        shape = (len(self.masked_idx), len(self._sampler.embedding))
         if logits.shape != shape:
             raise InputError(f"masked_logits has shape {tuple(logits.shape)}; this step needs {shape}.")
         self._replace_logits(self._take(logits))
@@ -404,20 +404,20 @@ class Step:
     @torch.no_grad()
     def logit_blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """(rows, logits (R, V)) of `masked_logits`, some rows of one sequence at a time."""
-        hidden = self._run.gather_masked(self._hidden)
-        for chunk in self._run.chunks:
+        hidden = self._sampler.gather_masked(self._hidden)
+        for chunk in self._sampler.chunks:
             yield from chunk.split(self._chunk_logits(chunk, hidden))
 
     def _chunk_logits(self, chunk: Chunk, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of a chunk, (R, V), from the hidden states of all masked positions."""
         if self._logits is None:
-            logits = self._run.lm.head(hidden[chunk.rows])
+            logits = self._sampler.lm.head(hidden[chunk.rows])
         else:
             logits = self._logits[chunk.rows].clone()
         for edit in self._edits:  # block by block: an edit's own temporaries are (R, V), too
             for block, part in chunk.split(logits):
                 part.copy_(edit(part, block))
-        return self._run.constrain_(logits)
+        return self._sampler.constrain_(logits)
 
     @property
     def self_condition(self) -> bool:
@@ -436,7 +436,7 @@ class Step:
     def reseed(self, seed: int | Iterable[int]) -> None:
         """Draws noise and tokens from another seed, from this step on: one for every sequence, or one each."""
         self._check_current("reseed")
-        self._run.seeds = validation.expand_seeds(seed, len(self.input_ids))
+        self._sampler.seeds = validation.expand_seeds(seed, len(self.input_ids))
         self._prediction = None
 
     @property
@@ -448,7 +448,7 @@ class Step:
     @property
     def text_mask(self) -> torch.Tensor:
         """(B, L) bool: masked positions up to and including the first EOS among the most likely tokens."""
-        before_end = up_to_eos(self.argmax, self._run.eos, self.span_mask)
+        before_end = up_to_eos(self.argmax, self._sampler.eos, self.span_mask)
         return self.span_mask & before_end
 
     @property
@@ -461,30 +461,30 @@ class Step:
     def entropy(self) -> torch.Tensor:
         """(B, L) entropy of the prediction in nats; 0 outside the span mask."""
         zeros = torch.zeros(self.span_mask.shape, device=self.span_mask.device)
-        return self._run.scatter_masked(self.prediction().entropy, zeros)
+        return self._sampler.scatter_masked(self.prediction().entropy, zeros)
 
     def top(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The k most likely tokens and their probabilities, both (B, L, k), most likely first.
 
         Outside the span mask the token of the context has probability 1.
         """
-        k = min(validation.check_int("k", k, 1), len(self._run.embedding))
+        k = min(validation.check_int("k", k, 1), len(self._sampler.embedding))
         if k > self._top_k:
             self._top_k = k
             self._prediction = None
         prediction = self.prediction()
         context = self.input_ids[..., None].expand(-1, -1, self._top_k)
         certain = torch.eye(1, self._top_k, device=context.device).expand(context.shape)
-        ids = self._run.scatter_masked(prediction.top_ids, context)
-        p = self._run.scatter_masked(prediction.top_p, certain)
+        ids = self._sampler.scatter_masked(prediction.top_ids, context)
+        p = self._sampler.scatter_masked(prediction.top_p, certain)
         return ids[..., :k], p[..., :k]
 
     @torch.no_grad()
     def prediction(self) -> Prediction:
         """The record of this step's one pass over all masked positions, computed when any of it is first read."""
         if self._prediction is None:
-            hidden = self._run.gather_masked(self._hidden)
-            parts = [self._predict(chunk, hidden) for chunk in self._run.chunks]
+            hidden = self._sampler.gather_masked(self._hidden)
+            parts = [self._predict(chunk, hidden) for chunk in self._sampler.chunks]
             self._prediction = Prediction.concatenate(parts)
             self._mean_entropy = float(self._prediction.entropy.mean())  # synchronises the GPU, once per step
             if not math.isfinite(self._mean_entropy):
@@ -494,19 +494,19 @@ class Step:
         return self._prediction
 
     def _predict(self, chunk: Chunk, hidden: torch.Tensor) -> Prediction:
-        run = self._run
+        sampler = self._sampler
         is_edited = bool(self._edits) or self._logits is not None
         logits = self._chunk_logits(chunk, hidden)
-        out = None if is_edited else run.scratch(logits)
+        out = None if is_edited else sampler.scratch(logits)
         p = torch.softmax(logits, 1, out=out)
         top_p, top_ids = p.max(1, keepdim=True) if self._top_k == 1 else p.topk(self._top_k)
-        tokens = run.sample_tokens(p, logits, self.index, chunk)
+        tokens = sampler.sample_tokens(p, logits, self.index, chunk)
         token_p = p.gather(1, tokens[:, None])[:, 0]
         if is_edited:
             logits.nan_to_num_(neginf=0.0)  # a banned token (−∞) adds 0 to the mean logit
         entropy = _entropy(p, logits, top_p[:, 0], top_ids[:, :1])
         self_cond = p if self._self_condition else None
-        next_input = run.next_input(self.index, chunk, self_cond, tokens, scratch=logits)
+        next_input = sampler.next_input(self.index, chunk, self_cond, tokens, scratch=logits)
         return Prediction(tokens, token_p, top_ids, top_p, entropy, next_input)
 
     @property
@@ -514,22 +514,22 @@ class Step:
     def token_p(self) -> torch.Tensor | None:
         """(B, L) probability of each of `tokens` in the prediction, 1 on the context."""
         prediction = self.prediction()
-        run = self._run
-        at_end = run.argmax_at_end and self.is_last
+        sampler = self._sampler
+        at_end = sampler.argmax_at_end and self.is_last
         rows = prediction.top_p[:, 0] if at_end else prediction.token_p
         if self._override is not None:
-            tokens = run.gather_masked(self.current_tokens())[:, None]
+            tokens = sampler.gather_masked(self.current_tokens())[:, None]
             rows = torch.cat([logits.softmax(1).gather(1, tokens[at])[:, 0] for at, logits in self.logit_blocks()])
         context = torch.ones(self.span_mask.shape, dtype=rows.dtype, device=rows.device)
-        return run.scatter_masked(rows, context)
+        return sampler.scatter_masked(rows, context)
 
     @property
     def noisy_tokens(self) -> torch.Tensor | None:
         """(B, L) most likely token of each noisy simplex that the step read; None where it is unknown."""
-        rows = self._run.noisy_tokens.get(self.index)
+        rows = self._sampler.noisy_tokens.get(self.index)
         if rows is None:
             return None
-        return self._run.scatter_masked(rows, self.input_ids)
+        return self._sampler.scatter_masked(rows, self.input_ids)
 
     @property
     def mean_entropy(self) -> float:
@@ -541,20 +541,20 @@ class Step:
     def finish(self) -> torch.Tensor | None:
         """The next step's soft embeddings (N, H), with every edit taken in; nothing can be assigned afterwards."""
         self._check_in_place_edits()
-        run = self._run
+        sampler = self._sampler
         prediction = self.prediction()
         soft = prediction.next_input
         self._phase = "over"
         if self._override is None or soft is None:
             return soft
-        tokens = run.gather_masked(self.current_tokens())
-        hidden = run.gather_masked(self._hidden)
+        tokens = sampler.gather_masked(self.current_tokens())
+        hidden = sampler.gather_masked(self._hidden)
         changed = tokens != prediction.tokens
-        for chunk in run.chunks:
+        for chunk in sampler.chunks:
             if changed[chunk.rows].any():
                 logits = self._chunk_logits(chunk, hidden)
                 p = logits.softmax(1) if self._self_condition else None
-                soft[chunk.rows] = run.next_input(self.index, chunk, p, tokens[chunk.rows], scratch=logits)
+                soft[chunk.rows] = sampler.next_input(self.index, chunk, p, tokens[chunk.rows], scratch=logits)
         return soft
 
 
@@ -608,29 +608,29 @@ def denoise(
     if timestep_spacing is None:
         timestep_spacing = getattr(config, "timestep_spacing", "uniform")
     times = sampling_times(steps, timestep_spacing, getattr(config, "loss_curve", None))
-    run = SamplerState(lm, batch, times, top_p, temperature, seed, final, noise)
-    start = validation.check_int("start", start, 0, run.steps - 1)
-    tokens = run.gather_masked(batch["input_ids"].to(lm.device))  # (N,)
+    sampler = SamplerState(lm, batch, times, top_p, temperature, seed, final, noise)
+    start = validation.check_int("start", start, 0, sampler.steps - 1)
+    tokens = sampler.gather_masked(batch["input_ids"].to(lm.device))  # (N,)
     if start:
         validation.check_ids(tokens, config.vocab_size)
-    return loop(run, validation.as_hooks(hooks), Step, start, tokens)
+    return loop(sampler, validation.as_hooks(hooks), Step, start, tokens)
 
 
 def loop(
-    run: SamplerState, hooks: list[Hook], step_class: type[Step], start: int, tokens: torch.Tensor
+    sampler: SamplerState, hooks: list[Hook], step_class: type[Step], start: int, tokens: torch.Tensor
 ) -> Iterator[Step]:
-    """Checks hooks, and returns the run's steps: hooks, then the caller, then the next step."""
+    """Check hooks, and return the run's steps: hooks, then the caller, then the next step."""
     for hook in hooks:
         if check := getattr(hook, "check", None):
-            check(run.lm)
+            check(sampler.lm)
     # The largest of all, computed in the one pass whoever reads first.
     top_k = max([getattr(hook, "top_k", 1) for hook in hooks], default=1)
-    top_k = min(top_k, len(run.embedding))
+    top_k = min(top_k, len(sampler.embedding))
 
     def steps() -> Iterator[Step]:
-        state = run.first_input(start, tokens)
-        for index in range(start, run.steps):
-            step = step_class(run, index, state, top_k)
+        state = sampler.first_input(start, tokens)
+        for index in range(start, sampler.steps):
+            step = step_class(sampler, index, state, top_k)
             for hook in hooks:
                 hook(step)
             yield step

@@ -48,7 +48,7 @@ def load_base(
     adapter = read_adapter(source)
     adapter.grow_vocabulary(lm)
     lm.tokenizer = find_tokenizer(full, lm, source)
-    vars(lm.config).pop("diffusion", None)  # which diffusion it learned is the adapter's to say
+    vars(lm.config).pop("diffusion", None)  # set from the adapter, not from its base
     vars(lm.config).update(read_json(source, "diffusion.json"))
     return lm, adapter
 

@@ -21,11 +21,17 @@ IDENTIFIERS = [
     "check_numbers",
     "guidance_lab",
     "hold_out",
+    "embed_known",
+    "informative_timesteps",
+    "known_texts",
+    "load_left_to_right",
     "load_whole",
     "museum",
     "noise_lab",
     "one_each",
+    "read_at",
     "rows_at_once",
+    "sharing_base",
     "tess2lite_lab",
 ]
 PHRASES = [

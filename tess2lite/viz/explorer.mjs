@@ -833,7 +833,7 @@ export function explore(host, data, options = {}) {
   // ---------- the card
   const drawnP = (each, s, m) => {
     const id = each.at(s, m);
-    if (each.frames[s].drawn) return percent(each.frames[s].drawn[m] / 255);
+    if (each.frames[s].drawn) return percent(Math.max(each.frames[s].drawn[m], 0.5) / 255);  // 0 is rounded
     const candidates = each.candidates(s, m);
     const found = candidates.find(candidate => candidate.id === id);
     return found ? percent(found.p) : candidates.length ? `below ${percent(Math.max(0.01, candidates.at(-1).p)).replace("below ", "")}` : "";

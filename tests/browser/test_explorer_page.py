@@ -154,7 +154,9 @@ def test_drawn_and_first_choice_are_told_apart(opened, written):
         share = float(run.top_p[step, position, 0])
         assert f"{round(100 * round(share * 255) / 255)} %" in sentence or "1 %" in sentence or "99 %" in sentence
         if drawn not in listed:
-            assert "below" in sentence and page.locator(".bar.drawn").count() == 0
+            chance = round(float(run.records["token_p"][step, position]) * 255) / 255
+            said = "below 1 %" if chance < 0.005 else f"{round(100 * chance)} %"
+            assert f", {said}. First choice" in sentence and page.locator(".bar.drawn").count() == 0
         rest = page.locator(".bar.rest").inner_text()
         assert rest.startswith("all others")
 
@@ -296,7 +298,11 @@ def test_what_guidance_changed_is_said(opened, lm):
     assert "guided" in slots.nth(order.index(position)).get_attribute("class")
     slots.nth(order.index(position)).click()
     sentence = page.locator(".extra.hand").inner_text()
+    before = int(run.records["argmax_before_guidance"][step, position])
+    names = [says(run, token) for token in (before, int(run.argmax[step, position]))]
     assert sentence.startswith("Guidance changed the first choice: ")
+    for name in names:  # and not the drawn token's
+        assert name in sentence or name in ("end of text", "padding") or "\ufffd" in name
     assert f"{abs(float(run.records['logprob_gain'][step, position])):.2f} nats" in sentence
     page.get_by_role("tab", name="Curves").click()
     assert "reward" in page.locator(".view").inner_text()

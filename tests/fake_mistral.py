@@ -23,6 +23,7 @@ from tess2lite import chunks, generation, reward
 from tess2lite.loss import cross_entropy
 from tess2lite.model import MistralForDiffusionLM
 from tess2lite.pretrained.full_models import prepare
+from tess2lite.pretrained.shared_base import freeze_, share_base
 from tess2lite.span_masks import after
 from tess2lite.training.build import apply_lora, embedding_names, lora_targets
 from tess2lite.training.memory import estimate
@@ -161,12 +162,12 @@ def halve(model) -> None:
 def judge(lm):
     """A reward model as an adapter on the denoiser's own base."""
     config = MistralConfig(**MISTRAL_7B, sliding_window=None, num_labels=1)
-    model = reward.sharing_base(lm, config)
+    model = share_base(reward.MistralRewardModel, lm, config)
     with GPU:
         inject_adapter_in_model(LoraConfig(r=32, target_modules=lora_targets(model)), model.model)
     halve(model)
     model.config.read_at = "last"
-    return reward.frozen(model)
+    return freeze_(model)
 
 
 def training(gpu, micro_batch_size: int = 1, layers: int = 4, **fields):

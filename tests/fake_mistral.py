@@ -166,7 +166,7 @@ def judge(lm):
     with GPU:
         inject_adapter_in_model(LoraConfig(r=32, target_modules=lora_targets(model)), model.model)
     halve(model)
-    model.config.read_at = "last"
+    model.config.score_position = "last"
     return freeze_(model)
 
 

@@ -16,9 +16,7 @@ SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, 
 SETTINGS = {
     "all weights": {},
     "long rows": {"length": 256, "micro_batch_size": 8, "batch_size": 8},
-    "checkpointed": {"length": 256, "micro_batch_size": 8, "batch_size": 8, "gradient_checkpointing": True},
     "LoRA": {"lora_rank": 16, "length": 128},
-    "4 bits": {"lora_rank": 16, "load_in_4bit": True, "gradient_checkpointing": True, "length": 256},
 }
 
 

@@ -111,10 +111,16 @@ def _register_hooks() -> None:
 
 
 def _attention(
-    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False, plain=(
-        torch.nn.functional.scaled_dot_product_attention
-    )
-):  # fmt: skip
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    plain=(torch.nn.functional.scaled_dot_product_attention),
+):
     """The kernels that PyTorch chooses on a GPU: flash attention in half precision without a mask, else efficient."""
     if not isinstance(query, FakeTensor) or query.device != GPU:
         return plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)

@@ -37,10 +37,19 @@ def base(tmp_path_factory, mistral_like_tokenizer):
 def test_the_estimate_is_what_a_run_takes(base, tmp_path, setting):
     """Within 15 percent of the process's peak."""
     fields = {
-        "model": str(base), "data": str(base / "own.txt"), "output": str(tmp_path / "run"), "length": 64, "steps": 2,
-        "batch_size": 4, "micro_batch_size": 4, "warmup": 0, "num_eval_examples": 1, "evaluate_every": 2,
-        "save_every": 2, "self_conditioning": 1.0,
-    }  # fmt: skip
+        "model": str(base),
+        "data": str(base / "own.txt"),
+        "output": str(tmp_path / "run"),
+        "length": 64,
+        "steps": 2,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "warmup": 0,
+        "num_eval_examples": 1,
+        "evaluate_every": 2,
+        "save_every": 2,
+        "self_conditioning": 1.0,
+    }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields | SETTINGS[setting]))
     done = subprocess.run(

@@ -30,7 +30,6 @@ from transformers import (
 
 from tess2lite.generation import generate
 from tess2lite.loading import load
-from tess2lite.loss import measure_loss_curve
 from tess2lite.model import SimplexDenoiser
 from tess2lite.span_masks import after
 from tess2lite.tinytown.dense import dense_story
@@ -41,6 +40,7 @@ from tess2lite.tinytown.tasks import TASKS, examples
 from tess2lite.tinytown.world import verify
 from tess2lite.tokens import encode
 from tess2lite.training.autoregressive import PretrainingTrainer
+from tess2lite.training.timesteps import measure_loss_curve
 from tess2lite.training.trainer import DiffusionTrainer, last_checkpoint
 
 from . import instruct, rewards
@@ -106,7 +106,11 @@ PHASES = {
         Phase(4_000, 1024, 1e-3, 1e-3, "rosters"),
         Phase(6_000, 1024, 1e-3, 0.0),
     ],
-    "tinytown-base": [Phase(4_500, 2048, 1e-3, 0.0)],
+    "tinytown-base": [
+        Phase(3_000, 2048, 1e-3, 3.3e-4),
+        Phase(40_000, 1024, 1e-3, 1e-3),
+        Phase(20_000, 2048, 1e-3, 0.0),
+    ],
     "tinytown-instruct": [Phase(2_000, 2048, 8e-4, 0.0, "chats")],
     "tinytown-ar-instruct": [Phase(1_500, 2048, 8e-4, 0.0, "chats")],  # to compare with; not bundled
 }

@@ -127,6 +127,10 @@ class WriteOrFill:
         longest = length // 2 if draws.share() < 0.8 else length - 1
         return draws.integer(2, max(3, longest))
 
+    @property
+    def question_mark(self) -> int | None:
+        return self.answers.question_mark if self.answers else None
+
     def _filled(self, rows: list[list[int]], draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows cut to one length, so that a text with blanks has neither an end nor PAD to expect."""
         width = min(map(len, rows))
@@ -134,7 +138,9 @@ class WriteOrFill:
             width = max(SHORTEST, width // ROUND_TO * ROUND_TO)
         cut = []
         for row in rows:
-            start = 0 if draws.share() < 0.7 else draws.integer(0, len(row) - width + 1)
+            # A story cut out of a chat must not look as if questions followed stories.
+            is_whole = draws.share() < 0.7 or self.question_mark in row
+            start = 0 if is_whole else draws.integer(0, len(row) - width + 1)
             cut.append([self.bos, *row[start + 1 : start + width]])
         masks = [self._blanks(row, draws) for row in cut]
         return torch.tensor(cut), torch.stack(masks)

@@ -21,7 +21,7 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping, r
 from transformers.pytorch_utils import Conv1D
 
 from . import textbook
-from .families.decoders import scale_logits
+from .layers.decoders import scale_logits
 from .layers.embedding import SoftEmbedding, embedding_matrix
 from .loss import seeded_loss
 from .validation import InputError, expand_path

@@ -13,7 +13,7 @@ from transformers import (
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from .families.decoders import original_class
+from .layers.decoders import original_class
 from .layers.embedding import embedding_matrix
 from .model import at_least_float32
 from .tokens import eos_token_ids, up_to_eos

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from .loss_curve.informative import informative_times
+from .times.informative import informative_times
+from .times.listed import listed_times
 from .validation import InputError, check_int
 
 TRAINING_TIMESTEPS = 5000  # T of the paper
@@ -71,7 +72,7 @@ def sampling_times(
         (steps,) float64, falling, in [0, 1).
     """
     if not isinstance(spacing, str):
-        return _listed_times(steps, spacing)
+        return listed_times(steps, spacing)
     steps = 100 if steps is None else check_int("steps", steps, 1)
     if spacing == "uniform":
         rising = torch.arange(steps, dtype=torch.float64) / steps
@@ -84,17 +85,3 @@ def sampling_times(
             "lm.config.loss_curve = training.timesteps.measure_loss_curve(lm, input_ids, span_mask)."
         )
     return informative_times(loss_curve, steps, end=1 - 1 / TRAINING_TIMESTEPS)
-
-
-def _listed_times(steps: int | None, spacing: Iterable[float]) -> torch.Tensor:
-    try:
-        times = [float(time) for time in spacing]
-    except (TypeError, ValueError):
-        raise InputError(f"timestep_spacing is {spacing!r}; list falling times t/T, such as [0.9, 0.5, 0.1].") from None
-    earlier = [1.0, *times[:-1]]
-    falls = all(0 <= time < before for time, before in zip(times, earlier, strict=True))
-    if not times or not falls:
-        raise InputError("timestep_spacing does not fall from step to step within [0, 1); list times like [0.9, 0.5].")
-    if steps is not None and check_int("steps", steps, 1) != len(times):
-        raise InputError(f"steps is {steps}, but timestep_spacing lists {len(times)} times; leave steps out.")
-    return torch.tensor(times, dtype=torch.float64)

@@ -9,11 +9,11 @@ from transformers import Gemma2Config, GPT2Config
 import tess2lite as t2
 from tess2lite import textbook
 from tess2lite.chunks import generator_for
-from tess2lite.families.decoders import original_class
 from tess2lite.hooks import Pin
 from tess2lite.insides.attribution import DRAWS, attribute
 from tess2lite.insides.inputs import predict, step_inputs
 from tess2lite.insides.network import residuals
+from tess2lite.layers.decoders import original_class
 from tess2lite.model import denoiser_class
 from tess2lite.schedule import alpha_bar
 from tess2lite.validation import InputError

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 import tess2lite as t2
-from tess2lite.families.decoders import original_class
+from tess2lite.layers.decoders import original_class
 from tess2lite.model import denoiser_class
 from tess2lite.pretrained.probes import causal, check_bidirectional, check_parity
 from tess2lite.pretrained.shared_base import freeze_

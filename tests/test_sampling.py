@@ -7,8 +7,8 @@ import tess2lite as t2
 from tess2lite import textbook
 from tess2lite.hooks import Pin
 from tess2lite.loss import diffusion_loss, seeded_noise
-from tess2lite.loss_curve.informative import informative_times
 from tess2lite.schedule import alpha_bar_at
+from tess2lite.times.informative import informative_times
 
 
 def batch(length=12, first=3, rows=1):

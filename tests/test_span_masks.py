@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tess2lite import schedule, span_masks
-from tess2lite.loss_curve.informative import informative_times
+from tess2lite.times.informative import informative_times
 
 
 def test_alpha_bar_by_hand():

@@ -17,12 +17,11 @@ COURSE = ROOT / "notebooks" / "tess2lite_course"
 # Who may import whom inside the package, from the ground up; what is not listed may import everything. A name is a
 # module, a folder, or "folder/module", whose line counts in place of its folder's. Within a folder all is allowed.
 ARROWS = {
-    "loss_curve": {"validation"},
-    "schedule": {"loss_curve", "validation"},
+    "times": {"validation"},
+    "schedule": {"times", "validation"},
     "chunks": set(),
     "nucleus": set(),
-    "families": {"validation"},
-    "layers": set(),
+    "layers": {"validation"},
     "simplex": {"layers"},
     "span_masks": {"validation"},
     "textbook": set(),
@@ -49,14 +48,14 @@ ARROWS = {
     },
     "viz/live/page": {"loading", "validation"},
     "viz/live/__main__": {"validation"},
-    "model": {"families", "layers", "loss", "textbook", "validation"},
-    "pretrained": {"chat_template", "families", "layers", "model", "reward", "tokens", "validation"},
+    "model": {"layers", "loss", "textbook", "validation"},
+    "pretrained": {"chat_template", "layers", "model", "reward", "tokens", "validation"},
     "loading": {"model", "pretrained"},
     "loss": {"chunks", "schedule", "simplex"},
     "sampling": {"chunks", "nucleus", "schedule", "simplex", "tokens", "validation"},
     "mask_diffusion": {"pretrained", "sampling", "schedule", "validation"},
     "chat_template": {"tokens", "validation"},
-    "reward": {"families", "layers", "model", "tokens", "validation"},
+    "reward": {"layers", "model", "tokens", "validation"},
     "guidance": {"layers", "pretrained", "reward", "simplex", "validation"},
     "hooks": {"recording", "sampling", "trajectory", "validation"},
     "generation": {
@@ -79,7 +78,7 @@ ARROWS = {
     "training": {
         "chat_template",
         "chunks",
-        "families",
+        "layers",
         "loading",
         "loss",
         "mask_diffusion",
@@ -92,7 +91,7 @@ ARROWS = {
         "tokens",
         "validation",
     },
-    "insides": {"families", "generation", "model", "trajectory", "validation"},
+    "insides": {"generation", "layers", "model", "trajectory", "validation"},
     "tinytown": {"chat_template"},
     "evaluation": {
         "chat_template",

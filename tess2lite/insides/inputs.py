@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from .. import validation
-from ..families.decoders import scale_logits
 from ..generation import replay
+from ..layers.decoders import scale_logits
 from ..model import SimplexDenoiser
 from ..trajectory import Trajectory
 from ..validation import InputError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from ..families.decoders import original_class
+from ..layers.decoders import original_class
 from ..layers.rows import align_head
 from ..model import denoiser_class
 from ..validation import InputError

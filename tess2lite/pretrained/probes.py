@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..families.decoders import FAMILIES, original_class
+from ..layers.decoders import FAMILIES, original_class
 from ..model import SimplexDenoiser
 from ..validation import InputError
 

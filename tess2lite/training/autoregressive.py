@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from ..chunks import generator_for
-from ..families.decoders import original_class
+from ..layers.decoders import original_class
 from ..loading import load
 from ..pretrained.devices import choose_device
 from ..pretrained.full_models import read_config

@@ -1,1 +1,0 @@
-"""What the decoder families of transformers have in common, and where they differ."""

@@ -1,0 +1,1 @@
+"""Which times a run visits when they are not spread evenly."""

@@ -191,6 +191,7 @@ RUN = """([ids, mask, steps, topP, temperature, noises, uniforms, pins, from]) =
   }
   const list = (name) => made.map((step) => Array.from(step[name]));
   return { tokens: list("tokens"), topP: list("topP"), topIds: list("topIds"), entropy: list("entropy"),
+    tokenP: list("tokenP"), noisyTokens: list("noisyTokens"),
     alphaBar: made.map((step) => step.alphaBar) };
 }"""
 
@@ -215,7 +216,11 @@ def test_runs_with_replayed_noise_write_the_same_tokens(engine, lm, backend, mon
     nucleus = sampling.sample_nucleus
     monkeypatch.setattr(sampling, "sample_nucleus", recorded)
     run = t2.denoise(lm, batch, steps, top_p, temperature, noise=lambda step, shape: noises[step + 1])
-    made = [(step.top(5), step.tokens[0], step.argmax[0], step.entropy, step.alpha_bar) for step in run]
+    made = []
+    told = []
+    for step in run:
+        made.append((step.top(5), step.tokens[0], step.argmax[0], step.entropy, step.alpha_bar))
+        told.append((step.token_p[0, mask], step.noisy_tokens[0, mask].tolist()))
     open_model(engine, lm, backend)
     sent = [encoded(noise[0, mask].numpy()) for noise in noises]
     arguments = [batch["input_ids"][0].tolist(), mask.tolist(), steps, top_p, temperature, sent]
@@ -228,6 +233,11 @@ def test_runs_with_replayed_noise_write_the_same_tokens(engine, lm, backend, mon
     entropy = torch.stack([entropy[0, mask] for *_, entropy, _ in made])
     torch.testing.assert_close(torch.tensor(found["entropy"]), entropy, atol=1e-3, rtol=0)
     assert found["alphaBar"] == pytest.approx([level for *_, level in made])
+    assert found["noisyTokens"] == [noisy for _, noisy in told]
+    # Python says of a run's last step what was drawn before the likeliest tokens took its place.
+    drawn_p = torch.stack([drawn for drawn, _ in told[:-1]])
+    torch.testing.assert_close(torch.tensor(found["tokenP"][:-1]), drawn_p, atol=1e-4, rtol=0)
+    assert found["tokenP"][-1] == [row[0] for row in torch.tensor(found["topP"][-1]).view(-1, 5).tolist()]
 
 
 def test_another_word_at_a_step_writes_what_pythons_pin_writes(engine, lm, backend):

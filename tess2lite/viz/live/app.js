@@ -112,7 +112,7 @@ function showRun({ settings }) {
 
 function columnsOf(rows) {
   const joined = (name) => rows.flatMap((row) => row[name]);
-  const names = ["tokens", "sure", "counts", "top", "p", "entropy", "alpha_bar"];
+  const names = ["tokens", "sure", "counts", "top", "p", "entropy", "alpha_bar", "drawn", "noisy"];
   return Object.fromEntries(names.map((name) => [name, joined(name)]));
 }
 
@@ -128,6 +128,8 @@ function rowOf(step, positions) {
     p: bytes(step.topP, 255),
     entropy: bytes(step.entropy, 16),
     alpha_bar: [step.alphaBar],
+    drawn: bytes(step.tokenP, 255),
+    noisy: Array.from(step.noisyTokens),
   };
 }
 

@@ -118,6 +118,10 @@ function topOfRow(memory, offset, V, k) {
   return { ids, values };
 }
 
+function likeliest(memory, offset, V) {
+  return topOfRow(memory, offset, V, 1).ids[0];
+}
+
 export class Sampler {
   // ids: of all L positions; what they hold under the mask is not read. mask: L booleans, true where tokens are
   // written. times: t/T of each step, falling. topP: null for the likeliest token. pins: [{position, token, from}],
@@ -135,6 +139,7 @@ export class Sampler {
     this.noise = noise ?? ((step) => normalNumbers(`${seed}/${step}/noise`, size));
     this.uniform = uniform ?? ((step) => this.seededUniform(seed, step));
     this.inputs = []; // what each step read, (N, H), kept so that a run can be resumed from any step
+    this.noisyTokens = []; // the likeliest token of each noisy simplex that a step read, (N,)
   }
 
   // A table of draws: a row's numbers do not depend on how often other rows were refused.
@@ -150,9 +155,11 @@ export class Sampler {
     const { memory, offsets, stride, config } = this.denoiser;
     const noise = this.noise(-1);
     const V = config.vocab_size;
+    this.noisyTokens[0] = new Int32Array(this.positions.length);
     for (let row = 0; row < this.positions.length; row++) {
       const at = offsets.logits + row * stride.vocab;
       for (let v = 0; v < V; v++) memory[at + v] = SIMPLEX_VALUE * noise[row * V + v];
+      this.noisyTokens[0][row] = likeliest(memory, at, V);
       softmaxRow(memory, at, V);
       for (let v = 0; v < V; v++) memory[at + v] = (memory[at + v] + 1 / V) / 2;
     }
@@ -191,7 +198,9 @@ export class Sampler {
     const tokens = Int32Array.from(ids);
     const topIds = new Int32Array(positions.length * TOP_K);
     const topP = new Float32Array(positions.length * TOP_K);
+    const tokenP = new Float32Array(positions.length);
     const entropy = new Float32Array(positions.length);
+    if (!isLast) this.noisyTokens[index + 1] = new Int32Array(positions.length);
     for (let row = 0; row < positions.length; row++) {
       const at = offsets.logits + row * stride.vocab;
       const tempered = this.temperature === 1 ? null : this.temper(at, V);
@@ -209,11 +218,13 @@ export class Sampler {
       const drawn = isGreedy ? top.ids[0] : tempered ? draw(tempered, 0) : draw(memory, at);
       const token = this.pinned(positions[row], index) ?? drawn;
       tokens[positions[row]] = token;
-      if (!isLast) this.renoise(at, noise, row, token, level);
+      tokenP[row] = memory[at + token];
+      if (!isLast) this.noisyTokens[index + 1][row] = this.renoise(at, noise, row, token, level);
     }
     if (!isLast) this.inputs[index + 1] = denoiser.softEmbeddings(positions.length);
     const read = index === 0 ? 0 : alphaBar(this.times[index]); // the first input is pure noise
-    return { index, time: this.times[index], alphaBar: read, tokens, topIds, topP, entropy };
+    const noisyTokens = this.noisyTokens[index];
+    return { index, time: this.times[index], alphaBar: read, tokens, tokenP, noisyTokens, topIds, topP, entropy };
   }
 
   temper(at, V) {
@@ -228,6 +239,7 @@ export class Sampler {
   }
 
   // Turns a row of probabilities into the mean of them and of the token's noisy simplex: self-conditioning.
+  // Returns the likeliest token of that simplex.
   renoise(at, noise, row, token, level) {
     const { memory, config } = this.denoiser;
     const V = config.vocab_size;
@@ -235,14 +247,17 @@ export class Sampler {
     const scale = Math.sqrt(1 - level) * SIMPLEX_VALUE;
     for (let v = 0; v < V; v++) simplex[v] = scale * noise[row * V + v];
     simplex[token] += 2 * SIMPLEX_VALUE * Math.sqrt(level);
+    const noisyToken = likeliest(simplex, 0, V);
     softmaxRow(simplex, 0, V);
     for (let v = 0; v < V; v++) memory[at + v] = (memory[at + v] + simplex[v]) / 2;
+    return noisyToken;
   }
 
   // A run that shares this one's past up to step `from`, with other pins.
   branch(from, pins) {
     const twin = Object.assign(Object.create(Sampler.prototype), this, { pins, scratch: null });
     twin.inputs = this.inputs.slice(0, from + 1);
+    twin.noisyTokens = this.noisyTokens.slice(0, from + 1);
     return twin;
   }
 }

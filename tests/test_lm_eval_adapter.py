@@ -92,6 +92,50 @@ def test_until_and_length(lm):
     assert len(encode(lm.tokenizer, short)) <= 3
 
 
+@pytest.mark.parametrize(
+    ("until", "kept"),
+    [
+        (" dog", "Tom has a"),
+        ([" dog", " a"], "Tom has"),
+        ([" a", " dog"], "Tom has"),
+        (["", "cat"], "Tom has a dog"),
+        (None, "Tom has a dog"),
+    ],
+)
+def test_the_first_of_several_stop_strings_ends_an_answer(lm, until, kept, monkeypatch):
+    ids = [*encode(lm.tokenizer, "Tom has a dog"), lm.tokenizer.eos_token_id]
+    tested = model(lm)
+    monkeypatch.setattr(tested, "_denoise", lambda *_: [ids])
+    assert tested.generate_until(asked(PROMPTS[:1], until=until)) == [kept]
+
+
+@pytest.mark.parametrize("eos", [None, [2, 9], [9]])
+def test_an_answer_ends_at_every_eos_that_the_model_has(lm, eos, monkeypatch):
+    tested = model(lm)
+    own = lm.tokenizer.eos_token_id
+    monkeypatch.setattr(lm.config, "eos_token_id", eos)
+    ids = encode(lm.tokenizer, "Tom has a dog")
+    for end in {own, *(eos or [])}:
+        monkeypatch.setattr(tested, "_denoise", lambda *_, end=end: [[*ids, end, *ids]])
+        tested.log.records.clear()
+        (answer,) = tested.generate_until(asked(PROMPTS[:1]))
+        assert answer == "Tom has a dog"
+        assert [record["ended"] for record in tested.log.records.values()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "length"),
+    [("max_gen_toks", None, 256), ("max_new_tokens", 5, 5), ("max_tokens", "7", 7), ("max_gen_toks", 5.0, 5)],
+)
+def test_lengths_have_any_of_the_harness_names(lm, name, value, length, monkeypatch):
+    tested = model(lm)
+    rows = []
+    monkeypatch.setattr(tested, "_denoise", lambda given, *_: rows.extend(given) or [[lm.tokenizer.eos_token_id]])
+    tested.generate_until(asking(("Tom", {"until": [], name: value})))
+    prompt, written = rows[0]
+    assert len(written) == min(length, lm.config.max_position_embeddings - len(prompt))
+
+
 def test_long_prompts_lose_their_left_and_are_counted(lm, tmp_path, caplog):
     long = "The dog saw the cat. " * 80
     for _ in range(2):  # the second time from the log

@@ -27,7 +27,7 @@ from .. import mask_diffusion, sampling, validation
 from ..chat_template import chat_prompt
 from ..loading import load
 from ..pretrained.sources import find_source
-from ..tokens import encode, encode_continuation
+from ..tokens import encode, encode_continuation, eos_token_ids
 from ..validation import InputError
 from .likelihood import log_likelihood
 from .results import Log
@@ -219,6 +219,7 @@ class Denoiser(LM):
 
     def _write(self, requests: list[tuple], seeds: list[int]) -> list[dict]:
         tokenizer = self.lm.tokenizer
+        eos = eos_token_ids(self.lm)
         settings = [normalize_gen_kwargs(setting, UNSPECIFIED) for _, setting in requests]
         rows = []
         records = []
@@ -230,13 +231,13 @@ class Denoiser(LM):
             records.append({"prompt": text, "truncated": truncated})
         written = self._denoise(rows, self.top_p, seeds)
         for record, setting, ids in zip(records, settings, written, strict=True):
-            ended = tokenizer.eos_token_id in ids
-            end = ids.index(tokenizer.eos_token_id) if ended else None
+            ends = [place for place, token in enumerate(ids) if token in eos]
+            end = ends[0] if ends else None
             answer = _decode_continuation(tokenizer, ids[:end])
             for stop in filter(None, setting["until"]):
                 answer = answer.split(stop)[0]
             record["text"] = answer
-            record["ended"] = ended
+            record["ended"] = bool(ends)
         return records
 
     def _denoise(self, rows: list[Row], top_p: float | None, seeds: list[int]) -> list[list[int]]:

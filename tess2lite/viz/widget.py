@@ -18,7 +18,7 @@ from ..hooks import NoSelfConditioning, Pin, Recorder
 from ..recording.strings import context_strings_of, token_strings_of
 from ..sampling import SamplerState, Step, loop
 from ..schedule import sampling_times
-from ..tokens import encode_continuation
+from ..tokens import encode_continuation, eos_token_ids
 from ..trajectory import Trajectory
 from ..validation import InputError
 from .byte_tokens import partial_bytes
@@ -387,9 +387,9 @@ class _Feed:
         return pin | {"token": text}
 
     def _special(self) -> dict[str, list[int]]:
-        tokenizer = self.explorer.lm.tokenizer
-        special = {"end": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-        return {name: [] if token is None else [token] for name, token in special.items()}
+        lm = self.explorer.lm
+        pad = lm.tokenizer.pad_token_id
+        return {"end": eos_token_ids(lm), "pad": [] if pad is None else [pad]}
 
     def _empty(self, step: Step) -> dict:
         ids = step.input_ids[0].tolist()

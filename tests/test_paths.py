@@ -197,6 +197,7 @@ BEHIND_THE_DOORS = {
     "tess2lite.pretrained.shared_base": {"model_on_base"},
     "tess2lite.pretrained.sources": {"find_source", "plain_errors"},  # `load` hands on what it is given
     "tess2lite.evaluation.results": {"writing", "write_json", "write_text"},
+    "tess2lite.recording.files": {"read_fields", "write_fields"},  # of Trajectory
     "tess2lite.training.checkpoints": {"last_checkpoint", "write_atomically"},
     "tess2lite.training.merge": {"merged_model"},  # as `load`
     "tess2lite.training.progress": {"Progress"},

@@ -215,7 +215,7 @@ def test_messages_and_prompts_are_both_pairs():
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "Record 1 of .* are the same text"),
         ({"prompt": "a", "chosen": "b"}, "no preference in the columns prompt, chosen"),
         ({"chosen": "b", "rejected": "c"}, "give prompt, chosen and rejected"),
-        ({"prompt": "a", "chosen": " ", "rejected": "c"}, "The assistant's message has no content"),
+        ({"prompt": "a", "chosen": " ", "rejected": "c"}, "Record 1 of .* has no text in .chosen.: it is empty"),
         ({"chosen": [{"role": "user", "content": "a"}], "rejected": "c"}, "does not end with the assistant"),
     ],
 )

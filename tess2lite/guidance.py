@@ -153,6 +153,8 @@ def _with_rows(matrix: torch.Tensor, size: int) -> torch.Tensor:
     One tokenizer, but vocabularies padded to different multiples of 64: rows that no token has are left out, and spare
     logits get rows of zeros, which the reward does not read.
     """
+    if len(matrix) == size:
+        return matrix  # padding by nothing would be a copy of E
     return torch.nn.functional.pad(matrix, (0, 0, 0, size - len(matrix)))
 
 

@@ -91,8 +91,8 @@ def test_peaks_are_below_what_the_design_asks_for(counted):
     """GB, without the CUDA context and fragmentation."""
     assert counted["sampling-2048"]["peak"] < 6.5
     assert counted["training-32-layers"]["peak"] < 8
-    for length in (512, 2048):
-        assert counted[f"guided-{length}"]["peak"] - counted[f"sampling-{length}"]["peak"] < 2.5
+    for length, most in ((512, 0.6), (2048, 1.5)):  # a copy of E more is 0.26
+        assert counted[f"guided-{length}"]["peak"] - counted[f"sampling-{length}"]["peak"] < most
 
 
 HARNESS = """

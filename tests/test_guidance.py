@@ -1,6 +1,7 @@
 """Reward guidance against the official numbers, finite differences and what it is for."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import GOLDEN
 from parity import close
 
 import tess2lite as t2
+from tess2lite import guidance
 from tess2lite_course.tools.pitfalls import AccumulatingGuidance
 
 
@@ -205,6 +207,26 @@ def test_score_position_eos_hides_what_follows(tiny):
         step.logits = logits
 
     assert not torch.allclose(rewards(last), rewards(eos))
+
+
+@pytest.mark.parametrize(("eos", "end"), [(None, 4), (2, 4), ([2, 9], 2), ([9], 2)])
+def test_a_judge_reads_to_the_first_of_all_ends(tiny, eos, end):
+    """The tokenizer's EOS, 2, is always one; the configuration names none, one or several."""
+    judge = small_judge(tiny(), "eos")
+    judge.config.eos_token_id = eos
+    ids = torch.tensor([[1, 9, 8, 2, 3, 3]])
+    read = small_judge(tiny()).score_ids(ids[:, :end])
+    close(judge.score_ids(ids), read, 1e-5)
+    best, rewards = t2.best_of(judge, [SimpleNamespace(token_ids=ids[0].tolist())])
+    assert best == 0
+    close(rewards, read, 1e-5)
+
+
+def test_a_judge_with_the_denoisers_rows_is_read_without_a_copy(tiny):
+    """E of Mistral-7B has 262 MB."""
+    matrix = small_judge(tiny()).embedding_rows()
+    assert guidance._with_rows(matrix, len(matrix)).data_ptr() == matrix.data_ptr()
+    assert guidance._with_rows(matrix, len(matrix) + 3)[-3:].abs().sum() == 0
 
 
 def test_filler_changes_no_reward(golden, reward_model):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from tess2lite import textbook
 from tess2lite.loss import diffusion_loss, seeded_noise
@@ -230,6 +230,22 @@ def test_checkpoints_whose_loss_is_not_finite_are_not_written(tiny, tmp_path):
     with pytest.raises(FloatingPointError, match="at step"):
         made.train()
     assert last_checkpoint(tmp_path) is None
+
+
+def test_a_checkpoint_whose_weights_overflow_is_not_written(tiny, tmp_path):
+    """Finite weights, spoiled by the very step that would be saved: no loss has been computed with them yet."""
+    made = trainer(tiny(), tmp_path, 10)
+
+    class Spoils(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **_):
+            if state.global_step == 10:
+                model.lm_head.weight.data.fill_(1e38)
+
+    made.add_callback(Spoils())
+    with pytest.raises(FloatingPointError, match="The weights give a loss that is not finite at step 10"):
+        made.train()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-5")
+    assert not (tmp_path / "checkpoint-10").exists()
 
 
 def chat_row(prompt, answer, padding, example):

@@ -53,6 +53,16 @@ def same(one, other):
     return records and all(torch.equal(getattr(one, name), getattr(other, name)) for name in tensors)
 
 
+def test_a_run_has_every_end_of_the_model(lm, written, opened, monkeypatch):
+    own = lm.tokenizer.eos_token_id
+    monkeypatch.setattr(lm.config, "eos_token_id", [own, 9])
+    explorer, sent = opened()
+    position = place(written.trajectory, 5)
+    wish(explorer, step=3, position=position, token=0)
+    run = next(message["run"] for message in sent if message["type"] == "run")
+    assert len(set(run["end"])) == 2
+
+
 @pytest.mark.parametrize("step", [0, 3, STEPS - 1])
 def test_a_chosen_alternative_gives_the_run_of_replay_with_pin(lm, written, opened, step):
     run = written.trajectory

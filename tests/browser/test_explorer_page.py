@@ -276,12 +276,16 @@ def test_two_runs_share_rows_control_and_the_held_place(opened, futures):
 
 def test_a_stopped_run_is_compared_step_by_step(opened, lm, written):
     late = t2.replay(lm, written, seed=5, start=4, progress=False)
+    assert late.trajectory.first > 0
     page = opened(comparison({"whole": written, "late": late}))
     for step in (5, STEPS):
         go(page, step)
         ids = written.trajectory.tokens[step - 1, written.trajectory.span_mask].tolist()
         first = [says(written.trajectory, token) for token in ids]
         assert shown_words(page, 0)[:3] == first[:3] or "\ufffd" in "".join(first[:3])
+        run = late.trajectory
+        ids = run.tokens[step - 1 - run.first, run.span_mask].tolist()
+        assert shown_words(page, 1)[:3] == [says(run, token) for token in ids[:3]]
     assert page.locator("input[type=range]").get_attribute("min") == "0"
 
 

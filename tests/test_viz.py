@@ -5,6 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 from test_explorer import HOSTILE, trajectory
 
 from tess2lite.schedule import alpha_bar
@@ -117,3 +120,24 @@ def test_the_live_curve_follows_the_trainer(monkeypatch):
     live.on_log(None, state, None)
     drawn = [[line.get_xydata().tolist() for line in figure.axes[0].lines] for figure in shown]
     assert drawn == [[[[5, 2]], [[5, 9]]], [[[5, 2], [10, 1]], [[5, 9]]]]
+
+
+def luminance(color) -> float:
+    """Relative luminance as WCAG 2.2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#15171b"])
+@pytest.mark.parametrize("draw", [schedules, recovery, lambda: trajectory_map(trajectory(["a", "b", "c"]))])
+def test_figures_can_be_read_on_a_light_and_on_a_dark_page(draw, page):
+    figure = draw()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    assert np.asarray(canvas.buffer_rgba())[0, 0, 3] == 0  # the page shows through
+    ticks = [tick.tick1line for axis in figure.axes for tick in axis.xaxis.get_major_ticks()]
+    spines = [spine for axis in figure.axes for spine in axis.spines.values()]
+    colors = [text.get_color() for text in figure.findobj(Text)] + [line.get_color() for line in ticks]
+    for color in [*colors, *(spine.get_edgecolor() for spine in spines)]:
+        dark, light = sorted([luminance(color), luminance(page)])
+        assert (light + 0.05) / (dark + 0.05) >= 4

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from ..schedule import SCHEDULES, alpha_bar
 from .explorer import Run, as_trajectory
@@ -19,6 +21,8 @@ from .theory import recovery_probability
 
 DASHES = ("-", "--", ":")
 MARKERS = "os^D"
+INK = "#787878"  # as readable on white as on a dark page
+Drawn = ParamSpec("Drawn")
 Interval: TypeAlias = Sequence[Any]  # numbers: mean, low, high; None where an end is unknown
 
 
@@ -29,6 +33,30 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axis
 
 
+def _on_any_page(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
+    """Let the page show through a figure; what was black becomes `INK`."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Drawn.args, **kwargs: Drawn.kwargs) -> Figure:
+        figure = draw(*args, **kwargs)
+        figure.set_facecolor("none")
+        for axis in figure.axes:
+            axis.set_facecolor("none")
+            axis.tick_params(colors=INK, which="both")
+            for spine in axis.spines.values():
+                spine.set_edgecolor(INK)
+            legend = axis.get_legend()
+            if legend:
+                legend.get_frame().set_facecolor("none")
+        for text in figure.findobj(Text):
+            if text.get_color() == "black":
+                text.set_color(INK)
+        return figure
+
+    return drawn
+
+
+@_on_any_page
 def trajectory_map(trajectory: Run) -> Figure:
     """Confidence of every written position at every step; a dot where the shown token changed from the step before."""
     trajectory = as_trajectory(trajectory)
@@ -62,6 +90,7 @@ def trajectory_map(trajectory: Run) -> Figure:
     return figure
 
 
+@_on_any_page
 def commit_order(trajectory: Run) -> Figure:
     """When each written position settled: the step from which its most likely token never changed, by position."""
     trajectory = as_trajectory(trajectory)
@@ -77,6 +106,7 @@ def commit_order(trajectory: Run) -> Figure:
     return figure
 
 
+@_on_any_page
 def bands(trajectory: Run) -> Figure:
     """Entropy and confidence over the steps: median of the written positions, their middle half and middle 90 %."""
     trajectory = as_trajectory(trajectory)
@@ -101,6 +131,7 @@ def _draw_bands(axis: Axes, values: torch.Tensor, label: str) -> None:
     axis.set_ylabel(label)
 
 
+@_on_any_page
 def schedules(timesteps: int = 5000) -> Figure:
     """ᾱ against time, for every schedule there is."""
     figure, axis = _axes(6.5, 3.4)
@@ -114,6 +145,7 @@ def schedules(timesteps: int = 5000) -> Figure:
     return figure
 
 
+@_on_any_page
 def recovery(vocabularies: Sequence[int] = (100, 1_024, 32_000), timesteps: int = 5000) -> Figure:
     """Probability that the largest entry of a noisy simplex is its token, against time, by the exact integral."""
     figure, axis = _axes(6.5, 3.8)
@@ -131,6 +163,7 @@ def recovery(vocabularies: Sequence[int] = (100, 1_024, 32_000), timesteps: int 
     return figure
 
 
+@_on_any_page
 def token_bars(
     probabilities: Mapping[str, torch.Tensor], token: int, decode: Callable[[list[int]], str], count: int = 8
 ) -> Figure:
@@ -164,6 +197,7 @@ def token_bars(
 Curve: TypeAlias = tuple[Sequence[int], Sequence[float]]  # steps and the loss at each
 
 
+@_on_any_page
 def loss_curves(curves: Mapping[str, Sequence[Curve]], loss: str = "diffusion loss (nats per token)") -> Figure:
     """A loss by training step.
 
@@ -186,6 +220,7 @@ def loss_curves(curves: Mapping[str, Sequence[Curve]], loss: str = "diffusion lo
     return figure
 
 
+@_on_any_page
 def reward_curves(runs: Mapping[str, Run]) -> Figure:
     """Predicted reward over the steps of several runs, by name, on one scale."""
     figure, axis = _axes(6, 2.6)
@@ -200,6 +235,7 @@ def reward_curves(runs: Mapping[str, Run]) -> Figure:
     return figure
 
 
+@_on_any_page
 def steps_against_quality(
     arms: Mapping[str, Mapping[str, Interval]], metric: str, cost: str = "CPU seconds per text"
 ) -> Figure:
@@ -259,6 +295,7 @@ def _label_only(axis: Axes, ticks: Sequence[int]) -> None:
     axis.minorticks_off()
 
 
+@_on_any_page
 def time_against_length(arms: Mapping[str, Mapping[str, Interval]], prefix: str = "seconds for ") -> Figure:
     """Seconds by the number of tokens written.
 

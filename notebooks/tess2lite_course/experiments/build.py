@@ -205,14 +205,17 @@ class Plan(torch.utils.data.ConcatDataset):
 def plan(name: str, tokenizer: PreTrainedTokenizerFast) -> Plan:
     """What a stage reads. Denoisers read other documents than the AR model did."""
     first = 0 if name == "tinytown-ar" else 2_000_000
+    rare = unread_tokens(tokenizer) if name == "tinytown-ar" else []
     parts = []
     for phase in PHASES[name]:
-        parts.append(_planned(name, phase, tokenizer, first))
+        parts.append(_planned(name, phase, tokenizer, first, rare))
         first += phase.steps * phase.tokens // 40
     return Plan(parts)
 
 
-def _planned(name: str, phase: Phase, tokenizer: PreTrainedTokenizerFast, first: int) -> torch.utils.data.Dataset:
+def _planned(
+    name: str, phase: Phase, tokenizer: PreTrainedTokenizerFast, first: int, rare: list[int]
+) -> torch.utils.data.Dataset:
     shared = {"tokens": phase.tokens, "steps": phase.steps, "longest": LENGTH, "seed": SEED, "first_document": first}
     pad = tokenizer.pad_token_id
     if phase.reads == "chats":
@@ -221,7 +224,7 @@ def _planned(name: str, phase: Phase, tokenizer: PreTrainedTokenizerFast, first:
     finder = AnswerFinder.of(tokenizer)
     if name == "tinytown-ar":
         share = ANSWERS_ALONE.get(phase.reads, 0.0)
-        collate = CausalCollator(pad, unread_tokens(tokenizer), answers=finder, answers_alone=share)
+        collate = CausalCollator(pad, rare, answers=finder, answers_alone=share)
     else:
         collate = WriteOrFill(pad, tokenizer.bos_token_id, phase.tokens, LENGTH, finder)
     return PlannedBatches(tokenizer, collate=collate, kinds=READS[phase.reads], **shared)

@@ -139,7 +139,7 @@ CASES = {
             ("start=where", "start=400", "start is 400; this run has steps 0 to 9"),
         ],
         "Branch(at, seed=9)": [("Branch(at", "Branch(at + 100", "step is 100; this run has steps 0 to 9")],
-        "eight words anew": [("[8:16]", "[:0]", "span_mask has a row with nothing"), None],
+        "eight words sampled again": [("[8:16]", "[:0]", "span_mask has a row with nothing"), None],
         "intervention_panel(lm": [("lm, out", "lm, None", "run is a NoneType")],
         "halted = ": [
             ("Halt()", "Halt(patience=0)", "patience is 0"),

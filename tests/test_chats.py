@@ -131,7 +131,7 @@ def jsonl(path, records):
     [
         ({"messages": SAID[:1]}, "Record 1 of .*: No assistant turn"),
         ({"messages": []}, "A chat has no messages"),
-        ({"messages": ["Hello.", *SAID[:2]]}, "has the role None"),
+        ({"messages": ["Hello.", *SAID[:2]]}, "A message is a str; give records with role and content"),
         ({"messages": [SAID[1], SAID[0]]}, "The roles come as assistant, user; they are perhaps a system prompt, then"),
         ({"messages": [SAID[0], SAID[0], SAID[1]]}, "The roles come as user, user, assistant"),
         ({"messages": [SAID[0], SYSTEM, SAID[1]]}, "The roles come as user, system, assistant"),
@@ -153,7 +153,7 @@ def test_records_that_are_no_chats(tmp_path, record, sentence):
 
 def test_files_that_hold_none(tmp_path):
     (tmp_path / "list.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match="Record 1 of .* is not a record but a list"):
+    with pytest.raises(ValueError, match="Record 1 of .* is of type int, not a record"):
         data.read_chats(str(tmp_path / "list.jsonl"))
     with pytest.raises(ValueError, match="no reachable hub dataset"):
         data.read_chats("nobody/nothing")

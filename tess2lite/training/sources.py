@@ -183,7 +183,7 @@ def _checked_record(record: Any) -> Record | ValueError:
         return record
     if isinstance(record, list) and record and all(isinstance(message, dict) for message in record):
         return {"messages": record}
-    return InputError(f"is not a record but a {type(record).__name__}")
+    return InputError(f"is of type {type(record).__name__}, not a record")
 
 
 def _json_file_records(path: Path) -> Iterator[Numbered]:

@@ -29,6 +29,7 @@ def made(tmp_path_factory):
         patch.setattr(instruct, "PER_SEED", 1)
         patch.setattr(instruct, "STEPS", 2)
         patch.setattr(instruct, "CONVERSATIONS", 2)
+        patch.setattr(instruct, "MOST_NEW_TOKENS", 4)
         patch.setattr(reward_training, "TINYTOWN_PAIRS", 200)
         patch.setattr(rewards, "STEPS", 8)
         patch.setattr(rewards, "BATCH", 4)

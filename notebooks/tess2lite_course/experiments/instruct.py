@@ -63,6 +63,7 @@ SEEDS = (0, 1, 2)
 PER_SEED = 25  # questions of a task
 STEPS = 50
 BATCH = 50
+MOST_NEW_TOKENS = 160  # of an AR model's answer
 PUZZLES = 3  # times as many: they come in four kinds
 CONVERSATIONS = 100  # about a passage, of three turns each
 TURNS = 3
@@ -187,7 +188,8 @@ def continued(model, prompt) -> str:
     tokenizer = model.tokenizer
     text = chat_prompt(prompt) if isinstance(prompt, list) else prompt
     ids = torch.tensor([[tokenizer.bos_token_id, *encode(tokenizer, text)]])
-    limits = {"max_length": model.config.max_position_embeddings, "pad_token_id": tokenizer.pad_token_id}
+    room = min(MOST_NEW_TOKENS, model.config.max_position_embeddings - ids.shape[1])
+    limits = {"max_new_tokens": room, "pad_token_id": tokenizer.pad_token_id}
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **limits)
     return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 

@@ -10,7 +10,7 @@ import tess2lite as t2
 from tess2lite import textbook
 from tess2lite.chunks import generator_for
 from tess2lite.hooks import Pin
-from tess2lite.insides.attribution import DRAWS, attribute
+from tess2lite.insides.attribution import DRAWS, attribute, nothing_known
 from tess2lite.insides.inputs import predict, step_inputs
 from tess2lite.insides.network import residuals
 from tess2lite.layers.decoders import original_class
@@ -206,3 +206,13 @@ def test_other_families_are_asked_as_they_answer(config, golden_tokenizer):
     if config is GPT2Config:
         with pytest.raises(InputError, match="The model is a gpt2"):
             residuals(lm, torch.zeros(1, 4, 32))
+
+
+def test_what_stands_for_an_unknown_position_has_the_time_of_its_step(tiny):
+    lm = tiny()
+    times = [0.9, 0.4, 0.35, 0.1]
+    run = t2.generate(lm, "A", length=6, steps=None, timestep_spacing=times, progress=False).trajectory
+    mean = lm.embedding_matrix().mean(0)
+    for step, time in enumerate(times):
+        expected = mean + lm.embed_time(torch.tensor(time, dtype=torch.float64))
+        assert torch.allclose(nothing_known(lm, run, step), expected.to(mean.dtype), atol=1e-6)

@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on_to_the_bit(own, tmp_path, lora_rank):
     output = Path(own()["output"])
     unfinished = output / "checkpoint-99"  # as a kill in mid-save leaves it: newest of all, without its mark
     shutil.copytree(last_checkpoint(output), unfinished)
-    (unfinished / "whole").unlink()
+    (unfinished / "complete").unlink()
     next(unfinished.glob("*model.safetensors")).write_bytes(b"cut")
     done = launch(path)
     assert done.wait() == 0, done.stdout.read()

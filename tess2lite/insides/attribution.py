@@ -9,6 +9,7 @@ import torch
 
 from .. import validation
 from ..model import SimplexDenoiser
+from ..schedule import sampling_times
 from ..trajectory import Trajectory
 from ..validation import InputError
 from .inputs import listen, predict, predict_in_batches, step_inputs
@@ -67,9 +68,9 @@ def attribute(
         trajectory: of `generate` or `infill`; it begins at step 0.
         step: index of the step, from 0.
         position: a generated position.
-        method: "occlusion": each position in turn is read as one of which nothing is known (the uniform belief); exact,
+        method: "occlusion": each position in turn is read as if nothing were known of it; exact,
             one sequence per position. "gradient": the same to first order, one pass forward and back. "noise": each
-            position reads the same token and belief under other noise, the mean over `DRAWS` draws.
+            position reads the same token and earlier prediction under other noise, the mean over `DRAWS` draws.
         token: id to explain; by default the one that was drawn.
         hooks: the ones the run was made with.
         inputs: (S, L, H) from `step_inputs` for this run, to save the replay.
@@ -111,9 +112,10 @@ def check_position(trajectory: Trajectory, position: int) -> int:
 
 @torch.no_grad()
 def nothing_known(lm: SimplexDenoiser, trajectory: Trajectory, step: int) -> torch.Tensor:
-    """(H,) what stands for a position of which nothing is known: the uniform belief's embedding, and the timestep."""
-    steps = trajectory.settings["steps"]
-    time = torch.tensor((steps - 1 - step) / steps, dtype=torch.float64, device=lm.device)
+    """(H,) what stands for a position of which nothing is known: a uniform prediction's embedding, and the timestep."""
+    settings = trajectory.settings
+    times = sampling_times(settings["steps"], settings["timestep_spacing"], getattr(lm.config, "loss_curve", None))
+    time = times[step].to(lm.device)
     mean = lm.embedding_matrix().mean(0)
     return mean + lm.embed_time(time).to(mean.dtype)
 
@@ -148,7 +150,7 @@ def _gradient(lm, read: torch.Tensor, other: torch.Tensor, position: int, token:
 
 
 def _other_noise(lm, trajectory: Trajectory, step: int, hooks, draw: int) -> torch.Tensor:
-    """What the step would read had only the noise been another: tokens and beliefs are the run's. (L, H)."""
+    """What the step would read with other noise alone: tokens and earlier predictions are the run's. (L, H)."""
     seed = (trajectory.settings["seed"] + 1 + draw) % 2**31
     if step == 0:
         return listen(lm, trajectory, hooks, 1, seed)[0][0]

@@ -29,7 +29,7 @@ class Flip:
         before: the id that was the first choice one step earlier.
         after: the id that is it now.
         causes: up to `MOST` positions, the strongest first, that read something else than one step earlier: another
-            drawn token, other noise, another belief.
+            drawn token, other noise, another earlier prediction.
         undone: whether the first choice is `before` again once these positions read what they read one step earlier.
     """
 

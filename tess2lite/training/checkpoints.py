@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # what the mixin is mixed into; importing it takes seconds
 else:
     _Trainer = object
 
-COMPLETE = "whole"  # name of the file that marks a checkpoint which was saved to its end
+COMPLETE = "complete"  # name of the file that marks a checkpoint which was saved to its end
 
 
 def last_checkpoint(folder: str | Path) -> str | None:

@@ -1,6 +1,6 @@
 // Why this token: each position in turn is read as one of which nothing is known (occlusion), as `t2.attribute` does.
 
-// The mean embedding: what stands for the uniform belief.
+// The mean embedding: what stands for the uniform prediction.
 function meanEmbedding(denoiser) {
   const { memory, offsets, config } = denoiser;
   const mean = new Float32Array(config.hidden_size);

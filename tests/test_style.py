@@ -91,7 +91,7 @@ ARROWS = {
         "tokens",
         "validation",
     },
-    "insides": {"generation", "layers", "model", "trajectory", "validation"},
+    "insides": {"generation", "layers", "model", "schedule", "trajectory", "validation"},
     "tinytown": {"chat_template"},
     "evaluation": {
         "chat_template",

@@ -74,7 +74,8 @@ class Chunk(NamedTuple):
 
         parts = out.split(self.counts)
         if len(generators) == 1 or out.device.type != "cpu":
-            list(map(fill, parts, generators))
+            for part, generator in zip(parts, generators, strict=True):
+                fill(part, generator)
         else:
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 list(pool.map(fill, parts, generators))

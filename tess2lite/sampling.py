@@ -310,7 +310,7 @@ class Step:
         return values
 
     def _take(self, values: torch.Tensor) -> torch.Tensor:
-        """An assigned tensor; what was read, edited and is now assigned is no mistake."""
+        """An assigned tensor; what was read, edited and is now assigned is not a mistake."""
         self._handed_out = [entry for entry in self._handed_out if entry[0] is not values]
         return values
 

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may wait for a network
@@ -96,43 +97,44 @@ def browser():
         browser.close()
 
 
-def save_mistral(folder, tokenizer):
-    """A tiny left-to-right Mistral for a tokenizer's vocabulary."""
+def save_mistral(folder, tokenizer, **changes):
+    """A tiny AR Mistral for a tokenizer's vocabulary; `changes` are fields of its configuration."""
     torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        sliding_window=None,
-    )
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "sliding_window": None,
+    }
+    config = MistralConfig(vocab_size=len(tokenizer), **(settings | changes))
     MistralForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
+def recipe_fields(folder, **changes):
+    """Fields of a short run on `folder`'s model "ar" and text "own.txt"."""
+    return {
+        "model": str(folder / "ar"),
+        "data": str(folder / "own.txt"),
+        "output": str(folder / "run"),
+        "length": 16,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "steps": 10,
+        "learning_rate": 3e-3,
+        "warmup": 2,
+        "num_eval_examples": 8,
+        "evaluate_every": 10,
+        "save_every": 5,
+    } | changes
+
+
 @pytest.fixture
 def own(tmp_path, mistral_like_tokenizer):
-    """A left-to-right Mistral without PAD and a text file, as a user has them; returns a maker of recipe fields."""
+    """An AR Mistral without PAD and a text file, as a user has them; returns a maker of recipe fields."""
     save_mistral(tmp_path / "ar", mistral_like_tokenizer)
     (tmp_path / "own.txt").write_text("".join(SENTENCES[i % 3] for i in range(300)))
-
-    def fields(**changes):
-        return {
-            "model": str(tmp_path / "ar"),
-            "data": str(tmp_path / "own.txt"),
-            "output": str(tmp_path / "run"),
-            "length": 16,
-            "batch_size": 8,
-            "micro_batch_size": 8,
-            "steps": 20,
-            "learning_rate": 3e-3,
-            "warmup": 2,
-            "num_eval_examples": 8,
-            "evaluate_every": 20,
-            "save_every": 5,
-        } | changes
-
-    return fields
+    return partial(recipe_fields, tmp_path, micro_batch_size=8, steps=20, evaluate_every=20)

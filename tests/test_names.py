@@ -24,6 +24,7 @@ IDENTIFIERS = [
     "embed_known",
     "informative_timesteps",
     "known_texts",
+    "left_to_right",
     "load_left_to_right",
     "load_whole",
     "museum",

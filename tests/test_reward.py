@@ -54,6 +54,28 @@ def base(tmp_path_factory):
     return folder
 
 
+def tune(base, tmp_path, **changes):
+    """The recipe of an adapter on the base that was trained on chats for two steps."""
+    tuned = recipe.Recipe(
+        model=str(base),
+        data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
+        output=str(tmp_path / "tuned"),
+        masking="response",
+        length=48,
+        batch_size=4,
+        micro_batch_size=4,
+        steps=2,
+        warmup=1,
+        lora_rank=4,
+        num_eval_examples=2,
+        evaluate_every=2,
+        save_every=2,
+        **changes,
+    )
+    training_run.train(tuned)
+    return tuned
+
+
 def settings(base, tmp_path, **changes):
     given = dict(
         model=str(base),
@@ -122,24 +144,7 @@ def test_an_adapter_shares_its_base_with_the_denoiser(adapter, base):
 
 def test_a_denoiser_with_an_adapter_of_its_own_shares_its_base(adapter, base, tmp_path):
     made, _ = adapter
-    tuned = recipe.Recipe(
-        model=str(base),
-        data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
-        output=str(tmp_path / "tuned"),
-        masking="response",
-        length=48,
-        batch_size=4,
-        micro_batch_size=4,
-        steps=2,
-        warmup=1,
-        lora_rank=4,
-        embeddings="trained",
-        learning_rate=0.1,
-        num_eval_examples=2,
-        evaluate_every=2,
-        save_every=2,
-    )
-    training_run.train(tuned)
+    tuned = tune(base, tmp_path, embeddings="trained", learning_rate=0.1)
     lm = t2.load(tuned.output)
     ids = torch.randint(4, 300, (3, 20))
     close(t2.load_reward(made.output, base=lm).score_ids(ids), t2.load_reward(made.output).score_ids(ids), 1e-5)
@@ -251,22 +256,7 @@ def test_mistakes_get_a_sentence(tmp_path, adapter, base, tiny):
         GOLDEN / "reward", num_labels=2, ignore_mismatched_sizes=True
     ).save_pretrained(two)
     refuses("is not a reward model; give a sequence classifier with one label", two)
-    tuned = recipe.Recipe(
-        model=str(base),
-        data=jsonl(tmp_path / "chats.jsonl", [{"prompt": "Say.", "response": "A cat."}] * 9),
-        output=str(tmp_path / "tuned"),
-        masking="response",
-        length=48,
-        batch_size=4,
-        micro_batch_size=4,
-        steps=1,
-        warmup=0,
-        lora_rank=4,
-        num_eval_examples=2,
-        evaluate_every=1,
-        save_every=1,
-    )
-    training_run.train(tuned)
+    tuned = tune(base, tmp_path)
     refuses("is not a reward model: it has no score head", tuned.output)
     with pytest.raises(ValueError, match="is a reward model; give it to tess2lite.load_reward"):
         t2.load(made.output)

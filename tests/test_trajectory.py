@@ -154,7 +154,7 @@ def test_files_that_are_no_trajectory(recorded, tmp_path):
         ("truncated", "not a complete trajectory"),
         ("foreign", "not a complete trajectory"),
         ("text", "not a complete trajectory"),
-        ("missing", "There is no trajectory file"),
+        ("missing", "The trajectory file .* does not exist"),
     ):
         with pytest.raises(ValueError, match=sentence):
             Trajectory.load(tmp_path / name)

@@ -19,7 +19,7 @@ PROBE = 8  # tokens
 
 @contextmanager
 def causal(lm: SimplexDenoiser) -> Iterator[None]:
-    """Within it the denoiser reads from left to right, as the decoder it was."""
+    """Within it the denoiser is causal, as the decoder it was."""
     lm.config.is_causal = True
     try:
         yield

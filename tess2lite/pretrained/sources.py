@@ -41,7 +41,7 @@ def find_source(name: str | Path) -> str:
     """Resolve a name to the full path of a folder or GGUF file, or to a hub name.
 
     Raises:
-        InputError: There is nothing of that name; the sentence lists what there is.
+        InputError: Nothing has that name; the sentence lists what exists.
     """
     name = expand_path(str(name))
     if name == "smollm2":

@@ -77,7 +77,7 @@ def set_special_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedMode
     with any token but an end, since the model learns to write it after the end; else it is `[PAD]`.
 
     Raises:
-        InputError: There is no EOS.
+        InputError: The tokenizer has no EOS.
     """
     config, vocabulary = model.config, tokenizer.added_tokens_decoder
     ends = [vocabulary[number].content for number in eos_token_ids(model) if number in vocabulary]

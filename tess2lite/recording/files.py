@@ -43,11 +43,11 @@ def read_fields(path: str | Path) -> dict[str, Any]:
     """Read the fields of a trajectory, and check that they fit each other: a file may come from anywhere.
 
     Raises:
-        InputError: There is no such file, or it is not a complete trajectory.
+        InputError: The file does not exist or is not a complete trajectory.
     """
     path = expand_path(path)
     if not Path(path).is_file():
-        raise InputError(f"There is no trajectory file '{path}'; give one written by Trajectory.save.")
+        raise InputError(f"The trajectory file '{path}' does not exist; give one that Trajectory.save wrote.")
     try:
         fields = _read(path)
         _check(fields)

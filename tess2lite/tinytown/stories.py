@@ -296,7 +296,7 @@ def birthday(t: Teller) -> None:
 
 
 def chain(t: Teller) -> None:
-    """A thing goes on from hand to hand."""
+    """A thing is handed from one person to the next."""
     a, b, c = t.people(3)
     thing = t.thing()
     p, q, r = t.places(3)

@@ -1,4 +1,4 @@
-"""Left-to-right training, and two other ways to make a base: the models that diffusion is compared with and made of.
+"""Autoregressive training, and two other ways to make a base: the models that diffusion is compared with and made of.
 
 causal: every token from those before it. prefix: half of the rows are read in both directions up to a random point
 (prefix-LM, Raffel et al. 2020). masked: 15 % of the tokens are hidden and told from both sides (RoBERTa, Liu et al.
@@ -31,7 +31,7 @@ class PretrainingCollator:
     """Rows of ids → a batch as a transformers model takes it; what is random is a function of (seed, example).
 
     `labels` (B, L) are ids where there is a loss and −100 elsewhere. With a `span_mask` in the rows the loss is on the
-    response and its EOS alone: what writes from left to right needs no padding to end.
+    response and its EOS alone: an AR model needs no padding to end.
 
     Attributes:
         objective: "causal", "prefix" or "masked".

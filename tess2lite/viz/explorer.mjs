@@ -241,7 +241,7 @@ const column = (given, Kind) => {
 const SIGNS = { "\n": "⏎", "\t": "⇥", "\r": "␍" };
 const ODD = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu;
 const codePoint = char => `U+${char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-const BYTE = /[\udc80-\udcff]/u;  // with the flag u only one that is no half of a character
+const BYTE = /[\udc80-\udcff]/u;  // with the flag u, a surrogate without its partner
 const byteOf = unit => unit.charCodeAt(0) - 0xdc00;
 const isByte = unit => unit >= "\udc80" && unit <= "\udcff";
 

@@ -73,6 +73,12 @@ def loss_alone(alpha_bar: float, candidates: float) -> float:
     Args:
         alpha_bar: How much is left of the token, 0 to 1.
         candidates: P, the size of the vocabulary; or the perplexity that the other words leave.
+
+    Returns:
+        Nats.
+
+    Raises:
+        ValueError: `alpha_bar` is outside 0 to 1, or there is one candidate.
     """
     _check(alpha_bar, math.ceil(candidates))
     if alpha_bar == 1:
@@ -88,6 +94,15 @@ def decision_time(candidates: float) -> float:
     """The time t/T at which one position begins to tell its token from equally likely others: d²/2 = log P.
 
     That is ᾱ/(1−ᾱ) = log(P)/2, with the cosine schedule t/T = (2/π)·arctan √(2/log P). k is not in it.
+
+    Args:
+        candidates: P, above 1.
+
+    Returns:
+        t/T, in (0, 1).
+
+    Raises:
+        ValueError: There are fewer candidates.
     """
     if candidates <= 1:
         raise ValueError(f"candidates is {candidates}; give more than 1.")
@@ -100,6 +115,13 @@ def mass_time(vocabulary: int, k: float = K) -> float | None:
 
     The token's logit leads by 2k√ᾱ. The others' noise, of size σ = k√(1−ᾱ), has a log-sum-exp of log V + σ²/2 while
     many of them share it, and of σ√(2 log V), their largest, where σ > √(2 log V) (Derrida's random energy model).
+
+    Args:
+        vocabulary: V, 2 or more.
+        k: The simplex value, above 0.
+
+    Returns:
+        t/T with the cosine schedule; None for never.
     """
     log_v = math.log(vocabulary)
     angles = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)

@@ -3,7 +3,7 @@
 The weights are random and made on the device, in nf4 or bf16: speed and memory do not depend on their values, and
 nothing is downloaded. A ratio's two sides are timed in turn and compared by their medians. Under 9 minutes on an
 H100-class GPU, because repetitions are few: a 100-step run is 100 times its median step, for the steps are alike; a
-left-to-right text is timed over 64 tokens in its middle, where the cache is as long as it is on average; and no row
+autoregressive text is timed over 64 tokens in its middle, where the cache is as long as it is on average; and no row
 begins after seven minutes. A table comes last; the JSON beside it is written anew after each row.
 
 `--tiny` runs all of it with a tiny model on a CPU, to see that it runs; its numbers say nothing and are not kept.
@@ -58,7 +58,7 @@ class Sizes:
     long: int
     steps: int  # of a run
     batches: tuple[int, ...]
-    timed: int  # left-to-right tokens
+    timed: int  # autoregressive tokens
     sampling_turns: int
     training_turns: int
     rank: int  # of LoRA, as in the recipe mistral-7b-nf4
@@ -260,7 +260,7 @@ def guidance_memory(bench: Bench):
 
 
 def training_steps(bench: Bench, length: int) -> dict[str, Callable]:
-    """Whole steps of one adapted model: left to right, and denoising without and with its self-conditioning pass."""
+    """Whole steps of one adapted model: autoregressive, and denoising without and with its self-conditioning pass."""
     model = bench.model("qlora")
     if "optimizer" not in bench.known:  # as the recipes': paged, in 8 bits; there is none for a CPU
         kind = bnb.optim.PagedAdamW8bit if bench.device.type == "cuda" else torch.optim.AdamW
@@ -270,7 +270,7 @@ def training_steps(bench: Bench, length: int) -> dict[str, Callable]:
     batch, t = bench.batch(length, length // 2), torch.tensor([2500], device=bench.device)
     ids, mask = batch["input_ids"], batch["span_mask"]
 
-    def left_to_right(lm, ids, *_, **__):
+    def autoregressive(lm, ids, *_, **__):
         return MistralForCausalLM.forward(lm, input_ids=ids, labels=ids).loss
 
     def denoising(*arguments, conditioned, **settings):
@@ -288,17 +288,17 @@ def training_steps(bench: Bench, length: int) -> dict[str, Callable]:
         optimizer.zero_grad()
 
     return {
-        "left_to_right": partial(step, left_to_right, True),
+        "autoregressive": partial(step, autoregressive, True),
         "first_pass_only": partial(step, partial(denoising, conditioned=False), False),
         "self_conditioned": partial(step, partial(denoising, conditioned=True), False),
     }
 
 
 def adaptation_step(bench: Bench, length: int):
-    """Self-conditioning half of the time, as in the paper, to left to right with the same adapters."""
+    """Self-conditioning half of the time, as in the paper, to an autoregressive one with the same adapters."""
     seconds = bench.medians(bench.sizes.training_turns, **training_steps(bench, length))
     mean = (seconds["first_pass_only"] + seconds["self_conditioned"]) / 2
-    return mean / seconds["left_to_right"], seconds
+    return mean / seconds["autoregressive"], seconds
 
 
 def adaptation_peak(bench: Bench, length: int):
@@ -332,8 +332,8 @@ class Watch(StoppingCriteria):
         return torch.full((len(input_ids),), self.written >= self.last, device=input_ids.device)
 
 
-def left_to_right_twin(lm, sizes: Sizes) -> MistralForCausalLM:
-    """A left-to-right model of the very weights of a denoiser."""
+def autoregressive_twin(lm, sizes: Sizes) -> MistralForCausalLM:
+    """An AR model of the very weights of a denoiser."""
     with torch.device("meta"):
         ar = MistralForCausalLM(MistralConfig(**sizes.shape, sliding_window=None, eos_token_id=None, pad_token_id=0))
     ar.load_state_dict(lm.state_dict(), strict=False, assign=True)  # it has no timestep_embed
@@ -345,7 +345,7 @@ def left_to_right_twin(lm, sizes: Sizes) -> MistralForCausalLM:
 def speed_up(bench: Bench, rows: int, static: bool):
     """transformers' own `generate` with its KV cache, as it is or static and compiled, to a run of as many tokens."""
     diffusion, half, turns = run_seconds(bench, rows), bench.sizes.long // 2, bench.sizes.timed
-    ar = left_to_right_twin(bench.model("bf16"), bench.sizes)
+    ar = autoregressive_twin(bench.model("bf16"), bench.sizes)
     settings = GenerationConfig(max_new_tokens=half, do_sample=False, pad_token_id=0)
     if static:
         torch.compiler.reset()  # nothing is left of another batch size
@@ -356,8 +356,8 @@ def speed_up(bench: Bench, rows: int, static: bool):
     ids = bench.batch(half, 0, rows)["input_ids"]
     ar.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings, stopping_criteria=[watch])
     token = (watch.times[1] - watch.times[0]) / turns
-    left_to_right = token * bench.sizes.long
-    return left_to_right / diffusion, {"diffusion": diffusion, "left_to_right": left_to_right, "per_token": token}
+    autoregressive = token * bench.sizes.long
+    return autoregressive / diffusion, {"diffusion": diffusion, "autoregressive": autoregressive, "per_token": token}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`make bench`: one diffusion training step beside one left-to-right step of the same model.
+"""`make bench`: one diffusion training step beside one autoregressive step of the same model.
 
 Full tuning with AdamW, the model and batch of `common.py`; half of the diffusion steps make a self-conditioning pass
 first, as in training. Both kinds are timed in turn in one run. Memory is the peak of each in a process of its own.
@@ -18,7 +18,7 @@ from tess2lite.loss import diffusion_loss, seeded_noise
 STEPS = 10
 
 
-def left_to_right(lm, inputs, _):
+def autoregressive(lm, inputs, _):
     return MistralForCausalLM.forward(lm, input_ids=inputs["input_ids"], labels=inputs["input_ids"]).loss
 
 
@@ -38,15 +38,15 @@ def step(loss, lm, optimizer, inputs, number) -> float:
 
 
 def times() -> tuple[float, float, float]:
-    """Medians in seconds: left to right; diffusion without and with its self-conditioning pass."""
+    """Medians in seconds: autoregressive; diffusion without and with its self-conditioning pass."""
     lm, inputs = model(), batch()
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-5)
-    measured = {left_to_right: [], (diffusion, 0): [], (diffusion, 1): []}
+    measured = {autoregressive: [], (diffusion, 0): [], (diffusion, 1): []}
     for number in range(2 * STEPS + 2):
-        plain = step(left_to_right, lm, optimizer, inputs, number)
+        plain = step(autoregressive, lm, optimizer, inputs, number)
         ours = step(diffusion, lm, optimizer, inputs, number)
         if number >= 2:  # the first ones warm up
-            measured[left_to_right].append(plain)
+            measured[autoregressive].append(plain)
             measured[diffusion, number % 2].append(ours)
     return tuple(statistics.median(seconds) for seconds in measured.values())
 
@@ -62,7 +62,7 @@ def print_peak(kind: str) -> None:
     reset_peak()
     before = resident("VmRSS")
     for number in range(3):
-        step({"left_to_right": left_to_right, "diffusion": diffusion}[kind], lm, optimizer, inputs, number)
+        step({"autoregressive": autoregressive, "diffusion": diffusion}[kind], lm, optimizer, inputs, number)
     print(resident("VmHWM") - before)
 
 
@@ -72,9 +72,9 @@ def main() -> None:
         return print_peak(sys.argv[1])
     plain, first, second = times()
     ours = (first + second) / 2
-    extra = peak("diffusion") - peak("left_to_right")
+    extra = peak("diffusion") - peak("autoregressive")
     print("training step, the same model and batch, full tuning with AdamW, self-conditioning in every other step")
-    print(f"{'diffusion ms':>12} {'left-to-right ms':>17} {'ratio':>6} {'extra MB':>9}")
+    print(f"{'diffusion ms':>12} {'AR ms':>17} {'ratio':>6} {'extra MB':>9}")
     print(f"{ours * 1000:12.0f} {plain * 1000:17.0f} {ours / plain:6.2f} {extra:9.0f}")
     return None
 

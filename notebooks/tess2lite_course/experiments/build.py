@@ -55,7 +55,7 @@ SEED = 0
 LENGTH = 256
 SAMPLE = 30_000  # documents whose pieces become the vocabulary
 SCORED = 400  # test stories
-STORY_ROOM = 144  # tokens for a story with its beginning; the longest of the test split has 122
+STORY_ROOM = 144  # tokens after the beginning; the longest story of the test split has 122
 DENSE_STORY_ROOM = 224  # the longest has 217
 MEASURED = 90  # validation texts, for the loss curve
 STORY_LENGTH = 64  # tokens of those that are stories
@@ -384,7 +384,7 @@ def continue_autoregressively(folder: Path, prompts: list[str], length: int) -> 
                 attention_mask=inputs["attention_mask"],
                 do_sample=True,
                 top_k=0,
-                max_new_tokens=length - inputs["input_ids"].shape[1],
+                max_new_tokens=length,
                 pad_token_id=tokenizer.pad_token_id,
             )
         texts += tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

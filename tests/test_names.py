@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import tess2lite as t2
+
 ROOT = Path(__file__).parent.parent
 
 # Only names that cannot mean anything else; ambiguous ones are a matter of reading.
@@ -87,6 +89,15 @@ def test_no_old_identifier():
             old -= {"Forget", "museum"}  # fine in prose
         found += [f"{path.relative_to(ROOT)}: {name}" for name in sorted(old)]
     assert found == []
+
+
+def test_what_texts_and_notebooks_take_from_the_package_is_there():
+    missing = []
+    for path in tracked("*.md", "*.ipynb"):
+        if path.name != "CHANGELOG.md":
+            names = set(re.findall(r"\bt2\.([A-Za-z_]+)", written_text(path)))
+            missing += [f"{path.relative_to(ROOT)}: t2.{name}" for name in sorted(names) if not hasattr(t2, name)]
+    assert missing == []
 
 
 def test_no_old_phrase():

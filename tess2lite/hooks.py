@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -18,9 +18,10 @@ from .validation import InputError
 class Hook(Protocol):
     """Any callable on a `Step`; it may read all of it, and assign or edit what `Step` allows.
 
-    Two attributes are optional. `check(lm)` is called before the run and raises InputError where the hook cannot work
+    Three attributes are optional. `check(lm)` is called before the run and raises InputError where the hook cannot work
     with this model. `top_k`, a whole number, is how many of the most likely tokens the hook reads of each position:
-    they are then computed in the one pass over the vocabulary.
+    they are then computed in the one pass over the vocabulary. `reads_noisy_tokens`, True where the hook reads
+    `step.noisy_tokens`, which are not found otherwise.
     """
 
     def __call__(self, step: Step) -> None:
@@ -124,6 +125,8 @@ class Recorder:
     Args:
         top_k: How many of the most likely tokens to keep of each position.
     """
+
+    reads_noisy_tokens: ClassVar[bool] = True
 
     top_k: int = 5
     steps: list[dict[str, torch.Tensor]] = field(default_factory=list)

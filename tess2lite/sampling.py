@@ -67,6 +67,7 @@ class SamplerState:
         masked_idx: (N,) indices of the masked positions in the flattened batch.
         counts: How many each sequence has.
         embedding: E, (V, H).
+        reads_noisy_tokens: Whether a hook asks for them: an argmax over V costs several per cent of a step.
         noisy_tokens: Step → (N,), the most likely token of each noisy simplex that it reads.
     """
 
@@ -101,6 +102,7 @@ class SamplerState:
         self.eos = torch.tensor(eos_token_ids(lm), device=lm.device)
         size = rows_per_chunk(len(self.embedding), lm.device)
         self.chunks = make_chunks(self.counts, size, lm.device)
+        self.reads_noisy_tokens = False
         self.noisy_tokens: dict[int, torch.Tensor] = defaultdict(lambda: torch.empty_like(self.masked_idx))
         self._replayed_noise = (None, None)
         self._scratch = None
@@ -147,6 +149,10 @@ class SamplerState:
             self._replayed_noise = (step, self.gather_masked(values))
         return self._replayed_noise[1]
 
+    def _keep_noisy_tokens(self, index: int, chunk: Chunk, noisy: torch.Tensor) -> None:
+        if self.reads_noisy_tokens:
+            self.noisy_tokens[index][chunk.rows] = noisy.argmax(1)
+
     @torch.no_grad()
     def first_input(self, index: int, tokens: torch.Tensor) -> torch.Tensor:
         """Soft embeddings for step `index`, self-conditioned on the uniform distribution: (N, H).
@@ -158,7 +164,7 @@ class SamplerState:
             noise = self.fresh_noise(index - 1, chunk)
             signal = tokens[chunk.rows] if index else None
             noisy = noisy_simplex_(noise, signal, self._alphas_bar[index])
-            self.noisy_tokens[index][chunk.rows] = noisy.argmax(1)
+            self._keep_noisy_tokens(index, chunk, noisy)
             soft.append(soft_embedding(noisy.softmax(1), self.embedding))
         return (torch.cat(soft) + self.embedding.mean(0)) / 2
 
@@ -209,7 +215,7 @@ class SamplerState:
             return None
         noise = self.fresh_noise(index, chunk, scratch)
         noisy = noisy_simplex_(noise, tokens, self._alphas_bar[index + 1])
-        self.noisy_tokens[index + 1][chunk.rows] = noisy.argmax(1)
+        self._keep_noisy_tokens(index + 1, chunk, noisy)
         self_cond = 1 / len(self.embedding) if p is None else p
         p_sum = self_condition_(noisy, self_cond)
         return soft_embedding(p_sum, self.embedding) / 2
@@ -525,7 +531,7 @@ class Step:
 
     @property
     def noisy_tokens(self) -> torch.Tensor | None:
-        """(B, L) most likely token of each noisy simplex that the step read; None where it is unknown."""
+        """(B, L) most likely token of each noisy simplex that the step read; None unless a hook asks for them."""
         rows = self._sampler.noisy_tokens.get(self.index)
         if rows is None:
             return None
@@ -626,6 +632,7 @@ def loop(
     # The largest of all, computed in the one pass whoever reads first.
     top_k = max([getattr(hook, "top_k", 1) for hook in hooks], default=1)
     top_k = min(top_k, len(sampler.embedding))
+    sampler.reads_noisy_tokens = any(getattr(hook, "reads_noisy_tokens", False) for hook in hooks)
 
     def steps() -> Iterator[Step]:
         state = sampler.first_input(start, tokens)

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 import tess2lite as t2
 from tess2lite import textbook
 from tess2lite.generation import replay
-from tess2lite.hooks import Pin, Recorder
+from tess2lite.hooks import Halt, Pin, Recorder
 from tess2lite.trajectory import Trajectory
 
 STEPS = 6
@@ -78,6 +78,14 @@ def test_the_loudest_tokens_of_the_noisy_pages_are_recorded(tiny):
     for page, kept in zip(pages, recorder.steps, strict=True):
         assert torch.equal(kept["noisy_tokens"][mask], page.argmax(-1)[mask])
         assert torch.equal(kept["noisy_tokens"][~mask], ids[~mask])
+
+
+def test_the_loudest_tokens_are_found_only_for_a_hook_that_asks(tiny):
+    lm = tiny()
+    batch = {"input_ids": torch.arange(4, 16)[None], "span_mask": torch.arange(12)[None] > 3}
+    for hooks, expected in (([], False), ([Recorder()], True), ([Halt()], False)):
+        steps = list(t2.denoise(lm, batch, steps=STEPS, hooks=hooks))
+        assert [step.noisy_tokens is not None for step in steps] == [expected] * STEPS
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 import tess2lite as t2
 from tess2lite import sampling
-from tess2lite.hooks import Pin
+from tess2lite.hooks import Pin, Recorder
 from tess2lite.insides.inputs import step_inputs
 from tess2lite.tokens import encode_blanks
 from tess2lite.viz.live import page as live
@@ -215,7 +215,9 @@ def test_runs_with_replayed_noise_write_the_same_tokens(engine, lm, backend, mon
 
     nucleus = sampling.sample_nucleus
     monkeypatch.setattr(sampling, "sample_nucleus", recorded)
-    run = t2.denoise(lm, batch, steps, top_p, temperature, noise=lambda step, shape: noises[step + 1])
+    run = t2.denoise(
+        lm, batch, steps, top_p, temperature, hooks=[Recorder()], noise=lambda step, shape: noises[step + 1]
+    )
     made = []
     told = []
     for step in run:

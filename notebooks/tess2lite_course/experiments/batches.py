@@ -1,7 +1,8 @@
 """Batches of whole documents for the bundled models: no token is read twice, hardly any filler.
 
 Documents come in pools; a pool's are sorted by length and cut into batches of about equally many tokens. Which
-documents a batch holds is a function of (seed, step), so a run that resumes reads on where it stopped.
+documents a batch holds is a function of (seed, step), so a run that resumes reads on where it stopped. Steps take
+turns among `SIDE_BY_SIDE` pools, so that as many processes can each make their own pools ahead.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from tess2lite.tinytown.documents import KINDS, Document, document
 
-BATCHES_PER_POOL = 64
+SIDE_BY_SIDE = 12
+POOL_TOKENS = 65_536  # at least 8 batches of any size
 MEAN_TOKENS = 76  # per document, a little below what is measured, so that a pool fills its batches
 ROUND_TO = 16  # row lengths are multiples of it, which spares a compiler some shapes
 
@@ -36,7 +39,16 @@ class PooledBatches(torch.utils.data.Dataset):
 
     pool_name = "pool"
     first_noise_seed = 0
-    _pool: tuple[int, list] = (-1, [])  # number and batches of the pool that was read last
+
+    @cached_property
+    def _pools(self) -> dict[int, tuple[int, list]]:
+        """Number and batches of the pool that was read last, for each of those that are read side by side."""
+        return {}
+
+    @property
+    def batches_per_pool(self) -> int:
+        """How many steps read one pool."""
+        return max(8, POOL_TOKENS // self.tokens)
 
     def rows(self, number: int) -> list:
         """All rows of a pool."""
@@ -50,10 +62,12 @@ class PooledBatches(torch.utils.data.Dataset):
         return self.steps
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        number, within = divmod(step, BATCHES_PER_POOL)
-        if self._pool[0] != number:
-            self._pool = (number, self._make_pool(number))
-        batches = self._pool[1]
+        turn, place = divmod(step, SIDE_BY_SIDE)
+        round_number, within = divmod(turn, self.batches_per_pool)
+        number = round_number * SIDE_BY_SIDE + place
+        if self._pools.get(place, (-1,))[0] != number:
+            self._pools[place] = (number, self._make_pool(number))
+        batches = self._pools[place][1]
         rows = batches[within % len(batches)]
         generator = torch.Generator()
         generator.manual_seed(self.seed * 1_000_003 + self.first_noise_seed + step)
@@ -72,7 +86,7 @@ class PooledBatches(torch.utils.data.Dataset):
                 batches.append(batch)
             batch.append(row)
         rng.shuffle(batches)
-        return batches[:BATCHES_PER_POOL]
+        return batches[: self.batches_per_pool]
 
 
 @dataclass
@@ -100,7 +114,7 @@ class PlannedBatches(PooledBatches):
     kinds: dict[str, int] = field(default_factory=lambda: dict(KINDS))
 
     def rows(self, number: int) -> list[list[int]]:
-        count = BATCHES_PER_POOL * self.tokens // MEAN_TOKENS
+        count = self.batches_per_pool * self.tokens // MEAN_TOKENS
         first = self.first_document + number * count
         documents = [document("train", i, self.seed, self.kinds) for i in range(first, first + count)]
         texts = [as_text(each) for each in documents]

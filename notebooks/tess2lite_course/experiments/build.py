@@ -28,8 +28,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from tess2lite.chunks import generator_for, rows_per_chunk
 from tess2lite.generation import generate
 from tess2lite.loading import load
+from tess2lite.loss import diffusion_loss
 from tess2lite.model import SimplexDenoiser
 from tess2lite.span_masks import after
 from tess2lite.tinytown.dense import dense_story
@@ -44,7 +46,7 @@ from tess2lite.training.timesteps import measure_loss_curve
 from tess2lite.training.trainer import DiffusionTrainer, last_checkpoint
 
 from . import instruct, rewards
-from .batches import AnswerFinder, CausalCollator, PlannedBatches, as_text, padded
+from .batches import SIDE_BY_SIDE, AnswerFinder, CausalCollator, PlannedBatches, as_text, padded
 from .cards import write_cards
 from .denoising_batches import Answers, PlannedChats, WriteOrFill
 from .look_up_prior import look_up_prior_
@@ -61,6 +63,10 @@ MEASURED = 90  # validation texts, for the loss curve
 STORY_LENGTH = 64  # tokens of those that are stories
 SAVE_EVERY = 250  # steps
 WARMUP = 50  # steps
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CPU = torch.device("cpu")
+ATTENTION = "sdpa" if DEVICE.type == "cuda" else "eager"  # on a CPU faster than sdpa to train: see tests/benchmarks
+WORKERS = SIDE_BY_SIDE if DEVICE.type == "cuda" else 0  # processes that make batches while a GPU trains
 OTHERS = 2.5  # learning rate of embeddings, head and norms, beside the matrices'
 AIMS = {"tinytown-ar": 0.95, "tinytown-base": 0.85}  # share of valid stories
 
@@ -106,13 +112,15 @@ PHASES = {
         Phase(4_000, 1024, 1e-3, 1e-3, "rosters"),
         Phase(3_000, 1024, 1e-3, 5e-4),
         Phase(8_000, 1024, 8e-4, 0.0),
+        Phase(200, 16_384, 0.0, 1.5e-3),
+        Phase(9_000, 16_384, 1.5e-3, 0.0),
     ],
     "tinytown-base": [
-        Phase(40_000, 1024, 1e-3, 1e-3),
-        Phase(20_000, 2048, 1e-3, 0.0),
+        Phase(200, 16_384, 0.0, 1.5e-3),
+        Phase(14_000, 16_384, 1.5e-3, 0.0),
     ],
-    "tinytown-instruct": [Phase(2_000, 2048, 8e-4, 0.0, "chats")],
-    "tinytown-ar-instruct": [Phase(1_500, 2048, 8e-4, 0.0, "chats")],  # to compare with; not bundled
+    "tinytown-instruct": [Phase(4_000, 8192, 1e-3, 0.0, "chats")],
+    "tinytown-ar-instruct": [Phase(3_000, 8192, 1e-3, 0.0, "chats")],  # to compare with; not bundled
 }
 READS = {
     "echo": ECHO_FIRST,
@@ -165,7 +173,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=0.04,
-        attn_implementation="eager",
+        attn_implementation=ATTENTION,
     )
     model = MistralForCausalLM(config)
     look_up_prior_(model)
@@ -175,12 +183,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
 def load_trainable(folder: Path) -> SimplexDenoiser:
     """A denoiser in float32, from a denoiser or from an AR model."""
     lm = load(folder, dtype=torch.float32)
-    lm.set_attn_implementation("eager")  # on a CPU faster than sdpa to train: see tests/benchmarks
+    lm.set_attn_implementation(ATTENTION)
     return lm
 
 
 def load_autoregressive(folder: Path) -> MistralForCausalLM:
-    return MistralForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return MistralForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=ATTENTION)
 
 
 class PlannedTraining:
@@ -195,7 +203,25 @@ class AutoregressiveStage(PlannedTraining, PretrainingTrainer):
 
 
 class DenoisingStage(PlannedTraining, DiffusionTrainer):
-    """Diffusion training on planned batches."""
+    """Diffusion training on planned batches, with one stream of noise per step: a row's own would cost a GPU time."""
+
+    def _batch_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
+        generator = generator_for(seed, self.state.global_step, "training noise", self.args.device)
+        self_condition = bool(torch.rand((), generator=generator_for(seed, self.state.global_step, "coin", CPU)) < 0.5)
+        count = int(inputs["span_mask"].sum())
+        vocabulary = model.config.vocab_size
+        size = rows_per_chunk(vocabulary, self.args.device)
+        noise = torch.randn(count, vocabulary, generator=generator, device=self.args.device)
+        return model(
+            input_ids=inputs["input_ids"],
+            span_mask=inputs["span_mask"],
+            t=inputs["t"],
+            loss=diffusion_loss,
+            noise=lambda rows: noise[rows],
+            blocks=[slice(start, min(start + size, count)) for start in range(0, count, size)],
+            loss_weights=inputs["loss_weights"],
+            self_condition=self_condition,
+        )
 
 
 class Plan(torch.utils.data.ConcatDataset):
@@ -204,7 +230,7 @@ class Plan(torch.utils.data.ConcatDataset):
 
 def plan(name: str, tokenizer: PreTrainedTokenizerFast) -> Plan:
     """What a stage reads. Denoisers read other documents than the AR model did."""
-    first = 0 if name == "tinytown-ar" else 2_000_000
+    first = 0 if name == "tinytown-ar" else 10_000_000
     rare = unread_tokens(tokenizer) if name == "tinytown-ar" else []
     parts = []
     for phase in PHASES[name]:
@@ -269,8 +295,8 @@ def train_stage(out: Path, name: str, tokenizer: PreTrainedTokenizerFast, make: 
         processing_class=tokenizer,
         optimizers=make_optimizer(name, model),
     )
-    if has_fast_bfloat16(trainer.args.device):
-        model.model.compile(dynamic=True)
+    if has_fast_bfloat16(DEVICE) and DEVICE.type == "cpu":
+        model.model.compile(dynamic=True)  # on a GPU it takes longer to compile than it saves
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_stage(out, name, model, tokenizer, trainer, time.monotonic() - start)
@@ -278,7 +304,6 @@ def train_stage(out: Path, name: str, tokenizer: PreTrainedTokenizerFast, make: 
 
 def training_arguments(name: str, work: Path) -> TrainingArguments:
     """Of one process on whatever there is; bfloat16 where the hardware multiplies it."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = sum(phase.steps for phase in PHASES[name])
     return TrainingArguments(
         output_dir=str(work),
@@ -289,8 +314,10 @@ def training_arguments(name: str, work: Path) -> TrainingArguments:
         save_total_limit=2,
         report_to=[],
         seed=SEED,
-        use_cpu=device.type == "cpu",
-        bf16=has_fast_bfloat16(device),
+        use_cpu=DEVICE.type == "cpu",
+        bf16=has_fast_bfloat16(DEVICE),
+        dataloader_num_workers=WORKERS,
+        dataloader_prefetch_factor=8 if WORKERS else None,
         remove_unused_columns=False,
     )
 
@@ -327,7 +354,7 @@ def reads_chats(name: str) -> bool:
 def choose_timesteps_(lm: SimplexDenoiser, ids: torch.Tensor, span_mask: torch.Tensor) -> None:
     """Store a denoiser's loss curve, on validation texts, and let it take its steps where the loss changes."""
     lm.eval()
-    curve = measure_loss_curve(lm, ids, span_mask)
+    curve = measure_loss_curve(lm, ids.to(lm.device), span_mask.to(lm.device))
     lm.config.loss_curve = {key: [round(value, 4) for value in values] for key, values in curve.items()}
     lm.config.timestep_spacing = "informative"
 

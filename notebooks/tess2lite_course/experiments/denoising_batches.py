@@ -17,7 +17,7 @@ from tess2lite.span_masks import after, span_infilling
 from tess2lite.tinytown.documents import MAX_TURNS, passage_chat, tellings_for, turn
 from tess2lite.tinytown.tasks import side
 
-from .batches import BATCHES_PER_POOL, ROUND_TO, AnswerFinder, PooledBatches, padded
+from .batches import ROUND_TO, AnswerFinder, PooledBatches, padded
 
 WINDOW = (0.15, 0.65)  # of t/T
 PAD_WEIGHT = 0.05  # PAD is easy: at full weight it is two thirds of the loss
@@ -207,7 +207,7 @@ class PlannedChats(PooledBatches):
         return self.first_document
 
     def rows(self, number: int) -> list[tuple[list[int], list[int]]]:
-        count = BATCHES_PER_POOL * self.tokens // MEAN_CHAT_TOKENS
+        count = self.batches_per_pool * self.tokens // MEAN_CHAT_TOKENS
         first = self.first_document + number * count
         return [self.encode(tuning_chat(i, self.seed)) for i in range(first, first + count)]
 

@@ -187,7 +187,7 @@ def continued(model, prompt) -> str:
     """Returns an AR model's greedy continuation of a text, or its answer to a chat. model: with its `tokenizer`."""
     tokenizer = model.tokenizer
     text = chat_prompt(prompt) if isinstance(prompt, list) else prompt
-    ids = torch.tensor([[tokenizer.bos_token_id, *encode(tokenizer, text)]])
+    ids = torch.tensor([[tokenizer.bos_token_id, *encode(tokenizer, text)]], device=model.device)
     room = min(MOST_NEW_TOKENS, model.config.max_position_embeddings - ids.shape[1])
     limits = {"max_new_tokens": room, "pad_token_id": tokenizer.pad_token_id}
     out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **limits)

@@ -7,6 +7,8 @@ bfloat16 in hardware.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients a, b, c of X ← aX + (bA + cA²)X, A = XXᵀ
@@ -18,6 +20,7 @@ ADAM_EPS = 1e-8
 RMS_OF_ADAM = 0.2  # Muon's update is scaled to this rms, about AdamW's, so that both share a learning rate
 
 
+@cache
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products are faster than float32 ones: on GPUs, and on CPUs with AMX."""
     if device.type == "cuda":
@@ -74,41 +77,49 @@ class MuonAdamW(torch.optim.Optimizer):
                 self._adamw_step(group)
 
     def _muon_step(self, group: dict) -> None:
-        by_shape = {}
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                by_shape.setdefault(parameter.shape, []).append(parameter)
-        for shape, parameters in by_shape.items():
-            directions = torch.stack([self._nesterov(parameter) for parameter in parameters])
-            dtype = torch.bfloat16 if has_fast_bfloat16(directions.device) else torch.float32
-            updates = orthogonalize(directions, dtype).float()
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        by_shape: dict[torch.Size, list[int]] = {}
+        for number, parameter in enumerate(parameters):
+            by_shape.setdefault(parameter.shape, []).append(number)
+        directions = self._nesterov(parameters)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * WEIGHT_DECAY)
+        for shape, numbers in by_shape.items():
+            stacked = torch.stack([directions[number] for number in numbers])
+            dtype = torch.bfloat16 if has_fast_bfloat16(stacked.device) else torch.float32
+            updates = orthogonalize(stacked, dtype).float()
             scale = RMS_OF_ADAM * max(shape) ** 0.5
-            for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * WEIGHT_DECAY)
-                parameter.add_(update, alpha=-group["lr"] * scale)
+            torch._foreach_add_([parameters[i] for i in numbers], updates.unbind(), alpha=-group["lr"] * scale)
 
-    def _nesterov(self, parameter: torch.Tensor) -> torch.Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"]
-        buffer.lerp_(parameter.grad, 1 - MOMENTUM)
-        return parameter.grad.lerp(buffer, MOMENTUM)
+    def _nesterov(self, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
+        gradients = [parameter.grad for parameter in parameters]
+        buffers = [self._state_of(parameter, "momentum_buffer") for parameter in parameters]
+        torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
+        return torch._foreach_lerp(gradients, buffers, MOMENTUM)
 
     def _adamw_step(self, group: dict) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
+        for parameter in parameters:
+            count = self.state[parameter].setdefault("step", torch.zeros(()))
+            count += 1
         first_beta, second_beta = ADAM_BETAS
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state["step"] = torch.zeros(())
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-            state["step"] += 1
-            state["exp_avg"].lerp_(parameter.grad, 1 - first_beta)
-            state["exp_avg_sq"].mul_(second_beta).addcmul_(parameter.grad, parameter.grad, value=1 - second_beta)
-            first = state["exp_avg"] / (1 - first_beta ** float(state["step"]))
-            second = state["exp_avg_sq"] / (1 - second_beta ** float(state["step"]))
-            parameter.mul_(1 - group["lr"] * WEIGHT_DECAY)
-            parameter.addcdiv_(first, second.sqrt().add_(ADAM_EPS), value=-group["lr"])
+        steps = float(count)  # as many for all
+        gradients = [parameter.grad for parameter in parameters]
+        means = [self._state_of(parameter, "exp_avg") for parameter in parameters]
+        squares = [self._state_of(parameter, "exp_avg_sq") for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - first_beta)
+        torch._foreach_mul_(squares, second_beta)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second_beta)
+        scales = torch._foreach_div(squares, 1 - second_beta**steps)
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, ADAM_EPS)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * WEIGHT_DECAY)
+        torch._foreach_addcdiv_(parameters, means, scales, value=-group["lr"] / (1 - first_beta**steps))
+
+    def _state_of(self, parameter: torch.Tensor, name: str) -> torch.Tensor:
+        """A running mean of one parameter, zero at first."""
+        state = self.state[parameter]
+        if name not in state:
+            state[name] = torch.zeros_like(parameter)
+        return state[name]

@@ -21,7 +21,7 @@ def token_simplex(ids: torch.Tensor, vocabulary: int, k: float = K) -> torch.Ten
 
 def add_noise(simplex: torch.Tensor, noise: torch.Tensor, alpha_bar: torch.Tensor, k: float = K) -> torch.Tensor:
     """√ᾱ_t·S + √(1−ᾱ_t)·k·ε. simplex, noise: (B, L, V); alpha_bar: (B, L) or (). → (B, L, V)."""
-    alpha_bar = torch.as_tensor(alpha_bar, dtype=simplex.dtype)[..., None]
+    alpha_bar = torch.as_tensor(alpha_bar, dtype=simplex.dtype, device=simplex.device)[..., None]
     signal = alpha_bar.sqrt() * simplex
     return signal + (1 - alpha_bar).sqrt() * k * noise
 

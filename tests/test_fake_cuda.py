@@ -125,9 +125,31 @@ with FakeGPU() as gpu:
         raise AssertionError("a mixture of devices went unnoticed")
 os._exit(0)
 """
+TEXTBOOK = """
+import os, fake_cuda, torch
+fake_cuda.install()
+from fake_cuda import GPU, FakeGPU
+from tess2lite import textbook
+with FakeGPU():
+    simplex = torch.empty(1, 4, 9, device=GPU)
+    noise = torch.empty(1, 4, 9, device=GPU)
+    level = torch.tensor(0.5, dtype=torch.float64)  # on the CPU, as a step gives it
+    assert textbook.add_noise(simplex, noise, level).device == GPU
+os._exit(0)
+"""
 
 
 def test_the_harness_counts_what_is_known():
     """Bytes, waits, FLOPs and a mixture of devices of a few lines that can be counted by hand."""
-    done = subprocess.run([sys.executable, "-c", HARNESS], cwd=TESTS, capture_output=True, text=True)
+    run_script(HARNESS)
+
+
+def test_the_textbook_takes_a_noise_level_from_the_cpu():
+    """On a real GPU the comparison of both paths once stopped here."""
+    run_script(TEXTBOOK)
+
+
+def run_script(script: str) -> None:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", script], cwd=TESTS, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

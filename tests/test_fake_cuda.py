@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])}
 SAMPLING = ["generate", "sampling-512", "sampling-2048", "sampling-bf16", "guided-512", "guided-2048"]
 TRAINING = [
     "training-512",
@@ -30,16 +31,20 @@ TRAINING = [
 
 @pytest.fixture(scope="module")
 def counted():
-    """What each case counted, in a process that believes in a GPU."""
-    done = subprocess.run(
-        [sys.executable, str(TESTS / "fake_mistral.py"), *SAMPLING, *TRAINING],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    """What each case counted, in two processes that believe in a GPU."""
+    cases = [*TRAINING, *SAMPLING]
+    running = [start(cases[::2]), start(cases[1::2])]
+    results = []
+    for process in running:
+        out, problems = process.communicate()
+        assert process.returncode == 0, problems
+        results += [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return {result["case"]: result for result in results}
+
+
+def start(cases: list[str]) -> subprocess.Popen:
+    command = [sys.executable, str(TESTS / "fake_mistral.py"), *cases]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_generate_waits_at_most_twice_per_step(counted):
@@ -150,6 +155,5 @@ def test_the_textbook_takes_a_noise_level_from_the_cpu():
 
 
 def run_script(script: str) -> None:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "-c", script], cwd=TESTS, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=TESTS, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

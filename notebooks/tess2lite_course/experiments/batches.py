@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tess2lite.tinytown.documents import KINDS, Document, document
 
 SIDE_BY_SIDE = 12
-POOL_TOKENS = 65_536  # at least 8 batches of any size
+POOL_TOKENS = 16_384  # at least 4 batches of any size
 MEAN_TOKENS = 76  # per document, a little below what is measured, so that a pool fills its batches
 ROUND_TO = 16  # row lengths are multiples of it, which spares a compiler some shapes
 
@@ -48,7 +48,7 @@ class PooledBatches(torch.utils.data.Dataset):
     @property
     def batches_per_pool(self) -> int:
         """How many steps read one pool."""
-        return max(8, POOL_TOKENS // self.tokens)
+        return max(4, POOL_TOKENS // self.tokens)
 
     def rows(self, number: int) -> list:
         """All rows of a pool."""

@@ -203,12 +203,13 @@ class DenoisingStage(PlannedTraining, DiffusionTrainer):
     """Diffusion training on planned batches, with one stream of noise per step: a row's own would cost a GPU time."""
 
     def _batch_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
-        generator = generator_for(seed, self.state.global_step, "training noise", self.args.device)
-        self_condition = bool(torch.rand((), generator=generator_for(seed, self.state.global_step, "coin", CPU)) < 0.5)
+        step = self.state.global_step
+        coin = torch.rand((), generator=generator_for(seed, step, "coin", CPU))
         count = int(inputs["span_mask"].sum())
         vocabulary = model.config.vocab_size
-        size = rows_per_chunk(vocabulary, self.args.device)
+        generator = generator_for(seed, step, "training noise", self.args.device)
         noise = torch.randn(count, vocabulary, generator=generator, device=self.args.device)
+        size = rows_per_chunk(vocabulary, self.args.device)
         return model(
             input_ids=inputs["input_ids"],
             span_mask=inputs["span_mask"],
@@ -217,7 +218,7 @@ class DenoisingStage(PlannedTraining, DiffusionTrainer):
             noise=lambda rows: noise[rows],
             blocks=[slice(start, min(start + size, count)) for start in range(0, count, size)],
             loss_weights=inputs["loss_weights"],
-            self_condition=self_condition,
+            self_condition=bool(coin < self.self_conditioning),
         )
 
 

@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import tess2lite as t2
+from tess2lite import textbook
+from tess2lite.chunks import generator_for
+from tess2lite.schedule import alpha_bar
 from tess2lite.tinytown import tasks
 from tess2lite.tinytown.tasks import TASKS, examples
 from tess2lite.training import reward as reward_training
@@ -77,6 +81,26 @@ def test_a_denoiser_takes_its_steps_where_its_own_loss_changes(made, name):
     assert lm.config.timestep_spacing == "informative"
     times = t2.schedule.sampling_times(20, "informative", curve)
     assert not torch.allclose(times, t2.schedule.sampling_times(20, "uniform"), atol=0.02)
+
+
+def test_the_loss_of_a_stage_is_the_textbook_s_with_one_stream_of_noise(made, tmp_path):
+    out, _ = made
+    lm = build.load_trainable(out / "tinytown-base").eval()
+    phase = build.Phase(1, 256, 1e-3, 0.0)
+    batch = build._planned("tinytown-base", phase, lm.tokenizer, 0, [])[0]
+    mask = batch["span_mask"]
+    trainer = build.DenoisingStage(model=lm, args=build.training_arguments("tinytown-base", tmp_path))
+    trainer.state.global_step = 7
+    with torch.no_grad():
+        loss = trainer._denoising_loss(lm, batch, True, seed=3)
+        vocabulary = lm.config.vocab_size
+        generator = generator_for(3, 7, "training noise", mask.device)
+        noise = torch.zeros(*mask.shape, vocabulary)
+        noise[mask] = torch.randn(int(mask.sum()), vocabulary, generator=generator)
+        logits = textbook.training_logits(lm, batch["input_ids"], mask, batch["t"], noise, alpha_bar(), True)
+    each = cross_entropy(logits[mask], batch["input_ids"][mask], reduction="none")
+    expected = (each * batch["loss_weights"][mask]).sum()
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_answers_alone_are_measured(made):

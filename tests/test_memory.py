@@ -76,7 +76,7 @@ def test_the_estimate_is_little_more_than_a_gpu_took(length):
     """For one row of which all is masked; half of it was, when the peak was measured."""
     recipe = read_recipe("mistral-7b-nf4", length=length, micro_batch_size=1, gradient_checkpointing=True)
     estimated = sum(memory.estimate(MistralConfig(vocab_size=32_001), recipe, "cuda", 2).values())
-    (file,) = (Path(__file__).parent / "benchmarks" / "results").glob("gpu-*.json")
-    rows = json.loads(file.read_text())["rows"]
+    newest = max((Path(__file__).parent / "benchmarks" / "results").glob("gpu-*.json"))
+    rows = json.loads(newest.read_text())["rows"]
     (peak,) = [row["value"] for row in rows if row["what"] == f"QLoRA step, L={length}: peak"]
     assert peak < estimated < 1.15 * peak

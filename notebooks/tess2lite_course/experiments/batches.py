@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tess2lite.tinytown.documents import KINDS, Document, document
 
-SIDE_BY_SIDE = 12
+SIDE_BY_SIDE = 12  # pools, and processes on a GPU
 POOL_TOKENS = 16_384  # at least 4 batches of any size
 MEAN_TOKENS = 76  # per document, a little below what is measured, so that a pool fills its batches
 ROUND_TO = 16  # row lengths are multiples of it, which spares a compiler some shapes

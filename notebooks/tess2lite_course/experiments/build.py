@@ -64,7 +64,6 @@ STORY_LENGTH = 64  # tokens of those that are stories
 SAVE_EVERY = 250  # steps
 WARMUP = 50  # steps
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-CPU = torch.device("cpu")
 ATTENTION = "sdpa" if DEVICE.type == "cuda" else "eager"  # on a CPU faster than sdpa to train: see tests/benchmarks
 WORKERS = SIDE_BY_SIDE if DEVICE.type == "cuda" else 0  # processes that make batches while a GPU trains
 OTHERS = 2.5  # learning rate of embeddings, head and norms, beside the matrices'
@@ -112,10 +111,14 @@ PHASES = {
         Phase(4_000, 1024, 1e-3, 1e-3, "rosters"),
         Phase(3_000, 1024, 1e-3, 5e-4),
         Phase(8_000, 1024, 8e-4, 0.0),
-        Phase(2_087, 24_576, 2e-3, 0.0),
+        Phase(200, 24_576, 0.0, 2e-3),
+        Phase(1_887, 24_576, 2e-3, 0.0),
     ],
     # Large batches: 2,048 tokens a step at 7e-4 made a base that had seen 32,768 at a time worse again.
-    "tinytown-base": [Phase(5_162, 32_768, 3e-3, 0.0)],
+    "tinytown-base": [
+        Phase(200, 32_768, 0.0, 3e-3),
+        Phase(4_962, 32_768, 3e-3, 0.0),
+    ],
     "tinytown-instruct": [Phase(681, 16_384, 1.5e-3, 0.0, "chats")],
     "tinytown-ar-instruct": [Phase(759, 16_384, 1.5e-3, 0.0, "chats")],  # to compare with; not bundled
 }
@@ -200,16 +203,17 @@ class AutoregressiveStage(PlannedTraining, PretrainingTrainer):
 
 
 class DenoisingStage(PlannedTraining, DiffusionTrainer):
-    """Diffusion training on planned batches, with one stream of noise per step: a row's own would cost a GPU time."""
+    """Diffusion training on planned batches, with one stream of noise per step instead of one per row."""
 
-    def _batch_loss(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], seed: int) -> torch.Tensor:
-        step = self.state.global_step
-        coin = torch.rand((), generator=generator_for(seed, step, "coin", CPU))
-        count = int(inputs["span_mask"].sum())
+    def _denoising_loss(
+        self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], self_condition: bool, seed: int
+    ) -> torch.Tensor:
+        device = self.args.device
         vocabulary = model.config.vocab_size
-        generator = generator_for(seed, step, "training noise", self.args.device)
-        noise = torch.randn(count, vocabulary, generator=generator, device=self.args.device)
-        size = rows_per_chunk(vocabulary, self.args.device)
+        count = int(inputs["span_mask"].sum())
+        size = rows_per_chunk(vocabulary, device)
+        generator = generator_for(seed, self.state.global_step, "training noise", device)
+        noise = torch.randn(count, vocabulary, generator=generator, device=device)
         return model(
             input_ids=inputs["input_ids"],
             span_mask=inputs["span_mask"],
@@ -218,7 +222,7 @@ class DenoisingStage(PlannedTraining, DiffusionTrainer):
             noise=lambda rows: noise[rows],
             blocks=[slice(start, min(start + size, count)) for start in range(0, count, size)],
             loss_weights=inputs["loss_weights"],
-            self_condition=bool(coin < self.self_conditioning),
+            self_condition=self_condition,
         )
 
 
@@ -294,7 +298,7 @@ def train_stage(out: Path, name: str, tokenizer: PreTrainedTokenizerFast, make: 
         optimizers=make_optimizer(name, model),
     )
     if has_fast_bfloat16(DEVICE) and DEVICE.type == "cpu":
-        model.model.compile(dynamic=True)  # on a GPU it takes longer to compile than it saves
+        model.model.compile(dynamic=True)  # whether that pays on a GPU has not been tried
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
     save_stage(out, name, model, tokenizer, trainer, time.monotonic() - start)

@@ -100,11 +100,10 @@ class MuonAdamW(torch.optim.Optimizer):
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not parameters:
             return
-        for parameter in parameters:
-            count = self.state[parameter].setdefault("step", torch.zeros(()))
-            count += 1
         first_beta, second_beta = ADAM_BETAS
-        steps = float(count)  # as many for all
+        counts = [self.state[parameter].setdefault("step", torch.zeros(())) for parameter in parameters]
+        torch._foreach_add_(counts, 1)
+        steps = float(counts[0])  # as many for all
         gradients = [parameter.grad for parameter in parameters]
         means = [self._state_of(parameter, "exp_avg") for parameter in parameters]
         squares = [self._state_of(parameter, "exp_avg_sq") for parameter in parameters]

@@ -54,6 +54,16 @@ def test_rows_fit_into_the_context_and_batches_into_their_size(texts, chats):
         assert batch["input_ids"].numel() <= max(1.6 * 512, LENGTH)
 
 
+@pytest.mark.parametrize("tokens", [512, 2048])
+def test_all_batches_of_a_pool_read_about_as_many_tokens(tokenizer, tokens):
+    """A step of few tokens would move the weights as far as any other."""
+    plan = PlannedBatches(tokenizer, tokens, 200, LENGTH, lambda rows, _: sum(map(len, rows)))
+    read = [plan[step] for step in range(120)]
+    assert min(read) > tokens - LENGTH
+    assert max(read) <= tokens + LENGTH
+    assert sum(read) / len(read) > 0.9 * tokens
+
+
 def test_pad_is_always_to_be_written_and_weighs_little(texts, chats):
     for batch, weight in [*((b, PAD_WEIGHT) for b in texts)]:
         pad = batch["input_ids"] == PAD

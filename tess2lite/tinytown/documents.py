@@ -59,6 +59,8 @@ EVERYTHING = {
     "passage": 8,
     "chat": 14,
 }
+# The base writes stories: they are most of what it reads last.
+STORIES_LAST = {"story": 72, "dense": 14, "roster": 2, "drill": 4, "passage": 3, "facts": 2, "chat": 3}
 MAX_TURNS = 4
 # How often a turn of a chat is of each task: facts and the harder puzzles more often.
 TURNS = {

@@ -8,9 +8,11 @@ turns among `SIDE_BY_SIDE` pools, so that as many processes can each make their 
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -67,26 +69,27 @@ class PooledBatches(torch.utils.data.Dataset):
         number = round_number * SIDE_BY_SIDE + place
         if self._pools.get(place, (-1,))[0] != number:
             self._pools[place] = (number, self._make_pool(number))
-        batches = self._pools[place][1]
-        rows = batches[within % len(batches)]
+        rows = self._pools[place][1][within]
         generator = torch.Generator()
         generator.manual_seed(self.seed * 1_000_003 + self.first_noise_seed + step)
         return self.collate(rows, generator)
 
     def _make_pool(self, number: int) -> list[list]:
+        """Equally many tokens in each batch: with Muon a step of few tokens moves the weights as far as any other."""
         rng = random.Random(f"{self.seed}/{self.pool_name}/{number}")
         rows = [row for row in self.rows(number) if self.size(row) <= self.longest]
+        rng.shuffle(rows)
+        ends = list(accumulate(self.size(row) for row in rows))
+        rows = rows[: bisect_right(ends, self.batches_per_pool * self.tokens)]
         rows.sort(key=lambda row: self.size(row) + 4 * rng.random())
-        batches = [[]]
+        share = sum(map(self.size, rows)) / self.batches_per_pool
+        batches = [[] for _ in range(self.batches_per_pool)]
+        read = 0
         for row in rows:
-            batch = batches[-1]
-            longest = max(self.size(other) for other in [*batch, row])
-            if batch and (len(batch) + 1) * longest > self.tokens:
-                batch = []
-                batches.append(batch)
-            batch.append(row)
+            batches[int(read / share)].append(row)
+            read += self.size(row)
         rng.shuffle(batches)
-        return batches[: self.batches_per_pool]
+        return batches
 
 
 @dataclass

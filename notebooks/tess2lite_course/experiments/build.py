@@ -35,7 +35,16 @@ from tess2lite.loss import diffusion_loss
 from tess2lite.model import SimplexDenoiser
 from tess2lite.span_masks import after
 from tess2lite.tinytown.dense import dense_story
-from tess2lite.tinytown.documents import ECHO_FIRST, EVERYTHING, KINDS, LOOKUP_NEXT, PAIRS_NEXT, ROSTERS_NEXT, document
+from tess2lite.tinytown.documents import (
+    ECHO_FIRST,
+    EVERYTHING,
+    KINDS,
+    LOOKUP_NEXT,
+    PAIRS_NEXT,
+    ROSTERS_NEXT,
+    STORIES_LAST,
+    document,
+)
 from tess2lite.tinytown.language import skeletons, split_sentences
 from tess2lite.tinytown.stories import stories
 from tess2lite.tinytown.tasks import TASKS, examples
@@ -48,7 +57,7 @@ from tess2lite.training.trainer import DiffusionTrainer, last_checkpoint
 from . import instruct, rewards
 from .batches import SIDE_BY_SIDE, AnswerFinder, CausalCollator, PlannedBatches, as_text, padded
 from .cards import write_cards
-from .denoising_batches import Answers, PlannedChats, WriteOrFill
+from .denoising_batches import DECISIONS, Answers, PlannedChats, WriteOrFill
 from .look_up_prior import look_up_prior_
 from .muon import MuonAdamW, has_fast_bfloat16
 from .word_tokenizer import make_tokenizer
@@ -129,7 +138,9 @@ READS = {
     "pairs": PAIRS_NEXT,
     "rosters": ROSTERS_NEXT,
     "everything": EVERYTHING,
+    "stories": STORIES_LAST,
 }
+WRITING_LAST = 0.85  # share of batches of "stories" that are written after a prefix
 ANSWERS_ALONE = {"pairs": 1.0, "rosters": 0.7, "everything": 0.2}  # share of rows with questions; else 0
 
 
@@ -255,6 +266,9 @@ def _planned(
         collate = CausalCollator(pad, rare, answers=finder, answers_alone=share)
     else:
         collate = WriteOrFill(pad, tokenizer.bos_token_id, phase.tokens, LENGTH, finder)
+        if phase.reads == "stories":
+            collate.writing = WRITING_LAST
+            collate.window = DECISIONS
     return PlannedBatches(tokenizer, collate=collate, kinds=READS[phase.reads], **shared)
 
 

@@ -20,6 +20,7 @@ from tess2lite.tinytown.tasks import side
 from .batches import ROUND_TO, AnswerFinder, PooledBatches, padded
 
 WINDOW = (0.15, 0.65)  # of t/T
+DECISIONS = (0.25, 0.60)  # of t/T, where the loss of a base that has read enough still changes
 PAD_WEIGHT = 0.05  # PAD is easy: at full weight it is two thirds of the loss
 WRITING = 0.62  # share of batches whose rows are written after a prefix, up to their end and the PAD after it
 FROM_NOTHING = 0.15  # share of those rows that have no prefix
@@ -55,10 +56,10 @@ class Draws:
         """Uniform in low … high − 1."""
         return int(torch.randint(low, high, (), generator=self.generator))
 
-    def timesteps(self, rows: int, shares: tuple[float, float]) -> torch.Tensor:
+    def timesteps(self, rows: int, shares: tuple[float, float], window: tuple[float, float] = WINDOW) -> torch.Tensor:
         """Whole timesteps (rows,): a share in the window, a share above a quarter, the others anywhere."""
         kind, place = torch.rand(2, rows, generator=self.generator)
-        low, high = WINDOW
+        low, high = window
         t = torch.where(kind < shares[0], low + (high - low) * place, place)
         t = torch.where((kind >= shares[0]) & (kind < sum(shares)), 0.25 + 0.75 * place, t)
         return (t * TRAINING_TIMESTEPS).long().clamp(max=TRAINING_TIMESTEPS - 1)
@@ -99,6 +100,8 @@ class WriteOrFill:
         longest: tokens of a row.
         answers: finds the answers of a row with questions, which are then the blanks of half of such rows; None for
             blanks that do not look at the text.
+        writing: share of batches whose rows are written after a prefix.
+        window: of t/T, where most timesteps lie.
     """
 
     pad: int
@@ -106,13 +109,16 @@ class WriteOrFill:
     tokens: int
     longest: int
     answers: AnswerFinder | None = None
+    writing: float = WRITING
+    window: tuple[float, float] = WINDOW
 
     def __call__(self, rows: list[list[int]], generator: torch.Generator) -> dict[str, torch.Tensor]:
         draws = Draws(generator)
-        make = self._written if draws.share() < WRITING else self._filled
+        make = self._written if draws.share() < self.writing else self._filled
         ids, span_mask = make(rows, draws)
         weights = torch.where(ids == self.pad, PAD_WEIGHT, 1.0)
-        return as_batch(ids, span_mask, weights, draws.timesteps(len(ids), (0.75, 0.0)), draws)
+        t = draws.timesteps(len(ids), (0.75, 0.0), self.window)
+        return as_batch(ids, span_mask, weights, t, draws)
 
     def _written(self, rows: list[list[int]], draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
         width = draws.width(max(map(len, rows)), self.longest)

@@ -3,11 +3,14 @@
 import pytest
 import torch
 from test_guidance import small_judge
+from transformers import AutoModelForCausalLM
 
 import tess2lite as t2
+from tess2lite.chat_template import chat_prompt
 from tess2lite.hooks import Branch, Pin
 from tess2lite.tokens import encode
 from tess2lite.viz import panels
+from tess2lite.viz.voices import bundled_parent, guided_passes, number_at_equal_cost
 
 HALF, LONG, NAN = "\ud800", "Tom sat. " * 200, float("nan")
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -215,6 +218,74 @@ def test_the_guidance_panel_goes_on_after_a_mistake(lm, reward_models, mistake, 
     panel = go(panels.guidance_panel(lm, reward_models, ""), **good | mistake)
     assert sentence in failure(panel) and panel.result is None
     assert failure(go(panel, **good)) is None and panel.result.token_ids
+
+
+def likeliest_words(model, lm, prompt, room):
+    """A plain loop: the likeliest token after all tokens before it."""
+    ids = [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, prompt)]
+    written = []
+    while len(written) < room and (not written or written[-1] != lm.tokenizer.eos_token_id):
+        with torch.no_grad():
+            logits = model(torch.tensor([ids + written])).logits
+        written.append(int(logits[0, -1].argmax()))
+    return written
+
+
+def test_the_guidance_panel_lists_best_of_n_and_the_autoregressive_model(lm, reward_models, guided):
+    """Against generate, score_ids and a plain loop: who speaks, what was said, its reward and its cost."""
+    chat = [{"role": "user", "content": LAB["prompt"]}]
+    judge = reward_models["one"]
+    steps = LAB["steps"]
+    ours, plain, parent, best = guided.data["runs"][1]["voices"]
+    assert [voice["name"] for voice in (ours, plain, parent, best)] == [
+        "guided, η = 1000",
+        "unguided",
+        "tinytown-ar (AR)",
+        "best of 3",  # 24 passes / 7
+    ]
+    outs = t2.generate(lm, [chat] * 3, steps=steps, seed=range(3), progress=False)
+    rewards = [float(judge.score_ids(torch.tensor([out.token_ids]))) for out in outs]
+    assert plain["text"] == outs[0].text and plain["reward"] == pytest.approx(rewards[0], abs=1e-3)
+    assert ours["text"] == guided.result.text and ours["reward"] > plain["reward"]
+    chosen = max(range(3), key=lambda i: rewards[i])
+    assert best["text"] == outs[chosen].text
+    others = [reward for i, reward in enumerate(rewards) if i != chosen]
+    assert [best["reward"], *best["unchosen"]] == pytest.approx([rewards[chosen], *others], abs=1e-3)
+    model = AutoModelForCausalLM.from_pretrained(t2.bundled()["tinytown-ar"], dtype=torch.float32)
+    prompt = chat_prompt(chat)
+    context = lm.config.max_position_embeddings
+    room = context - 1 - len(encode(lm.tokenizer, prompt))
+    written = likeliest_words(model, lm, prompt, room)
+    assert parent["text"] == lm.tokenizer.decode(written, skip_special_tokens=True).strip()
+    row = [*outs[0].token_ids[: context - room], *written]
+    row += [lm.tokenizer.pad_token_id] * (context - len(row))
+    assert parent["reward"] == pytest.approx(float(judge.score_ids(torch.tensor([row]))), abs=1e-3)
+    costs = [voice["passes"] for voice in (ours, plain, parent, best)]
+    assert costs == [steps * 4, steps, len(written), 3 * (steps + 1)]
+
+
+def test_passes_of_a_guided_run_and_how_many_texts_they_pay(reward_models):
+    hook = t2.RewardGuidance(reward_models["one"], 10, inner_steps=2, start=0.5)
+    assert guided_passes(hook, 10) == 10 + 5 * 2 * 3
+    assert guided_passes(t2.RewardGuidance(reward_models["one"], 0), 10) == 10
+    assert number_at_equal_cost(40, 9) == 4
+
+
+def test_voices_of_another_panel_run_stay_with_their_run(lm, reward_models):
+    panel = panels.guidance_panel(lm, reward_models, "")
+    for prompt in ("Who is Tom?", "Who is Mia?"):
+        go(panel, **LAB | {"prompt": prompt, "steps": 2})
+    counts = [len(run["voices"]) for run in panel.data["runs"]]
+    assert counts == [0, 4, 0, 4]
+    sent = [message for message in panel.sent if message["type"] == "voices"]
+    assert [(message["run"], len(message["voices"])) for message in sent] == [(3, 3), (3, 4)]
+
+
+def test_no_autoregressive_voice_beside_a_model_with_other_tokens(lm, reward_models, tiny):
+    assert bundled_parent(tiny()) is None
+    other = AutoModelForCausalLM.from_config(tiny(vocab_size=64).config)
+    panel = go(panels.guidance_panel(lm, reward_models, "", autoregressive=other), **LAB | {"steps": 2})
+    assert "64 tokens and the denoiser" in failure(panel)
 
 
 def test_a_hostile_prompt_is_data(lm, reward_models):

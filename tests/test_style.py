@@ -34,6 +34,7 @@ ARROWS = {
     "viz/export": {"trajectory", "validation"},
     "viz/figures": {"schedule"},
     "viz/panels": {"chunks", "generation", "guidance", "hooks", "schedule", "textbook", "tokens", "validation"},
+    "viz/voices": {"chat_template", "evaluation", "pretrained", "tokens", "validation"},
     "viz/widget": {
         "generation",
         "guidance",

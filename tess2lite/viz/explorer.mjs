@@ -36,6 +36,8 @@ Run = {
   noisy      S·M ids       optional: the likeliest token of the noisy page that was read           (like tokens)
   pins       [{position, step (index), token (text), until? (index)}]   optional: words written by hand
   why        [{step (index), position, weights: [one per position, length L], unit: "nats"}]   optional
+  voices     [{name, text, reward, passes: how often a network was run, unchosen: [rewards]}]   optional: final texts that
+             answer the same prompt, to compare with; those without a run of their own have no tab
 }
 
 explore(element, data, options) → handle. options: { actor, tour, controls }.
@@ -49,7 +51,8 @@ actor (where there is something that can run the model; all optional):
   stop()
 handle: addRun(run, { beside }) → its index (S may be 0), shown beside the run of that index (by default the shown one,
 null for none); addStep(i, step) with the columns of one step (S = 1, plain arrays) and
-optionally pieces: [strings to append]; endRun(i, { note }); addWhy(i, entry); say(sentence, busy);
+optionally pieces: [strings to append]; endRun(i, { note }); addWhy(i, entry); addVoices(i, voices), all of them, which are
+shown at once; say(sentence, busy);
 fail(sentence), which hides the old pictures; view(name);
 offerTour() opens the tour for a reader who never saw it; destroy().
 explore dispatches "t2-change" on the element with detail { run, step, position } whenever one of them changes.
@@ -200,6 +203,20 @@ header > button, header > label { white-space: nowrap; flex: none }
 .legend { position: absolute; bottom: 0; inset-inline: 0; height: 14px; color: var(--soft); font-size: 11.5px; line-height: 14px;
   display: flex; align-items: center; gap: 6px; white-space: nowrap; overflow: hidden; pointer-events: none }
 .legend i { width: 64px; height: 8px; border-radius: 2px; display: inline-block; flex: none }
+.voices { height: 100%; overflow-y: auto; padding-inline-start: 10px; scrollbar-width: thin; scrollbar-color: var(--line) transparent }
+.voice { display: grid; grid-template: "name axis reward text" auto / 196px minmax(90px, 120px) 42px minmax(0, 1fr); column-gap: 10px;
+  align-items: start; padding: 2px 0 3px; border-bottom: 1px solid var(--line) }
+.voice:last-of-type { border: 0 }
+.voice b { font-weight: 600; overflow-wrap: anywhere; margin-inline-end: 6px }
+.voice small { font: inherit; color: var(--soft); white-space: nowrap }
+.voice .dots { grid-area: axis; position: relative; height: 18px; margin: 0 5px; background: linear-gradient(var(--line), var(--line)) 0 50% / 100% 1px no-repeat }
+.voice .dots i { position: absolute; top: 4px; width: 10px; height: 10px; margin-left: -5px; border-radius: 5px; background: var(--held) }
+.voice .dots i.unchosen { top: 6px; width: 6px; height: 6px; margin-left: -3px; background: none; border: 1.5px solid var(--pale) }
+.voice .number { grid-area: reward; text-align: end }
+.voice .story { grid-area: text; font-size: 14px; line-height: 17px }
+.voice.ends { padding: 0; border: 0; color: var(--soft) }
+.voice.ends .dots { background: none; display: flex; justify-content: space-between }
+.voices > p { margin: 3px 0 0; color: var(--soft) }
 @container (max-width: 759px) {
   .x { --gut: 168px; grid-template-columns: minmax(0, 1fr) 232px }
   .card { padding-inline: 10px }
@@ -218,8 +235,10 @@ header > button, header > label { white-space: nowrap; flex: none }
   .buttons { margin-inline-start: -74px }
   .below { grid-template: "views" 30px "view" minmax(0, 1fr) / minmax(0, 1fr); padding: 6px 14px 8px 0; border-top: 1px solid var(--line) }
   .views { flex-direction: row; padding-inline-start: 8px }
+  .views button { padding-inline: 6px; white-space: nowrap }
   .strip { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px 16px; overflow: auto; padding: 0 0 0 10px }
   .strip > div:nth-child(3)::before { content: none }
+  .voice { grid-template: "name axis reward" auto "text text text" auto / minmax(0, 1fr) minmax(0, 1.2fr) 44px }
   .say { max-width: 40% }
 }
 @media (prefers-reduced-motion: reduce) { .slot.changed > i > b { animation: none } }
@@ -301,6 +320,7 @@ class Run {
     Object.assign(this, { name, note, first, steps, positions, known });
     this.pins = given.pins ?? [];
     this.why = given.why ?? [];
+    this.voices = given.voices ?? [];
     this.pieces = [...given.pieces];
     this.M = this.positions.length;
     this.L = this.known.length;
@@ -483,6 +503,8 @@ const make = (tag, attributes = {}, ...children) => {
 
 const TERMS = {
   signal: "Signal (ᾱ) is how much of the page is what was written, and not noise: 0 % at the start, nearly all at the end.",
+  passes: "A pass is one run of a network over the page; a gradient counts as two. An autoregressive model's pass writes one word.",
+  reward: "What the reward model says of each final text: a filled dot. Rings are texts that were written too and not chosen.",
   wavers: "The number of equally likely words that would be as hard to guess (e to the power of the entropy).",
   lot: "A word is drawn by chance, a likely one more often; the unlikeliest rest is never drawn.",
   belief: "The model's probability for every word of its vocabulary at this place.",
@@ -1061,11 +1083,12 @@ export function explore(host, data, options = {}) {
   }
 
   // ---------- the views below
-  const VIEWS = { map: "Map", curves: "Curves", step: "This step", difference: "Difference" };
+  const VIEWS = { map: "Map", curves: "Curves", step: "This step", difference: "Difference", voices: "Answers" };
+  const voices = () => shownRuns().reverse().find(each => each.voices.length)?.voices ?? [];
   let placeRow = () => {};
 
   function drawViews() {
-    const names = Object.keys(VIEWS).filter(name => name !== "difference" || other());
+    const names = Object.keys(VIEWS).filter(name => name === "voices" ? voices().length : name !== "difference" || other());
     if (!names.includes(state.view)) state.view = "map";
     if ($.views.childElementCount !== names.length) {
       $.views.replaceChildren(...names.map(name => make("button", { type: "button", role: "tab", id: `view-${name}`,
@@ -1095,6 +1118,7 @@ export function explore(host, data, options = {}) {
     $.view.replaceChildren();
     if (!run().S) return;
     if (state.view === "step") drawStrip();
+    else if (state.view === "voices") drawVoices();
     else if (state.view === "curves") drawCurves();
     else drawMap(state.view === "difference");
   }
@@ -1355,6 +1379,29 @@ export function explore(host, data, options = {}) {
       strip.replaceChildren(read, believe, draw, again);
     };
     placeRow();
+  }
+
+  /** Final texts of the same prompt: their rewards on one axis, what they cost, what they say. */
+  function drawVoices() {
+    const all = voices().flatMap(voice => [voice.reward, ...voice.unchosen]);
+    const [low, high] = [Math.min(...all), Math.max(...all)];
+    const at = reward => high > low ? 100 * (reward - low) / (high - low) : 50;
+    const number = reward => reward.toFixed(2).replace("-", "−");
+    const dot = (reward, kind) => {
+      const mark = make("i", { class: kind, title: number(reward) });
+      mark.style.left = `${at(reward)}%`;
+      return mark;
+    };
+    const ends = make("div", { class: "voice ends", "aria-hidden": "true" },
+      make("div", { class: "dots" }, make("span", {}, number(low)), make("span", {}, number(high))));
+    const rows = voices().map(({ name, text, reward, passes, unchosen }) => make("div", { class: "voice", role: "listitem" },
+      make("div", {}, make("b", {}, name), " ", make("small", {}, plural(passes, "pass", "passes"))),
+      make("div", { class: "dots", "aria-hidden": "true" }, ...unchosen.map(each => dot(each, "unchosen")), dot(reward, "chosen")),
+      make("div", { class: "number" }, make("span", { class: "sr" }, "reward "), number(reward)),
+      make("div", { class: "story", dir: "auto" }, text.trim() || "∅")));
+    $.view.append(make("div", { class: "voices", tabindex: 0, role: "group", "aria-label": "answers to the same prompt" }, ends,
+      make("div", { role: "list" }, ...rows),
+      make("p", {}, "What are ", term("rewards", "reward"), " and ", term("passes", "passes"), "?")));
   }
 
   // ---------- tooltips, tour
@@ -1674,6 +1721,13 @@ export function explore(host, data, options = {}) {
       runs[i]._settled = runs[i]._shares = runs[i]._events = runs[i]._end = null;
       redo();
     },
+    addVoices(i, given) {
+      const isFirst = !runs[i].voices.length;
+      runs[i].voices = given;
+      if (isFirst) state.view = "voices";
+      drawViews();
+      drawBelow();
+    },
     addWhy(i, entry) {
       runs[i].why.push(entry);
       state.why = true;
@@ -1712,6 +1766,7 @@ function render({ model, el }) {
     step: message => handle.addStep(message.run, message.step),
     end: message => handle.endRun(message.run, message.more),
     why: message => handle.addWhy(message.run, message.entry),
+    voices: message => handle.addVoices(message.run, message.voices),
     fail: message => handle.fail(message.sentence),
     view: message => handle.view(message.view),
     say: message => handle.say(message.sentence, message.busy),

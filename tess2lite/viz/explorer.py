@@ -11,7 +11,7 @@ import html
 import json
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,6 +23,7 @@ from ..trajectory import Trajectory, as_trajectory
 
 if TYPE_CHECKING:
     from ..generation import Generation
+    from .voices import Voice
 
 Run: TypeAlias = "Trajectory | Generation"
 
@@ -52,8 +53,12 @@ def explorer(trajectory: Run, note: str = "") -> str:
     return _page({"runs": [run_data(trajectory, note=note)]}, {"": trajectory})
 
 
-def comparison(runs: dict[str, Run]) -> str:
+def comparison(runs: dict[str, Run], voices: Sequence[Voice] = ()) -> str:
     """Several runs in one explorer, name → trajectory: the last is compared with the first, all are its tabs.
+
+    Args:
+        runs: Name → trajectory.
+        voices: Final texts that answer the same prompt, in a list with their rewards (`voices.py`).
 
     Raises:
         ValueError: If `runs` is not a dict with at least one run.
@@ -62,6 +67,7 @@ def comparison(runs: dict[str, Run]) -> str:
         raise ValueError(f"runs is {type(runs).__name__}; give a dict of one or more trajectories by name.")
     trajectories = {str(name): as_trajectory(run) for name, run in runs.items()}
     data: dict[str, Any] = {"runs": [run_data(run, name) for name, run in trajectories.items()]}
+    data["runs"][-1]["voices"] = [voice.as_dict() for voice in voices]
     if len(runs) > 1:
         data["beside"] = [0, len(runs) - 1]
     return _page(data, trajectories)

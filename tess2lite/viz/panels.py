@@ -22,11 +22,22 @@ from ..schedule import SCHEDULES, TRAINING_TIMESTEPS, alpha_bar
 from ..tokens import encode
 from ..validation import InputError
 from .explorer import Run, as_trajectory
+from .voices import (
+    autoregressive_voice,
+    best_voice,
+    bundled_parent,
+    guided_passes,
+    number_at_equal_cost,
+    single_voice,
+)
 from .widget import Explorer, Future, Hooks
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from ..model import SimplexDenoiser
     from ..reward import RewardModel
+    from ..sampling import Step
 
 SETTINGS = ("steps", "seed")
 
@@ -73,6 +84,10 @@ class Panel(Explorer):
         self._answer(self, message, None)
         if self.thread is not None:
             self.thread.join()
+
+    def halt(self, step: Step) -> None:
+        """A hook that ends a run once Stop was pressed."""
+        step.stop = step.stop or self.stopped
 
     def _write(self, message: dict) -> None:
         self.result = None
@@ -135,9 +150,17 @@ def run_panel(lm: SimplexDenoiser, prompt: str, steps: int = 50) -> Panel:
 
 
 def guidance_panel(
-    lm: SimplexDenoiser, rewards: Mapping[str, RewardModel], prompt: str, steps: int = 50, scale: float = 10
+    lm: SimplexDenoiser,
+    rewards: Mapping[str, RewardModel],
+    prompt: str,
+    steps: int = 50,
+    scale: float = 10,
+    autoregressive: PreTrainedModel | None = None,
 ) -> Panel:
     """An instruction answered twice from the same noise: unguided, and pulled towards a reward.
+
+    Two more answers are listed beside them: the best of several unguided ones that together cost as much as the guided
+    one, and an autoregressive model's.
 
     Args:
         lm: The denoiser.
@@ -145,6 +168,8 @@ def guidance_panel(
         prompt: The user's message.
         steps: Of diffusion.
         scale: η that the form begins with.
+        autoregressive: A model of transformers with the denoiser's tokens, such as its parent; by default tinytown-ar
+            beside a denoiser that has its tokens, else none.
     """
     _check(lm, prompt, steps)
     if not isinstance(rewards, dict) or not rewards:
@@ -180,12 +205,33 @@ def guidance_panel(
             return generation.generate(lm, chat, hooks=hooks, progress=False, **settings)
 
         first = len(panel.futures)
-        panel.show("unguided", write, [RewardGuidance(model, 0)])
+        unguided = panel.show("unguided", write, [RewardGuidance(model, 0)])
+        settings["seed"] = unguided.seed  # an empty field means any, but the same for both
+        if panel.stopped:
+            return
+        name = f"guided, η = {values['scale']:g}"
+        guided = panel.show(name, write, [guidance], beside=first)
+        if panel.stopped:
+            return
+        passes = guided_passes(guidance, values["steps"])
+        voices = [
+            single_voice(name, model, guided, passes),
+            single_voice("unguided", model, unguided, values["steps"]),
+        ]
+        parent = autoregressive or bundled_parent(lm)
+        if parent is not None:
+            voices.append(autoregressive_voice(parent, lm, chat, model))
+        panel.add_voices(first + 1, voices)
+        number = number_at_equal_cost(passes, values["steps"])
+        panel.say(f"Writing {number} answers, to choose the best …", busy=True)
+        seeds = range(unguided.seed + 1, unguided.seed + number)
+        settings["seed"] = seeds
+        others = generation.generate(lm, [chat] * len(seeds), hooks=panel.halt, progress=False, **settings)
         if not panel.stopped:
-            panel.show(f"guided, η = {values['scale']:g}", write, [guidance], beside=first)
-            panel.send({"type": "view", "view": "curves"})
+            voices.append(best_voice(model, [unguided, *others], values["steps"]))
+            panel.add_voices(first + 1, voices)
 
-    return Panel(lm, fields, "Answer twice", work)
+    return Panel(lm, fields, "Answer", work)
 
 
 # What can be done at the held step beside writing another word, which the explorer itself offers.

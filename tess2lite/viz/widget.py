@@ -27,6 +27,7 @@ from .explorer import MODULE, Run, as_trajectory, pins_of, run_data, run_header
 if TYPE_CHECKING:
     from ..hooks import Hook
     from ..model import SimplexDenoiser
+    from .voices import Voice
 
 Hooks: TypeAlias = "Hook | Iterable[Hook]"
 
@@ -123,11 +124,21 @@ class Explorer(anywidget.AnyWidget):
 
     def _keep(self, future: Future) -> None:
         self.futures.append(future)
-        data = [run_data(each.trajectory, each.name) for each in self.futures]
-        self.data = {"runs": data}
+        self._refresh()
         if not future.inputs and self.lm.num_parameters() <= SMALL:
             filling = threading.Thread(target=future.fill, args=(self.lm,))
             filling.start()
+
+    def add_voices(self, run: int, voices: Sequence[Voice]) -> None:
+        """Set final texts beside a run that answer the same prompt."""
+        self.futures[run].voices = [voice.as_dict() for voice in voices]
+        self.send({"type": "voices", "run": run, "voices": self.futures[run].voices})
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """What a reader without a kernel sees."""
+        data = [run_data(each.trajectory, each.name) | {"voices": each.voices} for each in self.futures]
+        self.data = {"runs": data}
 
     def _answer(self, _, message: dict, __) -> None:
         """A wish of the front end. Work goes on in a thread, so that the kernel stays free for Stop."""
@@ -219,12 +230,14 @@ class Future:
         trajectory: What was recorded.
         hooks: Those it was made with.
         inputs: What each step read, (N, H); they spare a replay up to the step where a future begins.
+        voices: Final texts that answer the same prompt, as explorer.mjs has them.
     """
 
     name: str
     trajectory: Trajectory
     hooks: list
     inputs: list[torch.Tensor] = field(default_factory=list)
+    voices: list[dict] = field(default_factory=list)
     _filling: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def resumable(self, lm: SimplexDenoiser) -> bool:

@@ -13,6 +13,7 @@ from tess2lite.hooks import Pin
 from tess2lite.tokens import encode
 from tess2lite.viz.explorer import comparison, explorer
 from tess2lite.viz.export import export
+from tess2lite.viz.voices import Voice
 
 PROMPT = "Tom had a drum."
 STEPS = 12
@@ -521,6 +522,57 @@ def test_a_future_streams_in_beside_the_old_run_without_moving_it(opened, writte
     assert page.get_by_role("alert").inner_text().startswith("It did not work.")
     page.get_by_role("button", name="Back to the last run").click()
     assert not page.locator(".failure").is_visible()
+
+
+VOICES = [
+    Voice("guided, η = 10", "Everybody is glad there. " * 9, 2.5, 200),
+    Voice(HOSTILE[0], HOSTILE[0], -1.5, 41),
+    Voice("best of 3", "Mädchen", 1.5, 153, (-0.5, 0.5)),
+]
+
+
+@pytest.mark.parametrize("width", [360, 640, 1200])
+def test_voices_are_listed_with_their_rewards_on_one_axis_and_nothing_moves(opened, futures, width):
+    page = opened(comparison(futures[0], VOICES), viewport={"width": width, "height": 1100})
+    measured = page.locator(".x, .view, .controls, .card, .pane")
+    before = measured.evaluate_all(PLACES)
+    heights = "all => all.map(e => e.getBoundingClientRect().height)"
+    high = measured.evaluate_all(heights)
+    page.get_by_role("tab", name="Answers").click()
+    assert measured.evaluate_all(PLACES) == before and measured.evaluate_all(heights) == high
+    rows = page.get_by_role("listitem")
+    says = rows.all_inner_texts()
+    assert len(says) == 3 and page.locator("img").count() == 0
+    for row, voice, passes in zip(says, VOICES, ("200 passes", "41 passes", "153 passes"), strict=True):
+        first, rest = row.split("\n", 1)
+        assert first == f"{voice.name} {passes}"
+        number = f"{voice.reward:.2f}".replace("-", "−")
+        assert number in rest and voice.text.strip() in rest
+    places = page.locator(".dots i").evaluate_all(
+        "all => all.map(i => i.getBoundingClientRect().x + i.offsetWidth / 2)"
+    )
+    guided, hostile, *unchosen, best = places
+    unit = (guided - hostile) / 4  # pixels per reward
+    assert [(place - hostile) / unit - 1.5 for place in (*unchosen, best)] == pytest.approx([-0.5, 0.5, 1.5], abs=0.1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_role("button", name="passes").hover()
+    assert "A pass is one run of a network" in page.get_by_role("tooltip").inner_text()
+
+
+def test_voices_that_come_later_are_shown_at_once(opened, written):
+    page = opened(with_actor(explorer(written)))
+    assert page.get_by_role("tab", name="Answers").count() == 0
+    frame = page.locator(".x").bounding_box()
+    voices = [voice.as_dict() for voice in VOICES]
+    for count in (2, 3):
+        page.evaluate("voices => window.handle.addVoices(0, voices)", voices[:count])
+        assert page.get_by_role("listitem").count() == count
+        assert page.locator(".x").bounding_box() == frame
+        if count == 2:
+            page.get_by_role("tab", name="Map").click()
+            page.evaluate("voices => window.handle.addVoices(0, voices)", voices)
+            assert page.get_by_role("listitem").count() == 0  # who has gone elsewhere stays there
+            page.get_by_role("tab", name="Answers").click()
 
 
 def test_export_is_the_same_explorer(browser, written, tmp_path):

@@ -588,3 +588,38 @@ def test_a_finished_run_knows_where_its_loss_changes(own):
     made = build.build_trainer(recipe.Recipe(**tuned))
     assert made.data_collator.timesteps is not None
     made.train()
+
+
+@pytest.mark.parametrize("fields", [{}, {"lora_rank": 2}, {"lora_rank": 2, "embeddings": "trained"}], ids=str)
+def test_centered_embeddings(own, fields):
+    """A uniform p reads as nothing, distances between rows stay, and so does what the head says."""
+    plain = build.build_trainer(recipe.Recipe(**own(**fields))).model
+    centered = build.build_trainer(recipe.Recipe(**own(center_embeddings=True, **fields))).model
+    before, after = plain.embedding_matrix(), centered.embedding_matrix()
+    assert before.mean(0).abs().max() > 1e-3
+    assert centered.soft_embedding().uniform.abs().max() < 1e-6
+    assert torch.allclose(after - after[:1], before - before[:1], atol=1e-5)
+    hidden = torch.randn(3, before.shape[1])
+    assert torch.equal(centered.head(hidden), plain.head(hidden))
+
+
+def test_centered_embeddings_of_a_tied_head(own, tmp_path):
+    """All its logits move alike."""
+    base = MistralForCausalLM.from_pretrained(own()["model"], tie_word_embeddings=True)
+    base.save_pretrained(own()["model"])
+    plain = build.build_trainer(recipe.Recipe(**own())).model
+    centered = build.build_trainer(recipe.Recipe(**own(center_embeddings=True))).model
+    hidden = torch.randn(3, plain.config.hidden_size)
+    assert not torch.equal(plain.head(hidden), centered.head(hidden))
+    assert torch.allclose(plain.head(hidden).log_softmax(1), centered.head(hidden).log_softmax(1), atol=1e-5)
+
+
+def test_centered_embeddings_are_saved_with_an_adapter(own, tmp_path):
+    fields = own(lora_rank=2, steps=1, warmup=0, learning_rate=1e-9, center_embeddings=True)
+    training_run.train(recipe.Recipe(**fields))
+    assert t2.load(tmp_path / "run").soft_embedding().uniform.abs().max() < 1e-6
+
+
+def test_frozen_embeddings_are_not_centered(own):
+    with pytest.raises(ValueError, match="center_embeddings changes E, but embeddings is 'frozen'"):
+        recipe.Recipe(**own(lora_rank=2, embeddings="frozen", center_embeddings=True))

@@ -179,6 +179,9 @@ class Recipe(Training):
     embeddings: Literal["lora", "trained", "frozen"] = option(
         "lora", "of E and the head, under LoRA; 'trained': whole copies"
     )
+    center_embeddings: bool = option(
+        False, "subtract E's mean row at the start: with a large V it is most of what noisy positions read"
+    )
     clip_per_group: bool = option(
         False, "clip E, head, timestep embedding and layers apart: early on, E's gradients are far larger"
     )
@@ -189,6 +192,8 @@ class Recipe(Training):
             raise InputError(f"self_conditioning is {self.self_conditioning}; give a share from 0 to 1.")
         if self.embeddings != "lora" and not self.lora_rank:
             raise InputError(f"embeddings is {self.embeddings!r}, but without LoRA all is trained; set lora_rank.")
+        if self.embeddings == "frozen" and self.center_embeddings:
+            raise InputError("center_embeddings changes E, but embeddings is 'frozen'; choose 'lora' or 'trained'.")
         if self.masking == "all" and not isinstance(self, MaskedRecipe):
             raise InputError("masking is 'all'; choose one of ul2, prefix, response.")
         if self.masking != "response":

@@ -1,7 +1,8 @@
 # make lab   set up, then JupyterLab on the quickstart       make test  set up, then the tests
 # make tour  all notebooks without a screen (PROFILE=…)      make bench the benchmark table
 # make findings ROW=9   one row of the paper in miniature again (SMOKE=1: only to see that it runs; no ROW: all of them)
-# make page  one offline HTML file in which a bundled model writes (MODEL=tinytown-base): build/page.html
+# make page  one offline HTML file in which a bundled model writes: build/page.html
+#            (MODEL=tinytown-instruct answers questions)
 # make site  notebooks, explorer and reference as one static site in build/site, with the page if it was made
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu spares a machine without a GPU the CUDA download.
 

@@ -9,13 +9,16 @@ import torch
 
 import tess2lite as t2
 from tess2lite import sampling
+from tess2lite.chat_template import chat_prompt
 from tess2lite.hooks import Pin, Recorder
 from tess2lite.insides.inputs import step_inputs
+from tess2lite.tokens import encode as encode_plain
 from tess2lite.tokens import encode_blanks
 from tess2lite.viz.live import page as live
+from tess2lite.viz.live.wording import CHAT
 from tess2lite_course.experiments.word_tokenizer import make_tokenizer
 
-MODULES = ("tokenizer.js", "denoiser.js", "simd.js", "schedule.js", "sampler.js", "attribution.js")
+MODULES = ("tokenizer.js", "denoiser.js", "simd.js", "schedule.js", "settings.js", "sampler.js", "attribution.js")
 ODD_TEXTS = [
     "Tom had a drum.",
     "  two  spaces\n\n and\tlines \n",
@@ -37,7 +40,7 @@ const toBytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const floats = (text) => new Float32Array(toBytes(text).buffer);
 const halves = (text) => new Uint16Array(toBytes(text).buffer);
 Object.assign(globalThis, { Tokenizer, makeSimdBackend, Denoiser, Sampler, logprobOf });
-Object.assign(globalThis, { evenTimes, informativeTimes, timesOf, floats, halves });
+Object.assign(globalThis, { prepare, evenTimes, informativeTimes, timesOf, floats, halves });
 """
 
 
@@ -108,6 +111,23 @@ def test_blanks_become_the_same_ids_and_mask(engine, lm, text):
     encode = "([spec, text]) => new Tokenizer(spec).encodeBlanks(text, 1, 3)"
     found = engine.evaluate(encode, [spec, text])
     assert (found["ids"], found["mask"]) == encode_blanks(lm.tokenizer, text)
+
+
+@pytest.mark.parametrize("make", [bundled_tokenizer, word_tokenizer], ids=["bundled", "words"])
+def test_a_question_becomes_the_ids_of_pythons_chat_template(engine, make):
+    tokenizer = make()
+    odd = ["\x1c Tom?\x85\n", "\ufeff Tom \ufeff", "Tom had a ___?", "</s>\n<|assistant|>\nhi", *ODD_TEXTS]
+    texts = ["Tell me something about the barn.", *(text for text in odd if text.strip())]
+    encode = """([spec, texts]) => {
+      const tokenizer = new Tokenizer(spec);
+      const config = { bos_token_id: 1, pad_token_id: 3, max_position_embeddings: 1024 };
+      const settings = { length: 5, steps: 2, pins: [] };
+      return texts.map((text) => prepare({ ...settings, text }, tokenizer, config, true));
+    }"""
+    for text, found in zip(texts, engine.evaluate(encode, [live.export_tokenizer(tokenizer), texts]), strict=True):
+        expected = [1, *encode_plain(tokenizer, chat_prompt([{"role": "user", "content": text}]))]
+        assert found["ids"] == expected + [3] * 5
+        assert found["mask"] == [False] * len(expected) + [True] * 5
 
 
 def batch_of(lm, prompt, length):
@@ -201,7 +221,33 @@ RUN = """([ids, mask, steps, topP, temperature, noises, uniforms, pins, from]) =
     [("Tom had a drum.", None, 1.0), ("Mia lost her red kite", 0.99, 1.0), ("One day Anna", 0.9, 1.3)],
 )
 def test_runs_with_replayed_noise_write_the_same_tokens(engine, lm, backend, monkeypatch, prompt, top_p, temperature):
-    batch = batch_of(lm, prompt, 48)
+    check_run(engine, lm, backend, monkeypatch, batch_of(lm, prompt, 48), top_p, temperature)
+
+
+@pytest.fixture(scope="module")
+def instruct():
+    return as_the_page_holds_it(t2.load("tinytown-instruct", device="cpu"))
+
+
+@pytest.mark.parametrize("question, top_p", [("Where does a cat sleep?", None), (CHAT.tries[0], 0.95)])
+def test_answers_with_replayed_noise_are_pythons(engine, instruct, backend, monkeypatch, question, top_p):
+    """The same prompt as `generate` makes of a chat, and all tokens of the run."""
+    chat = [{"role": "user", "content": question}]
+    out = t2.generate(instruct, chat, steps=1, length=40, progress=False)
+    mask = out.trajectory.span_mask
+    batch = {"input_ids": torch.tensor([out.token_ids]), "span_mask": mask[None]}
+    encode = """([spec, text, config]) =>
+      prepare({ text, length: 40, steps: 1, pins: [] }, new Tokenizer(spec), config, true)"""
+    arguments = [live.export_tokenizer(instruct.tokenizer), question, live.export_config(instruct)]
+    prepared = engine.evaluate(encode, arguments)
+    assert prepared["mask"] == mask.tolist()
+    known = (~mask).nonzero()[:, 0].tolist()
+    assert [prepared["ids"][i] for i in known] == [out.token_ids[i] for i in known]
+    check_run(engine, instruct, backend, monkeypatch, batch, top_p, 1.0)
+
+
+def check_run(engine, lm, backend, monkeypatch, batch, top_p, temperature):
+    """A run in the browser writes what a run in Python writes from the same noise and draws."""
     steps = 12
     mask = batch["span_mask"][0]
     # With some seeds a draw lands within 1e-6 of the border between two tokens, where float32 and float64 differ, too.

@@ -7,6 +7,7 @@ import pytest
 
 from tess2lite.validation import InputError
 from tess2lite.viz.live import page as live
+from tess2lite.viz.live.wording import CHAT
 
 SHORT = {"text": "Tom had a drum.", "steps": 8, "length": 20, "seed": 3, "p": 0.95, "t": 1}
 WAIT = 60_000  # milliseconds, for a machine that has other work to do
@@ -24,9 +25,26 @@ def path(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def chat_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("live") / "chat.html"
+    live.main([str(path), "model=tinytown-instruct"])
+    return path
+
+
 @pytest.fixture
 def opened(browser, path):
     """Opens the page with a link; a request to any network, a failed script or a dialog fails the test."""
+    yield from open_pages(browser, path)
+
+
+@pytest.fixture
+def chat(browser, chat_path):
+    """The same for the page that answers questions."""
+    yield from open_pages(browser, chat_path)
+
+
+def open_pages(browser, path):
     contexts = []
     problems = []
 
@@ -70,10 +88,78 @@ def wait_for_tabs(page, count: int) -> None:
     page.locator(".tabs button").nth(count - 1).wait_for()
 
 
-def test_the_file_is_small_enough_to_send(path):
-    size = path.stat().st_size
-    print(f"\nlive page: {size / 2**20:.1f} MB")
-    assert size <= live.MAX_BYTES == 12 * 2**20
+def test_the_file_is_small_enough_to_send(path, chat_path):
+    for each in (path, chat_path):
+        size = each.stat().st_size
+        print(f"\nlive page: {size / 2**20:.1f} MB")
+        assert size <= live.MAX_BYTES == 12 * 2**20
+
+
+QUESTION = "Where does a cat sleep?"
+
+
+def test_a_question_is_answered_out_of_noise(chat):
+    page = chat()
+    page.locator(".slot").nth(5).wait_for()
+    assert page.title() == CHAT.title and page.get_by_label("Your question").input_value() == CHAT.tries[0]
+    finish(page)
+    page.locator("#text").fill(QUESTION)
+    page.locator("#text").press("Enter")
+    wait_for_tabs(page, 2)
+    finish(page)
+    assert story(page).startswith(f"<|user|>\n{QUESTION}\n<|assistant|>\n")
+    first = page.evaluate("location.hash")
+    assert urllib.parse.parse_qs(first[1:])["text"] == [QUESTION]
+    answer = story(page)
+    again = chat(first)
+    finish(again)
+    assert story(again) == answer
+
+
+def test_another_word_in_an_answer(chat):
+    page = chat(link(text="Tell me something about the barn.", length=30))
+    finish(page)
+    hold(page, 3, 4)
+    page.locator(".bar:not(.rest):not(.drawn)").first.click()
+    wait_for_tabs(page, 2)
+    finish(page)
+    shared = page.evaluate("location.hash")
+    assert "pin=" in shared and "Held by hand" in page.locator("#pins").inner_text()
+    page.locator("button", has_text="Compare").click()
+    branched = story(page)
+    again = chat(shared)
+    finish(again)
+    assert story(again) == branched
+    page.locator(".slot").nth(4).click()
+    page.locator("button", has_text="Why?").click()
+    page.locator(".words.why").first.wait_for()
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [(" \x1f", "The text is empty; give at least one word to start from."), ("Tom " * 400, "shorten the text.")],
+)
+def test_a_question_that_cannot_be_asked_gets_one_sentence(chat, text, sentence):
+    page = chat(link(text=text))
+    page.locator("#status.problem").wait_for()
+    assert sentence in status(page)
+
+
+def test_a_hostile_question_is_shown_and_not_run(chat):
+    hostile = "<img src=x onerror=alert(1)></script>$about ${title} <|assistant|>"
+    page = chat(link(text=hostile, length=8))
+    finish(page)
+    assert hostile in story(page) and page.locator("img").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_questions_fits_a_phone_and_axe(chat, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = chat(link(), viewport={"width": 360, "height": 780}, color_scheme=scheme, reduced_motion="reduce")
+    finish(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    found = [rule for rule in axe.run(page).response["violations"] if rule["impact"] in ("serious", "critical")]
+    assert not found, [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found]
 
 
 def test_a_story_appears_within_seconds_of_opening(opened):

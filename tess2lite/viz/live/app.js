@@ -10,7 +10,7 @@ const byId = (id) => document.getElementById(id);
 const contentOf = (id) => JSON.parse(byId(id).textContent);
 const asUrl = (script) => URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
 
-const { config, tensors, tokenizer: spec, defaults } = contentOf("model");
+const { config, tensors, tokenizer: spec, defaults, isChat } = contentOf("model");
 const sources = contentOf("sources");
 const tokenizer = new Tokenizer(spec);
 const pieces = tokenizer.tokens.map((_, id) => tokenizer.textOf(id));
@@ -134,7 +134,7 @@ function rowOf(step, positions) {
 }
 
 function writeText(settings) {
-  const prepared = prepare(settings, tokenizer, config);
+  const prepared = prepare(settings, tokenizer, config, isChat);
   fillForm(settings);
   const name = settings.text.trim().slice(0, 24);
   const run = openRun(settings, prepared, `${name} · ${settings.seed}`, [], null);
@@ -158,7 +158,7 @@ const actor = {
     const token = clicked ?? typedToken(parent, step, position, text);
     const pins = parent.settings.pins.filter((pin) => pin.position !== position || pin.from < step);
     const settings = { ...parent.settings, pins: [...pins, { position, from: step, text: pieces[token] }] };
-    const prepared = prepare(settings, tokenizer, config);
+    const prepared = prepare(settings, tokenizer, config, isChat);
     const name = `“${pieces[token].trim() || "␣"}” at step ${step + 1}`;
     const run = openRun(settings, prepared, name, parent.rows.slice(0, step), parent);
     worker.postMessage({ type: "branch", run: run.id, parent: parent.id, from: step, pins: prepared.pins });
@@ -167,7 +167,7 @@ const actor = {
   }),
   why({ run: index, step, position }) {
     if (isWriting) {
-      explorer.say("Ask again when the story is written.");
+      explorer.say("Ask again when the text is written.");
       return;
     }
     const run = runs[index];
@@ -201,7 +201,7 @@ const answers = {
     if (run !== runs.at(-1)) return; // another run is being written
     showWriting(false);
     const speed = (1 / secondsPerStep).toFixed(1);
-    if (isWhole && run.id === 0) explorer.offerTour(); // once the first story is told
+    if (isWhole && run.id === 0) explorer.offerTour(); // once the first text is written
     say(isWhole ? `Done, ${speed} steps per second.` : `Stopped after step ${made} of ${run.settings.steps}.`);
   },
   asked({ done, all }) {

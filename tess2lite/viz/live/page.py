@@ -2,7 +2,8 @@
 
 The page holds the model's weights in float16, its tokenizer, and a forward pass and sampler in JavaScript
 (`denoiser.js`, `sampler.js`; the matrix product also in WebAssembly, `simd.js`) that run in a Web Worker. It makes no
-request to any network. `explorer.mjs` draws the runs.
+request to any network. `explorer.mjs` draws the runs. A model that was tuned on chats answers questions, by the chat
+template; others continue a text or fill its blanks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from ...loading import load
 from ...validation import InputError, expand_path
+from .wording import CHAT, STORY, Wording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,8 +36,7 @@ ENGINE = (
     "attribution.js",
     "worker.js",
 )  # what runs in the worker, in order of imports
-DEFAULTS = {"text": "Tom had a drum.", "steps": 40, "length": 96, "seed": 1, "topP": 0.95, "temperature": 1}
-TRIES = ("Tom had a drum.", "Mia was sad.", "Anna had a ___ and Tom had a ___. They played all day.")
+DEFAULTS = {"steps": 40, "length": 96, "seed": 1, "topP": 0.95, "temperature": 1}
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -156,52 +157,66 @@ def embed_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def build_page(lm: SimplexDenoiser, about: str) -> str:
+def is_chat_model(lm: SimplexDenoiser) -> bool:
+    """Whether a model answers questions, by its name: every denoiser's tokenizer has the chat template."""
+    return "instruct" in Path(lm.name_or_path).name
+
+
+def build_page(lm: SimplexDenoiser) -> str:
     """The page as HTML.
 
     Args:
         lm: A denoiser with its tokenizer.
-        about: One or two plain sentences on what this model is; the page shows them.
 
     Raises:
         InputError: The page cannot hold or compute this model.
     """
     tensors, weights = export_weights(lm)
+    is_chat = is_chat_model(lm)
+    wording = CHAT if is_chat else STORY
     model = {
         "config": export_config(lm),
         "tensors": tensors,
         "tokenizer": export_tokenizer(lm.tokenizer),
-        "defaults": DEFAULTS,
+        "defaults": DEFAULTS | {"text": wording.tries[0]},
+        "isChat": is_chat,
     }
     explorer = (FOLDER.parent / "explorer.mjs").read_text(encoding="utf-8")
     sources = {"engine": bundle(*ENGINE), "explorer": explorer}
-    tries = "".join(f'<button type="button" data-try="{escape(text)}">{escape(text)}</button>' for text in TRIES)
+    tries = [f'<button type="button" data-try="{escape(text)}">{escape(text)}</button>' for text in wording.tries]
+    advice = [f"<li>{escape(sentence)}</li>" for sentence in wording.advice]
     parts = {
         "style": (FOLDER / "page.css").read_text(encoding="utf-8"),
         "app": bundle("tokenizer.js", "schedule.js", "settings.js", "app.js"),
         "model": embed_json(model),
         "sources": embed_json(sources),
         "weights": base64.b64encode(weights).decode(),
-        "about": escape(about),
-        "tries": tries,
+        "about": escape(describe(lm, wording)),
+        "tries": "".join(tries),
+        "advice": "\n".join(advice),
+        "title": escape(wording.title),
+        "lead": escape(wording.lead),
+        "label": escape(wording.label),
+        "button": escape(wording.button),
+        "length": escape(wording.length),
     }
     return Template((FOLDER / "page.html").read_text(encoding="utf-8")).substitute(parts)
 
 
-def describe(lm: SimplexDenoiser) -> str:
+def describe(lm: SimplexDenoiser, wording: Wording) -> str:
     """What the model is, from its own numbers."""
     config = lm.config
     millions = sum(weight.numel() for weight in lm.parameters()) / 1e6
     return (
         f"The model is tess2lite’s {Path(lm.name_or_path).name}: {millions:.1f} million numbers in "
-        f"{config.num_hidden_layers} layers, a vocabulary of {config.vocab_size:,} tokens, trained on short stories "
-        "from a small invented town. It knows nothing else; outside that town it writes nonsense."
+        f"{config.num_hidden_layers} layers, a vocabulary of {config.vocab_size:,} tokens, trained {wording.training}. "
+        "It knows nothing else; outside that town it writes nonsense."
     )
 
 
 def write_page(path: str | Path, lm: SimplexDenoiser) -> int:
     """Writes the page. Returns its size in bytes; raises InputError where it would exceed `MAX_BYTES`."""
-    page = build_page(lm, describe(lm)).encode()
+    page = build_page(lm).encode()
     if len(page) > MAX_BYTES:
         raise InputError(
             f"The page would have {len(page) / 2**20:.1f} MB and may have {MAX_BYTES // 2**20}; choose a smaller model."
@@ -216,7 +231,8 @@ def main(arguments: list[str]) -> None:
     options = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     if len(paths) != 1 or not paths[0].endswith(".html") or not options.keys() <= {"model"}:
         raise InputError(
-            "Give a file to write and a model: python -m tess2lite.viz.live page.html model=tinytown-base."
+            "Give a file to write and a model: python -m tess2lite.viz.live page.html model=tinytown-base, or "
+            "model=tinytown-instruct for one that answers questions."
         )
     lm = load(options.get("model", "tinytown-base"), dtype="float32", device="cpu")
     try:

@@ -78,14 +78,25 @@ export function tokenOf(tokenizer, text) {
   throw new InputError(`“${text.slice(0, 30)}” is not one word of this model's vocabulary; choose another word.`);
 }
 
-// Settings → what the sampler runs on: ids, mask, times, pins with ids. Blanks (_) ask for infilling.
-export function prepare(settings, tokenizer, config) {
+// Python's str.strip: JavaScript's trim also takes U+FEFF and leaves the separators U+001C … U+001F and U+0085.
+const SPACE = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]";
+const strip = (text) => text.replace(new RegExp(`^${SPACE}+|${SPACE}+$`, "gu"), "");
+
+// A question up to where the assistant speaks, as tess2lite/chat_template.py has it.
+export function chatPrompt(question) {
+  return `<|user|>\n${strip(question)}\n<|assistant|>\n`;
+}
+
+// Settings → what the sampler runs on: ids, mask, times, pins with ids. Blanks (_) ask for infilling, but not in a chat.
+export function prepare(settings, tokenizer, config, isChat) {
   const { bos_token_id: bos, pad_token_id: pad, max_position_embeddings: context } = config;
-  if (!settings.text.trim()) throw new InputError("The text is empty; give at least one word to start from.");
+  if (!strip(settings.text)) throw new InputError("The text is empty; give at least one word to start from.");
   if (/\p{Surrogate}/u.test(settings.text)) {
     throw new InputError("The text contains half a character (an unpaired surrogate); type that word again.");
   }
-  let { ids, mask } = tokenizer.encodeBlanks(settings.text, bos, pad);
+  let { ids, mask } = isChat
+    ? tokenizer.encodeChat(chatPrompt(settings.text), bos)
+    : tokenizer.encodeBlanks(settings.text, bos, pad);
   const isInfilling = mask.includes(true);
   const known = ids.length;
   const needed = known + (isInfilling ? 0 : 1);

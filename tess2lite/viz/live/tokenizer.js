@@ -142,6 +142,12 @@ export class Tokenizer {
     return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
   }
 
+  // Ids and mask of a chat's prompt, in which an underscore is an underscore.
+  encodeChat(prompt, bos) {
+    const ids = [bos, ...this.encode(prompt)];
+    return { ids, mask: ids.map(() => false) };
+  }
+
   // Ids and mask of a text with blanks: every underscore is one token to write; a token carries its own space.
   encodeBlanks(text, bos, pad) {
     const ids = [bos];

@@ -24,6 +24,7 @@ from .merge import merge
 from .recipe import TRAININGS, PretrainingRecipe, RewardRecipe, Training
 
 STEPS = 3
+PASSES = 2  # per step at most: gradients are accumulated, but not for long
 KEPT = 3  # checkpoints' worth of room: two of them, and the finished model
 PATIENCE = 1800  # seconds for the first step
 
@@ -40,12 +41,14 @@ def rehearse(recipe: Training, train: Callable[[Training], Any]) -> None:
             cannot be saved or loaded.
     """
     output = Path(recipe.output)
+    rows_per_pass = recipe.micro_batch_size * int(os.environ.get("WORLD_SIZE", 1))
     folder = output.with_name(f"{output.name}-rehearsal")
     if folder.exists():
         raise InputError(f"'{folder}' exists already; remove it to rehearse again.")
     short = dataclasses.replace(
         recipe,
         output=str(folder),
+        batch_size=min(recipe.batch_size, PASSES * rows_per_pass),  # as much memory as in the real run, in less time
         steps=STEPS,
         epochs=0.0,
         warmup=0,

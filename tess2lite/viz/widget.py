@@ -69,6 +69,9 @@ class Explorer(anywidget.AnyWidget):
         generation.check_model(lm)
         can_explain = find_spec("tess2lite.insides.attribution") is not None
         super().__init__(can_explain=can_explain, **traits)
+        # ipykernel gives a wish to the shell that made this widget, where a cell may run for long. Let the front end
+        # choose: JupyterLab can name a subshell that is free.
+        self.comm._reply_subshell_for = None
         self.lm = lm
         self.futures: list[Future] = []
         self.thread: threading.Thread | None = None

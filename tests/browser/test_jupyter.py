@@ -343,10 +343,6 @@ def test_a_busy_kernel_is_said(live):
     idle(box)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="JupyterLab sends the wish to a subshell; no answer of ipykernel 7.4 is seen while a cell runs",
-)
 def test_a_kernel_with_subshells_answers_while_a_cell_runs(browser, lab):
     folder, _ = lab
     comms_over_subshells(folder, "perCommTarget")

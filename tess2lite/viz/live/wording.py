@@ -38,7 +38,11 @@ STORY = Wording(
     button="Write",
     length="Words to write",
     training="on short stories from a small invented town",
-    tries=("Tom had a drum.", "Mia was sad.", "Anna had a ___ and Tom had a ___. They played all day."),
+    tries=(
+        "Once upon a time there was a boy named Tom. Tom had a drum.",
+        "One day Mia was sad.",
+        "Anna had a ___ and Tom had a ___. They played all day.",
+    ),
     advice=(
         "Drag the slider back to the noise, and forward again: some words are decided early, and the others arrange "
         "themselves around them.",

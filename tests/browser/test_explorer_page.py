@@ -559,6 +559,13 @@ def test_voices_are_listed_with_their_rewards_on_one_axis_and_nothing_moves(open
     assert "A pass is one run of a network" in page.get_by_role("tooltip").inner_text()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_voices(opened, futures, axe, scheme):
+    page = opened(comparison(futures[0], VOICES), color_scheme=scheme)
+    page.get_by_role("tab", name="Answers").click()
+    assert not axe(page)
+
+
 def test_voices_that_come_later_are_shown_at_once(opened, written):
     page = opened(with_actor(explorer(written)))
     assert page.get_by_role("tab", name="Answers").count() == 0

@@ -1619,7 +1619,11 @@ export function explore(host, data, options = {}) {
       select(tab, i === state.run);
       return tab;
     }));
-    if (focus) $.tabs.querySelector("[aria-selected=true]").focus();
+    const chosen = $.tabs.children[state.run];
+    const left = chosen.offsetLeft - $.tabs.offsetLeft;
+    const hidden = left + chosen.offsetWidth - $.tabs.clientWidth;  // pixels past the end
+    if (hidden > $.tabs.scrollLeft || left < $.tabs.scrollLeft) $.tabs.scrollLeft = Math.min(left, hidden);
+    if (focus) chosen.focus();
     $.beside.hidden = runs.length < 2;
     $.beside.setAttribute("aria-pressed", String(state.beside !== null));
   }

@@ -469,6 +469,16 @@ def test_no_sideways_scrolling(opened, futures, width):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_the_chosen_tab_can_be_seen_on_a_phone(opened, written):
+    names = ["as it was", "kite at step 3", "drum at step 5", "Mia at step 7"]
+    page = opened(comparison(dict.fromkeys(names, written)), viewport={"width": 360, "height": 900})
+    row = page.locator(".tabs").bounding_box()
+    for name in (names[-1], names[0], names[2]):
+        page.get_by_role("tab", name=name).evaluate("tab => tab.click()")
+        tab = page.get_by_role("tab", name=name).bounding_box()
+        assert tab["x"] >= row["x"] - 1 and tab["x"] + min(tab["width"], row["width"]) <= row["x"] + row["width"] + 1
+
+
 def with_actor(html):
     """The explorer's page with something that can act: its wishes are kept, and `handle` answers them."""
     end = html.rindex(");\n})();")

@@ -195,8 +195,8 @@ def center_embeddings_(weight: torch.Tensor) -> None:
 
     With V tokens a clean simplex gives the true one e^2k / (e^2k + V − 1) of the probability: 0.31 at V = 49,152 and
     k = 5. The rest, and the prediction that is missing in a first pass, is the mean row, which hides the token. A tied
-    head does not change: its softmax does not see what is added to all logits alike. Whether training gains by it
-    is open: one seed and ten steps of SmolLM2 are all that was measured (assets/smollm2.json).
+    head does not change: its softmax does not see what is added to all logits alike. On one seed of SmolLM2 fifteen
+    steps brought the held-out loss at t = 250 to 4.8 with it and 5.8 without; more is not known (assets/smollm2.json).
 
     Args:
         weight: E, (V, H).

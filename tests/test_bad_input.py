@@ -17,7 +17,7 @@ from tess2lite.reward import classifier
 
 ROOT = Path(__file__).parent.parent
 LINES = 25
-STORY = '"Once there was a girl named Anna. Anna had a red kite."'
+STORY = '"Once there was a girl named Anna. Anna lost her red kite in the forest."'
 DENOISED = '{"input_ids": page, "span_mask": writable}'
 
 
@@ -42,7 +42,7 @@ CASES = {
             ("STEPS = ", "%env TESS2LITE_PROFILE=foo\nSTEPS = ", "TESS2LITE_PROFILE is 'foo'"),
             ("STEPS = ", "%env TESS2LITE_PROFILE=smoke\nSTEPS = ", None),
             (STORY, '""', "prompt is empty"),
-            (STORY, '"word " * 500', "1003 tokens long and fills this model's context of 128"),
+            (STORY, '"word " * 500', "505 tokens long and fills this model's context of 256"),
             (STORY, "5", "prompt is int"),
             (STORY, '"\\ud800"', "contains an unpaired surrogate"),
             (STORY, '[{"role": "robot", "content": "Hi"}]', "role 'robot'"),
@@ -52,7 +52,7 @@ CASES = {
             ("seed=0", "seed='a'", "seed is 'a'"),
             ("seed=0", "top_p=2", "top_p is 2"),
             ("seed=0", "temperature=-1", "temperature is -1"),
-            ("seed=0", "length=500", "length is 500.* only 113 of 128 are left"),
+            ("length=72, seed=0", "length=500", "length is 500.* only \\d+ of 256 are left"),
             ("seed=0", "hooks=[t2.RewardGuidance]", "hooks holds <class .*RewardGuidance"),
         ],
         "trajectory_map(out": [("out.trajectory", "lm", "run is a MistralForDiffusionLM")],
@@ -65,7 +65,7 @@ CASES = {
         ],
         "t2.denoise(lm": [
             ("steps=STEPS", "steps=0", "steps is 0"),
-            ("[lm.tokenizer.bos_token_id]", "[9999]", "Token id 9999 is outside this model's vocabulary of 1024"),
+            ("[lm.tokenizer.bos_token_id]", "[9999]", "Token id 9999 is outside this model's vocabulary of 1359"),
             ("[None] > 0", "[None] > 99", "span_mask has a row with nothing to denoise"),
             ("[None] > 0", "[None] < 9", "span_mask covers a row's first token"),
             (DENOISED, "page", "batch is a Tensor"),
@@ -159,7 +159,7 @@ CASES = {
             ("(cheerful, scale)", "(cheerful, scale, inner_steps=0)", "inner_steps is 0"),
             ("(cheerful, scale)", "(cheerful, scale, weights=[1, 2])", "1 reward models and 2 weights"),
             ("(cheerful, scale)", "(lm, scale)", "reward model is a MistralForDiffusionLM"),
-            ("(cheerful, scale)", "(t2.load_reward('foreign-judge'), scale)", "reads 64 tokens, the denoiser .* 1024"),
+            ("(cheerful, scale)", "(t2.load_reward('foreign-judge'), scale)", "reads 64 tokens, the denoiser .* 1359"),
             None,
         ],
         "guidance_panel(lm": [

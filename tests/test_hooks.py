@@ -77,7 +77,7 @@ def settle(step):
 def test_forgetting_is_the_textbook_pass_without_a_previous_prediction(lm, batch):
     """The second step reads the noisy simplex of the first one's tokens, and nothing of its logits."""
     noise = {i: torch.randn(1, batch["input_ids"].shape[1], lm.config.vocab_size) for i in (-1, 0, 1)}
-    replayed = {"top_p": None, "noise": lambda i, _: noise[i]}
+    replayed = {"top_p": None, "noise": lambda i, _: noise[i], "timestep_spacing": "uniform"}
     first, second, _ = [
         (s.logits, s.tokens) for s in t2.denoise(lm, batch, 3, hooks=[NoSelfConditioning()], **replayed)
     ]
@@ -103,7 +103,8 @@ def test_a_run_from_the_middle_reads_the_tokens_noised_as_the_textbook_does(lm, 
     generator = torch.Generator().manual_seed(3)
     noise = {i: torch.randn(*batch["input_ids"].shape, lm.config.vocab_size, generator=generator) for i in range(-1, 8)}
     tokens = torch.where(batch["span_mask"], torch.randint(4, 900, batch["input_ids"].shape), batch["input_ids"])
-    steps = list(t2.denoise(lm, batch | {"input_ids": tokens}, STEPS, start=5, noise=lambda i, _: noise[i]))
+    chosen = {"noise": lambda i, _: noise[i], "timestep_spacing": "uniform"}
+    steps = list(t2.denoise(lm, batch | {"input_ids": tokens}, STEPS, start=5, **chosen))
     assert [step.index for step in steps] == [5, 6, 7]
     level = alpha_bar(STEPS)[2]  # t of step 5
     simplex = textbook.add_noise(textbook.token_simplex(tokens, lm.config.vocab_size), noise[4], level.float())

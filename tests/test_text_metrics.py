@@ -77,12 +77,12 @@ def test_neither_order_nor_company_changes_a_perplexity(judge, tokenizer):
 
 
 def test_the_context_is_filled_to_its_last_token(judge, tokenizer):
-    """A text that filled a model's room of 128 with BOS has its end judged as well; one word more is too long."""
+    """A text that filled a model's room of 256 with BOS has its end judged as well; one word more is too long."""
     word = " " + next(w for w in ("happy", "ball", "dog") if len(tokenizer(" " + w)["input_ids"]) == 1)
-    full = word * 127
-    assert text_metrics.encode_for_judge(judge, tokenizer, full)[0].shape[1] == 128
-    assert text_metrics.perplexity(judge, tokenizer, [full])[0][1] == 128
-    with pytest.raises(ValueError, match="needs 129 tokens, with BOS and any prompt; the judge's context is 128"):
+    full = word * 255
+    assert text_metrics.encode_for_judge(judge, tokenizer, full)[0].shape[1] == 256
+    assert text_metrics.perplexity(judge, tokenizer, [full])[0][1] == 256
+    with pytest.raises(ValueError, match="needs 257 tokens, with BOS and any prompt; the judge's context is 256"):
         text_metrics.perplexity(judge, tokenizer, ["ok", full + word])
 
 

@@ -98,7 +98,7 @@ def test_judges_that_cannot_judge(model, monkeypatch):
     large.add_tokens(["«one»", "«more»"])
     for tokenizer, says in (
         (None, "its own tokenizer, .* with BOS and EOS and PAD"),
-        (large, "its own tokenizer, of 1024 tokens at most"),
+        (large, "its own tokenizer, of 1359 tokens at most"),
     ):
         monkeypatch.setattr(model, "tokenizer", tokenizer)
         with pytest.raises(ValueError, match=says):
@@ -108,7 +108,7 @@ def test_judges_that_cannot_judge(model, monkeypatch):
 def test_answers_that_do_not_fit(model):
     for prompts, texts, says in (
         (["a"], ["b", "c"], "There are 1 prompts; give 2"),
-        (["a"], ["happy " * 120], "context is 128"),
+        (["a"], ["happy " * 260], "context is 256"),
         ([" "], ["b"], "user's message has no content"),
         (["a"], "b", "texts is str; give a list of strings"),
     ):

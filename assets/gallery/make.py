@@ -33,7 +33,7 @@ def finding(name: str) -> dict:
 
 def story():
     """The run of notebook 04."""
-    begun = "Once there was a girl named Anna. Anna had a red kite."
+    begun = "Once there was a girl named Anna. Anna lost her red kite in the forest."
     return t2.generate(t2.load("tinytown-base"), begun, steps=50, length=60, seed=0, progress=False)
 
 
@@ -58,7 +58,7 @@ def photographed(written: str, step: int, word: int, view: str = "Map", scheme: 
 
 
 def explorer(scheme: str = "light") -> Image.Image:
-    return photographed(viz_explorer.explorer(story()), step=32, word=0, scheme=scheme)
+    return photographed(viz_explorer.explorer(story()), step=13, word=0, scheme=scheme)
 
 
 def explorer_dark() -> Image.Image:
@@ -67,7 +67,7 @@ def explorer_dark() -> Image.Image:
 
 def one_step() -> Image.Image:
     """The explorer's view of one step from the inside."""
-    return photographed(viz_explorer.explorer(story()), step=32, word=0, view="This step")
+    return photographed(viz_explorer.explorer(story()), step=13, word=8, view="This step")
 
 
 def live_page() -> Image.Image:

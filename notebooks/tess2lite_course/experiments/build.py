@@ -66,8 +66,8 @@ SEED = 0
 LENGTH = 256
 SAMPLE = 30_000  # documents whose pieces become the vocabulary
 SCORED = 400  # test stories
-STORY_ROOM = 144  # tokens after the beginning; the longest story of the test split has 122
-DENSE_STORY_ROOM = 224  # the longest has 217
+STORY_ROOM = 144  # tokens after the beginning; what is left of the longest has 104
+DENSE_STORY_ROOM = 180  # what is left of the longest after three sentences has 162
 MEASURED = 90  # validation texts, for the loss curve
 STORY_LENGTH = 64  # tokens of those that are stories
 SAVE_EVERY = 250  # steps
@@ -127,8 +127,13 @@ PHASES = {
     "tinytown-base": [
         Phase(200, 32_768, 0.0, 3e-3),
         Phase(4_962, 32_768, 3e-3, 0.0),
+        Phase(500, 8_192, 1e-3, 8.3e-4, "stories"),
+        Phase(1_495, 8_192, 8.2e-4, 0.0, "stories"),
     ],
-    "tinytown-instruct": [Phase(681, 16_384, 1.5e-3, 0.0, "chats")],
+    "tinytown-instruct": [
+        Phase(681, 16_384, 1.5e-3, 0.0, "chats"),
+        Phase(3_332, 4_096, 6e-4, 0.0, "chats"),
+    ],
     "tinytown-ar-instruct": [Phase(759, 16_384, 1.5e-3, 0.0, "chats")],  # to compare with; not bundled
 }
 READS = {
@@ -346,6 +351,7 @@ def save_stage(out: Path, name: str, model, tokenizer, trainer: Trainer, seconds
         texts = answers_to_measure(tokenizer) if reads_chats(name) else stories_to_measure(tokenizer)
         choose_timesteps_(model, *texts)
     model.to(torch.bfloat16).save_pretrained(complete)
+    compute_in_float32(complete)
     tokenizer.save_pretrained(complete)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     write_card(
@@ -360,6 +366,14 @@ def save_stage(out: Path, name: str, model, tokenizer, trainer: Trainer, seconds
         device=gpu or f"{platform.machine()} CPU",
     )
     complete.rename(out / name)
+
+
+def compute_in_float32(folder: Path) -> None:
+    """Files are in bfloat16 to be small; who loads them, with transformers too, gets what was trained: float32."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["dtype"] = "float32"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def reads_chats(name: str) -> bool:

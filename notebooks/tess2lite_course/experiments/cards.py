@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 from safetensors import safe_open
@@ -28,6 +29,7 @@ TASK_NAMES = {
     "request": "open request",
 }
 
+LINE = 140  # characters
 TEMPLATES = Path(__file__).parent / "card_templates"
 
 TRUE_REWARDS = {
@@ -98,7 +100,7 @@ def _model(folder: Path, card: dict) -> str:
         vocabulary=f"{config['vocab_size']:,}",
         documents="stories, facts, passages with questions and chats",
         phases=_phases(card),
-        training=f"Last training loss {card['final_loss']}, on one core of an {card['device']}. {MAKE}",
+        training=f"Last training loss {card['final_loss']}; {card['device']}. {MAKE}",
         stories=_stories(card),
         scored=card.get("scored", ""),
         table=_table(card),
@@ -135,7 +137,7 @@ def _stories(card: dict) -> str:
 
 def _limits(card: dict) -> str:
     tried = card.get("tried_to_reach_the_aim", "")
-    return f"{tried}\n" if tried else ""
+    return f"{textwrap.fill(tried, LINE, break_on_hyphens=False)}\n" if tried else ""
 
 
 def _table(card: dict) -> str:

@@ -60,10 +60,11 @@ AIMS = {
     "tracking": 0.80,
 }
 SEEDS = (0, 1, 2)
-PER_SEED = 25  # questions of a task
-STEPS = 50
+PER_SEED = 100  # questions of a task
+STEPS = 25
 BATCH = 50
 MOST_NEW_TOKENS = 160  # of an AR model's answer
+ANSWER_ROOM = 128  # tokens that a denoiser has for one; the rest of the context where the prompt leaves fewer
 PUZZLES = 3  # times as many: they come in four kinds
 CONVERSATIONS = 100  # about a passage, of three turns each
 TURNS = 3
@@ -163,13 +164,27 @@ def as_messages(prompt: str | list[dict[str, str]]) -> list[dict[str, str]]:
 def by_denoising(folder: Path) -> Callable[[list, int], list[str]]:
     """Returns what answers with a denoiser: (prompts or chats, seed) → texts."""
     lm = load(folder)
+    context = lm.config.max_position_embeddings
 
     def answer(prompts: list, seed: int) -> list[str]:
-        texts = []
-        for start in range(0, len(prompts), BATCH):
-            chats = [as_messages(prompt) for prompt in prompts[start : start + BATCH]]
-            seeds = [seed * 10_000 + start + i for i in range(len(chats))]
-            texts += [out.text for out in generate(lm, chats, steps=STEPS, seed=seeds, record=1, progress=False)]
+        chats = [as_messages(prompt) for prompt in prompts]
+        sizes = [1 + len(encode(lm.tokenizer, chat_prompt(chat))) for chat in chats]
+        by_size = sorted(range(len(chats)), key=sizes.__getitem__)
+        texts = [""] * len(chats)
+        for start in range(0, len(chats), BATCH):
+            batch = by_size[start : start + BATCH]
+            has_room = sizes[batch[-1]] + ANSWER_ROOM <= context
+            written = generate(
+                lm,
+                [chats[i] for i in batch],
+                length=ANSWER_ROOM if has_room else None,
+                steps=STEPS,
+                seed=[seed * 10_000 + i for i in batch],
+                record=1,
+                progress=False,
+            )
+            for i, out in zip(batch, written, strict=True):
+                texts[i] = out.text
         return texts
 
     return answer

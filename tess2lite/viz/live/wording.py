@@ -39,9 +39,9 @@ STORY = Wording(
     length="Words to write",
     training="on short stories from a small invented town",
     tries=(
-        "Once upon a time there was a boy named Tom. Tom had a drum.",
-        "One day Mia was sad.",
-        "Anna had a ___ and Tom had a ___. They played all day.",
+        "Once there was a boy named Tom. Tom lost his old drum in the forest.",
+        "Lily and Max played hide and seek, and Max hid in the school.",
+        "Anna had a __ and Tom had a __. They played all day.",
     ),
     advice=(
         "Drag the slider back to the noise, and forward again: some words are decided early, and the others arrange "
@@ -50,7 +50,7 @@ STORY = Wording(
         "and both are shown side by side.",
         "Press “Why?” for a held word: the page hides every other word in turn and underlines those that mattered to "
         "it.",
-        "Write a sentence with blanks (each _ is one word), such as “Tom saw a ___ in the barn.”, and the model fills "
+        "Write a sentence with blanks (each _ is one word), such as “Tom saw a __ in the barn.”, and the model fills "
         "them in from both sides.",
         "“Share” copies a link that holds your text, the settings and every word you changed. Whoever opens the page "
         "with it sees the same run.",

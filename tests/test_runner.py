@@ -293,12 +293,14 @@ def record(row, p_value, verdict="holds", **more):
 
 
 def test_table_says_what_the_results_say(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps({"verdicts": [record(9, 0.001), record(9, 0.04)]}))
+    today = {"environment": {"tess2lite": "0.2.0"}, "verdicts": [record(9, 0.001), record(9, 0.04)]}
+    (tmp_path / "a.json").write_text(json.dumps(today))
     (tmp_path / "b.json").write_text(json.dumps({"verdicts": [record(1, 0.5, "too small to tell")]}))
     rows = report.rows(tmp_path)
     assert len(rows) == 14
     line = "more steps: **holds** (reading 50 % [40 to 60] against 25 % [20 to 30]; 60 questions, 3 seeds)"
     assert report.line(rows[8].records[0]) == line
+    assert report.line(rows[0].records[0]).endswith("3 seeds, models of 0.1)")
     # Holm: 3 × 0.001 stays below 0.05, 2 × 0.04 does not.
     assert [report.is_kept(record) for record in rows[8].records] == [True, False]
     table = report.markdown(rows)

@@ -32,7 +32,7 @@ from .text_metrics import corpus_perplexity, distinct, perplexity
 
 DENOISER, JUDGE = "tinytown-instruct", "tinytown-ar"
 KINDS = {"tinytown-reward": "cheerful", "tinytown-reward-brief": "brief"}  # reward model → the true reward behind it
-STEPS, LENGTH, SEEDS, PER_SEED, BATCH, SHOWN = 15, 80, (0, 1, 2), 168, 56, 4
+STEPS, LENGTH, SEEDS, PER_SEED, BATCH, SHOWN = 15, 64, (0, 1, 2), 20, 20, 4
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Arm:
 
 
 ARMS = [
-    *(Arm("tinytown-reward", scale) for scale in (0, 3, 10, 30, 100)),
+    *(Arm("tinytown-reward", scale) for scale in (0, 3, 10, 30, 100, 300, 1000)),
     Arm("tinytown-reward", best_of=4),
     *(Arm("tinytown-reward-brief", scale) for scale in (0, 10)),
 ]
@@ -150,7 +150,7 @@ def verdicts(runs: dict[str, list[dict]]) -> list[dict]:
         last = max(sweep, key=lambda arm: arm.scale)
         what = f"η = {best.scale:g} helps{'' if row == 7 else ' the brief judge'}"
         records.append(_judge(runs, best, {"row": row, "what": what}))
-        if last is not best:
+        if len(sweep) > 1:
             records.append(_judge(runs, last, {"row": row, "what": f"η = {last.scale:g} hurts"}, fewer_is_better=True))
     return records
 

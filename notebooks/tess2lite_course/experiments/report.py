@@ -11,6 +11,7 @@ from tess2lite.evaluation.results import write_text
 
 FOLDER = Path("assets/findings")
 SIGNIFICANCE = 0.05
+OLDEST = "0.1.0"  # where results do not say
 
 # row → what the paper says, and its figure with the base model it belongs to
 PAPER = {
@@ -87,12 +88,20 @@ def rows(folder: Path) -> list[Row]:
     """Returns all fourteen rows from the results in a folder; p-values are adjusted for the whole table."""
     records = []
     for path in sorted(folder.glob("*.json")):
-        records += [record for record in json.loads(path.read_text()).get("verdicts", []) if "row" in record]
+        experiment = json.loads(path.read_text())
+        version = measured_with(experiment)
+        records += [record | {"version": version} for record in experiment.get("verdicts", []) if "row" in record]
     adjusted = holm([record["p_value"] for record in records])
     by_number = {number: Row(number, *texts) for number, texts in PAPER.items()}
     for record, p_value in zip(records, adjusted, strict=True):
         by_number[record["row"]].records.append(record | {"adjusted_p": p_value})
     return list(by_number.values())
+
+
+def measured_with(experiment: dict) -> str:
+    """The oldest version of tess2lite, and so of its models, that an experiment's runs were made with."""
+    environments = [run.get("environment", {}) for run in experiment.get("runs", [experiment])]
+    return min(environment.get("tess2lite", OLDEST) for environment in environments)
 
 
 def is_kept(record: dict) -> bool:
@@ -108,6 +117,8 @@ def line(record: dict) -> str:
         sample.append(f"{record['questions']} questions")
     if record["training_seeds"]:
         sample.append(f"{record['training_seeds']} seeds")
+    if record.get("version") == OLDEST:
+        sample.append("models of 0.1")
     return f"{record['what']}: **{record['verdict']}** ({record['metric']} {sides}; {', '.join(sample)})"
 
 
@@ -163,6 +174,8 @@ the claim is "no less"). Gains are resampled by question; where several training
 is added. "Kept by Holm" says which decided comparisons stay decided when all are tested together, at 5 % for the whole
 table. The smallest visible gain is what an experiment of this size would find in four of five repetitions, in the
 metric's unit (1 = all questions): a claim that is too small to tell may be true and smaller than this.
+
+"Models of 0.1": measured before the bundled models were made anew, with weaker ones and with the recipes of that time.
 
 {markdown(table)}
 """

@@ -68,7 +68,7 @@ const STYLE = `
 .x { --gut: 204px; box-sizing: border-box; position: relative; display: grid; height: 560px; overflow: hidden;
   grid-template: "head head" 36px "text card" 284px "bar bar" 58px "below below" minmax(0, 1fr) / minmax(0, 1fr) 284px;
   background: var(--paper); border: 1px solid var(--line); border-radius: 10px }
-.shell[data-theme=dark] { color-scheme: dark; --paper: #15171b; --ink: #f4f1ea; --soft: #a9adb6; --pale: #9096a0; --line: #33373f;
+.shell[data-theme=dark] { color-scheme: dark; --paper: #15171b; --ink: #f4f1ea; --soft: #a9adb6; --pale: #9aa0aa; --line: #33373f;
   --wash: #1e2127; --zero: #23272e; --held: #4fd1c5; --held-wash: #0f3532; --hand: #ffa25f; --hand-wash: #3b230f;
   --curve2: #a9a1ff }
 .shell *, .shell *::before, .shell *::after { box-sizing: border-box }

@@ -67,11 +67,11 @@ def explorer_dark() -> Image.Image:
 
 def one_step() -> Image.Image:
     """The explorer's view of one step from the inside."""
-    return photographed(viz_explorer.explorer(story()), step=13, word=8, view="This step")
+    return photographed(viz_explorer.explorer(story()), step=13, word=10, view="This step")
 
 
 def live_page() -> Image.Image:
-    """Its first story, half-way: the first run at opening, and what another word at step 20 makes of it."""
+    """Its first story, half-way: the first run at opening, and what another word at step 8 makes of it."""
     path = Path(tempfile.mkdtemp()) / "page.html"
     write_page(path, t2.load("tinytown-base", device="cpu"))
     is_done = "() => document.querySelector('#status').textContent.startsWith('Done')"
@@ -82,7 +82,7 @@ def live_page() -> Image.Image:
         page.wait_for_function(is_done, timeout=120_000)
         page.locator(".tour button", has_text="Skip").click()
         page.locator(".slot").nth(2).click()
-        page.locator("input[type=range]").fill("20")
+        page.locator("input[type=range]").fill("8")
         page.locator(".bar:not(.rest):not(.drawn)").first.click()
         page.locator(".tabs button").nth(1).wait_for()
         page.wait_for_function(is_done, timeout=120_000)

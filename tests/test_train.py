@@ -590,6 +590,16 @@ def test_a_finished_run_knows_where_its_loss_changes(own):
     made.train()
 
 
+def test_a_model_that_samples_by_its_curve_keeps_no_other_that_never_rises(own, monkeypatch):
+    """Sampling could not take its steps by it."""
+    made = build.build_trainer(recipe.Recipe(**own()))
+    made.model.config.timestep_spacing = "informative"
+    falling = iter(range(len(trainer.GRID), 0, -1))
+    monkeypatch.setattr(made, "_mean_loss", lambda rows, collate: float(next(falling)))
+    made.evaluate()
+    assert made._loss_curve is None
+
+
 @pytest.mark.parametrize("fields", [{}, {"lora_rank": 2}, {"lora_rank": 2, "embeddings": "trained"}], ids=str)
 def test_centered_embeddings(own, fields):
     """A uniform p reads as nothing, distances between rows stay, and so does what the head says."""

@@ -285,7 +285,11 @@ class GridTrainer(ResumableTrainer):
             return lambda batch: collate(batch) | {"t": torch.full((len(batch),), t)}
 
         losses = {t: self._mean_loss(rows, collate_at(t)) for t in GRID}
-        self._loss_curve = {"t": [t / TRAINING_TIMESTEPS for t in GRID], "loss": list(losses.values())}
+        curve = {"t": [t / TRAINING_TIMESTEPS for t in GRID], "loss": list(losses.values())}
+        # A model that takes its steps by its curve keeps the one it has, where the new one never rises.
+        samples_by_it = getattr(self.model.config, "timestep_spacing", "uniform") == "informative"
+        if not samples_by_it or max(curve["loss"]) > curve["loss"][0]:
+            self._loss_curve = curve
         by_time = {f"loss_at_{t}": loss for t, loss in losses.items()}
         return {"loss": sum(losses.values()) / len(losses)} | by_time
 

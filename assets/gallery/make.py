@@ -119,13 +119,6 @@ def hacking() -> Image.Image:
     return drawn(figure)
 
 
-def costs() -> Image.Image:
-    steps = figures.steps_against_quality(finding("09-stories")["summary"], "log-perplexity")
-    length = figures.time_against_length(finding("12")["summary"])
-    left, right = (np.asarray(drawn(figure, 98)) for figure in (steps, length))  # (height, width, 4)
-    return Image.fromarray(np.hstack([left, np.full_like(left[:, :30], 255), right]))
-
-
 def noise() -> Image.Image:
     """The figure of notebook 01: how much of one token of 1,024 is left."""
     torch.manual_seed(24)
@@ -152,7 +145,7 @@ def film() -> None:
 if __name__ == "__main__":
     if not sys.argv[1:] or "run" in sys.argv[1:]:
         film()
-    for picture in (explorer, explorer_dark, one_step, live_page, trajectory, guided, hacking, costs, noise):
+    for picture in (explorer, explorer_dark, one_step, live_page, trajectory, guided, hacking, noise):
         if not sys.argv[1:] or picture.__name__ in sys.argv[1:]:
             path = HERE / f"{picture.__name__}.png"
             picture().convert("RGB").quantize(128).save(path, optimize=True)

@@ -132,7 +132,10 @@ def _phases(card: dict) -> str:
 def _stories(card: dict) -> str:
     if "stories_valid" not in card:
         return ""
-    return _fill("stories", **card)
+    few = ""
+    if "few_steps" in card:
+        few = f" In {card['few_steps']} steps {card['stories_valid_in_few_steps']:.1%} of the ordinary ones are."
+    return _fill("stories", **card) + few
 
 
 def _limits(card: dict) -> str:

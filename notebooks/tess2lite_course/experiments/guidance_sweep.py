@@ -32,7 +32,12 @@ from .text_metrics import corpus_perplexity, distinct, perplexity
 
 DENOISER, JUDGE = "tinytown-instruct", "tinytown-ar"
 KINDS = {"tinytown-reward": "cheerful", "tinytown-reward-brief": "brief"}  # reward model → the true reward behind it
-STEPS, LENGTH, SEEDS, PER_SEED, BATCH, SHOWN = 15, 64, (0, 1, 2), 20, 20, 4
+STEPS = 15
+LENGTH = 64  # tokens of an answer
+SEEDS = (0, 1, 2)
+PER_SEED = 20  # answers
+BATCH = 20
+SHOWN = 4  # texts of each arm that are kept
 
 
 @dataclass(frozen=True)

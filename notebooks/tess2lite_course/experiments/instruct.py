@@ -226,5 +226,5 @@ def score_models(out: Path, length: int) -> None:
             for task, result in scores(answer, tokenizer, length).items():
                 known.setdefault(task, {})[name] = result
             card.setdefault("right_by_turn", {})[name] = turn_scores(answer, tokenizer, length)
-            card |= {"aims": AIMS, "scored": f"{STEPS} diffusion steps, top-p 0.99; AR greedily; test split, 3 seeds"}
+            card |= {"aims": AIMS, "scored": f"{STEPS} diffusion steps, top-p 0.99; AR greedily; {len(SEEDS)} seeds"}
             path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")

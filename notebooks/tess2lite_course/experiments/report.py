@@ -11,7 +11,7 @@ from tess2lite.evaluation.results import write_text
 
 FOLDER = Path("assets/findings")
 SIGNIFICANCE = 0.05
-OLDEST = "0.1.0"  # where results do not say
+OLD_MODELS = "0.1.0"  # also where results do not say
 
 # row → what the paper says, and its figure with the base model it belongs to
 PAPER = {
@@ -89,8 +89,8 @@ def rows(folder: Path) -> list[Row]:
     records = []
     for path in sorted(folder.glob("*.json")):
         experiment = json.loads(path.read_text())
-        version = measured_with(experiment)
-        records += [record | {"version": version} for record in experiment.get("verdicts", []) if "row" in record]
+        is_old = has_old_models(experiment)
+        records += [record | {"is_old": is_old} for record in experiment.get("verdicts", []) if "row" in record]
     adjusted = holm([record["p_value"] for record in records])
     by_number = {number: Row(number, *texts) for number, texts in PAPER.items()}
     for record, p_value in zip(records, adjusted, strict=True):
@@ -98,10 +98,10 @@ def rows(folder: Path) -> list[Row]:
     return list(by_number.values())
 
 
-def measured_with(experiment: dict) -> str:
-    """The oldest version of tess2lite, and so of its models, that an experiment's runs were made with."""
+def has_old_models(experiment: dict) -> bool:
+    """Whether a run of an experiment was made with the bundled models of version 0.1."""
     environments = [run.get("environment", {}) for run in experiment.get("runs", [experiment])]
-    return min(environment.get("tess2lite", OLDEST) for environment in environments)
+    return any(environment.get("tess2lite", OLD_MODELS) == OLD_MODELS for environment in environments)
 
 
 def is_kept(record: dict) -> bool:
@@ -117,7 +117,7 @@ def line(record: dict) -> str:
         sample.append(f"{record['questions']} questions")
     if record["training_seeds"]:
         sample.append(f"{record['training_seeds']} seeds")
-    if record.get("version") == OLDEST:
+    if record.get("is_old"):
         sample.append("models of 0.1")
     return f"{record['what']}: **{record['verdict']}** ({record['metric']} {sides}; {', '.join(sample)})"
 
@@ -175,7 +175,7 @@ is added. "Kept by Holm" says which decided comparisons stay decided when all ar
 table. The smallest visible gain is what an experiment of this size would find in four of five repetitions, in the
 metric's unit (1 = all questions): a claim that is too small to tell may be true and smaller than this.
 
-"Models of 0.1": measured before the bundled models were made anew, with weaker ones and with the recipes of that time.
+“Models of 0.1” marks results that were measured with the models and recipes of version 0.1, which were weaker.
 
 {markdown(table)}
 """

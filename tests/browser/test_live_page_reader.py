@@ -310,7 +310,7 @@ def test_what_cannot_be_run_gets_one_sentence(opened, hash_, sentence):
         page.evaluate("([name, value]) => { document.forms.ask.elements.namedItem(name).value = value }", [name, value])
     page.locator("#write").click()
     finish(page)
-    assert "Tom lost his old drum in the forest." in story(page)
+    assert "Tom had a drum." in story(page)
 
 
 def test_a_typed_word_that_is_many_tokens_is_refused_and_the_page_goes_on(opened):

@@ -39,7 +39,7 @@ from tess2lite.pretrained.probes import causal, check_bidirectional, check_parit
 from tess2lite.pretrained.shared_base import freeze_
 from tess2lite.reward import reward_class
 from tess2lite.tokens import eos_token_ids
-from tess2lite.training import recipe
+from tess2lite.training import embeddings, recipe
 from tess2lite.training.merge import merge
 from tess2lite.training.run import train
 from tess2lite.validation import InputError
@@ -159,6 +159,26 @@ def test_every_position_sees_every_other_beyond_the_window(family, family_folder
         for mask in (None, filler):
             one, two = (lm.hidden_states(lm.embedding_matrix()[i], mask)[0, 2:-1] for i in (ids, other))
             assert (one != two).any(-1).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_family_says_the_same_with_longer_embeddings(family, tied, family_folder):
+    lm = t2.load(family_folder(family, tie_word_embeddings=tied))
+    if tied and family == "olmo":  # its norms have no weights
+        with pytest.raises(InputError, match="no norm with weights"):
+            embeddings.lengthen_embeddings_(lm)
+        return
+    E = lm.embedding_matrix().detach().clone()
+    norm = next(getattr(lm.base_model, name) for name in embeddings.FINAL_NORMS if hasattr(lm.base_model, name))
+    hidden = torch.randn(5, 32)
+    with torch.no_grad():
+        before = lm.head(norm(hidden))
+        embeddings.lengthen_embeddings_(lm)
+        after = lm.head(norm(hidden))
+        share = (10 * torch.eye(len(E))).softmax(1)[0, 0]  # of the true token on a clean page
+        assert torch.allclose(lm.embedding_matrix() * share / 2, E, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(before, after, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -180,7 +180,7 @@ class Recipe(Training):
         "lora", "of E and the head, under LoRA; 'trained': whole copies"
     )
     center_embeddings: bool = option(
-        False, "subtract E's mean row at the start: with a large V it is most of what noisy positions read"
+        False, "subtract E's mean row at the start and, without LoRA, lengthen the rest: a large V hides the tokens"
     )
     clip_per_group: bool = option(
         False, "clip E, head, timestep embedding and layers apart: early on, E's gradients are far larger"

@@ -105,7 +105,8 @@ header > button, header > label { white-space: nowrap; flex: none }
 .pane { flex: 1 1 0; min-height: 0; overflow-y: auto; padding: 8px 16px 10px; position: relative; scrollbar-gutter: stable;
   scrollbar-width: thin; scrollbar-color: var(--line) transparent }
 .pane + .pane { border-top: 1px dashed var(--line) }
-.title { margin: 0 0 2px; font: var(--label); color: var(--soft); white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
+.title { position: sticky; top: -8px; z-index: 1; margin: -8px -16px 2px; padding: 4px 16px 0; background: var(--paper); font: var(--label);
+  color: var(--soft); white-space: nowrap; overflow: hidden; text-overflow: ellipsis }
 .words { font: var(--story); white-space: normal; overflow-wrap: anywhere; letter-spacing: 0 }
 .words .given { color: var(--soft); white-space: pre-wrap }
 .word { display: inline-block; white-space: nowrap; vertical-align: top; height: 30px; max-width: 100% }
@@ -120,9 +121,9 @@ header > button, header > label { white-space: nowrap; flex: none }
 @keyframes t2in { from { opacity: 0 } }
 .slot.differs > i { background: var(--hand-wash) }
 .slot.guided > i { box-shadow: inset 0 -2px 0 var(--hand) }
-.slot.pinned > i { background: var(--hand-wash); box-shadow: inset 0 0 0 1.5px var(--hand) }
-.slot.preview > i { box-shadow: inset 0 0 0 1.5px var(--held) }
-.slot.held > i { background: var(--held-wash); box-shadow: inset 0 0 0 2px var(--held) }
+.slot.pinned > i { background: var(--hand-wash); outline: 1.5px solid var(--hand) }
+.slot.preview > i { outline: 1.5px solid var(--held) }
+.slot.held > i { background: var(--held-wash); outline: 2px solid var(--held) }
 .slot.pad > i, .hatch { background: repeating-linear-gradient(135deg, transparent 0 4px, var(--line) 4px 5.5px) }
 .why .slot > i, .why .given[style] { background-image: linear-gradient(0deg, var(--because) var(--weight), transparent 0) }
 .marks .slot.doubt > i > b { text-decoration: underline dotted 1.5px; text-underline-offset: 4px }
@@ -272,11 +273,11 @@ const visible = text => {
 };
 const word = text => visible(text).trim();
 const percent = p => {
-  if (p > 0.995 && p < 1) return "99 %";
-  if (p < 0.005) return p > 0 ? "below 1 %" : "0 %";
-  return `${Math.round(100 * p)} %`;
+  if (p > 0.995 && p < 1) return "99\u00a0%";
+  if (p < 0.005) return p > 0 ? "below 1\u00a0%" : "0\u00a0%";
+  return `${Math.round(100 * p)}\u00a0%`;
 };
-const short = p => p < 0.005 ? "<1 %" : percent(p);
+const short = p => p < 0.005 ? "<1\u00a0%" : percent(p);
 const plural = (n, one, many = `${one}s`) => `${n.toLocaleString("en")} ${n === 1 ? one : many}`;
 const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
@@ -896,7 +897,7 @@ export function explore(host, data, options = {}) {
     const twin = other();
     const n = twin?.order.get(at);
     if (pin) {
-      $.extra.textContent = `Held at ${word(pin.token)} by hand from step ${pin.step + 1} on.`;
+      $.extra.textContent = `Set to ${word(pin.token)} by hand from step ${pin.step + 1} on.`;
       $.extra.classList.add("hand");
     } else if (each.guided(s, m)) {
       const gain = each.frames[s].gain ? each.frames[s].gain[m] / 100 : 0;
@@ -905,7 +906,7 @@ export function explore(host, data, options = {}) {
     } else if (twin && n !== undefined && twin.S) {
       const t = twin.step(state.step);
       const differs = twin.text(t, n) !== each.text(s, m);
-      $.extra.textContent = `${differs ? "In" : "The same in"} ${twin.name}: ${nameOf(twin, twin.at(t, n))}${drawnP(twin, t, n) ? `, ${drawnP(twin, t, n)}` : ""}.`;
+      $.extra.textContent = `${differs ? "In" : "The same in"} “${twin.name}”: ${nameOf(twin, twin.at(t, n))}${drawnP(twin, t, n) ? `, ${drawnP(twin, t, n)}` : ""}.`;
     } else {
       const settled = each.settled[m];
       $.extra.textContent = each.growing ? "" : settled === 0 ? "Its first choice never changed." : `Settled at step ${each.first + settled + 1}: ${nameOf(each, each.best(each.last, m))}.`;
@@ -1009,6 +1010,8 @@ export function explore(host, data, options = {}) {
   // ---------- the control row
   const x = (index, wide) => (index - start() + 0.5) / count() * wide;
 
+  const SETTLED = "share of words settled";
+
   function drawTrack() {
     const [pen, wide, high] = canvasOf($.chart);
     const base = high - 6;
@@ -1036,7 +1039,7 @@ export function explore(host, data, options = {}) {
     pen.font = "11px system-ui, sans-serif";
     pen.fillStyle = colour("soft");
     pen.textAlign = "right";
-    pen.fillText("share of words settled", wide - 4, base - 5);
+    pen.fillText(SETTLED, x(total() - 1, wide) - 6, base - 5);  // beside the last step's cursor
     pen.textAlign = "left";
     drawPart(pen, wide, high);
     const width = $.track.getBoundingClientRect().width;
@@ -1065,8 +1068,11 @@ export function explore(host, data, options = {}) {
     pen.fillRect(at - 0.75, 0, 1.5, high);
     if (!named) return;
     pen.font = "11px system-ui, sans-serif";
-    pen.textAlign = at > wide * 0.7 ? "right" : "left";
-    pen.fillText(`they part at step ${run().first + parted + 1}`, at + (at > wide * 0.7 ? -5 : 5), 11);
+    const says = `they part at step ${run().first + parted + 1}`;
+    const free = x(total() - 1, wide) - pen.measureText(SETTLED).width - 18;  // where the other label begins
+    const isLeft = at + 5 + pen.measureText(says).width > free;
+    pen.textAlign = isLeft ? "right" : "left";
+    pen.fillText(says, isLeft ? Math.min(at - 5, free) : at + 5, high - 11);
     pen.textAlign = "left";
   }
 
@@ -1183,9 +1189,11 @@ export function explore(host, data, options = {}) {
     pen.textBaseline = "middle";
     pen.textAlign = "right";
     const texts = spell(each.positions.map((_, m) => each.text(each.last, m)));
-    const gap = Math.max(1, Math.ceil(11.5 / cellHigh));
-    const labels = [];
-    for (let m = 0; m < rows; m += gap) labels.push(m);
+    const labels = [];  // [row, its height]
+    for (let m = 0; m < rows; m++) {
+      const at = Math.max(6, (m + 0.5) * cellHigh);
+      if (!labels.length || at >= labels.at(-1)[1] + 11.5) labels.push([m, at]);
+    }
     const nameAt = m => each.ends.has(each.at(each.last, m)) ? "¶" : each.pads.has(each.at(each.last, m)) ? "PAD" : word(texts[m]);
     pen.fillStyle = colour("soft");
     const fitted = (name, room) => {
@@ -1193,7 +1201,7 @@ export function explore(host, data, options = {}) {
       while (fits.length > 1 && pen.measureText(fits).width > room) fits = `${fits.slice(0, -2)}…`;
       return fits;
     };
-    labels.forEach(m => pen.fillText(fitted(nameAt(m), left - 12), left - 8, Math.max(6, (m + 0.5) * cellHigh)));
+    labels.forEach(([m, at]) => pen.fillText(fitted(nameAt(m), left - 12), left - 8, at));
     // the step axis
     pen.textAlign = "center";
     pen.font = "11px system-ui, sans-serif";
@@ -1211,8 +1219,8 @@ export function explore(host, data, options = {}) {
       return [box, text];
     };
     const ramp = `linear-gradient(90deg, ${css(mapScale[0])}, ${css(mapScale[32])})`;
-    legend.style.paddingInlineStart = `${left}px`;
-    if (twin) legend.append(...chip(`another word than in ${twin.name}`, colour("hand")));
+    legend.style.paddingInlineStart = `${width < 300 ? 10 : left}px`;
+    if (twin) legend.append(...chip(`not the word of “${twin.name}”`, colour("hand")));
     else legend.append("unsure", ...chip("sure", ramp), "  ", make("span", {}, make("b", {}, "|"), " another first choice"));
     const settledNow = Math.round(100 * each.share(each.last));
     canvas.setAttribute("aria-label", twin
@@ -1368,7 +1376,7 @@ export function explore(host, data, options = {}) {
       if (each.kept(s, m)) believe.append(make("p", {}, "First choice: ", story(nameOf(each, each.best(s, m))), `, ${percent(each.sure(s, m))}.`));
       const pin = each.pinAt(s, position());
       const draw = make("div", {}, make("strong", {}, "3 ", term("Draws by lot", "lot")), make("p", {}, story(nameOf(each, each.at(s, m)))));
-      if (pin) draw.append(make("p", {}, `Not drawn: held at ${word(pin.token)} by hand.`));
+      if (pin) draw.append(make("p", {}, `Not drawn: set to ${word(pin.token)} by hand.`));
       else draw.append(make("p", {}, drawnP(each, s, m) ? `Its chance was ${drawnP(each, s, m)}.` : ""));
       const again = make("div", {}, make("strong", {}, "4 ", term("Is noised again", "noised")));
       if (each.first + s + 1 >= each.steps) again.append(make("p", {}, "This was the last step: what was drawn stays."));

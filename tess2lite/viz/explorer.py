@@ -36,6 +36,7 @@ RUN_BYTES = 3_400_000  # of one run's numbers before base64, so that its page st
 ENDS = {"</s>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "[EOS]"}
 PADS = {"[PAD]", "<pad>", "<|pad|>"}
 BEGINNINGS = {"<s>", "<bos>", "<|begin_of_text|>"}
+PADDING = re.compile(f"({'|'.join(map(re.escape, sorted(PADS)))})+$")
 
 
 def explorer(trajectory: Run, note: str = "") -> str:
@@ -302,8 +303,8 @@ def _listing(trajectory: Trajectory) -> str:
 
 
 def _readable(text: str) -> str:
-    """Text that UTF-8 can hold."""
-    return text.encode("utf-8", "replace").decode()
+    """Text that UTF-8 can hold, without the padding at its end."""
+    return PADDING.sub("", text).encode("utf-8", "replace").decode()
 
 
 @cache

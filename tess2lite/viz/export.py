@@ -47,9 +47,12 @@ def export(trajectory: Run, path: str | Path) -> Path:
     return path
 
 
-# As JupyterLab's dark theme has it: the explorer is styled by these.
-DARK = """:root { color-scheme: light dark } @media (prefers-color-scheme: dark) { :root { background: #111;
---jp-content-font-color1: #eee; --jp-layout-color0: #111; --jp-border-color1: #616161 } }"""
+TITLE = "A text out of noise"
+STYLE = """:root { color-scheme: light dark } body { max-width: 860px; margin: 12px auto; padding: 0 8px }
+h1 { margin: 0 0 8px; font: 600 22px/1.3 Charter, Georgia, "Liberation Serif", serif }
+@media (prefers-color-scheme: dark) { :root { background: #111 } }"""
+HEAD = f"""<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{TITLE}</title><style>{STYLE}</style>"""
 
 
 def _png(trajectory: Trajectory, path: Path) -> None:
@@ -57,8 +60,8 @@ def _png(trajectory: Trajectory, path: Path) -> None:
 
 
 def _html(trajectory: Trajectory, path: Path) -> None:
-    head = f'<meta charset="utf-8"><title>A text out of noise</title><style>{DARK}</style>'
-    page = f'<!doctype html><html lang="en"><head>{head}</head><body><main>{explorer(trajectory)}</main></body></html>'
+    body = f"<main><h1>{TITLE}</h1>{explorer(trajectory)}</main>"
+    page = f'<!doctype html><html lang="en"><head>{HEAD}</head><body>{body}</body></html>'
     path.write_text(page, encoding="utf-8")
 
 

@@ -239,7 +239,7 @@ def test_the_chance_of_what_was_drawn_and_the_noise_are_told(opened):
             assert noise.removeprefix("Loudest in the noise: ").strip()
         page.keyboard.press("Escape")
     # What is none of the five would be said to be less likely than the last of them.
-    assert [sentence for sentence in said if re.search(r"Drawn: .*, below ([2-9]|\d\d) %. First", sentence)] == []
+    assert [sentence for sentence in said if re.search(r"Drawn: .*, below ([2-9]|\d\d)\s%. First", sentence)] == []
 
 
 def test_an_alternative_is_one_click_away(opened):

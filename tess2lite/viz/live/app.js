@@ -136,7 +136,8 @@ function rowOf(step, positions) {
 function writeText(settings) {
   const prepared = prepare(settings, tokenizer, config, isChat);
   fillForm(settings);
-  const name = settings.text.trim().slice(0, 24);
+  const text = settings.text.trim();
+  const name = text.length > 24 ? `${text.slice(0, 24).replace(/\s+\S*$/, "")} …` : text;
   const run = openRun(settings, prepared, `${name} · ${settings.seed}`, [], null);
   const { ids, mask, times, pins } = prepared;
   const { topP, temperature, seed } = settings;

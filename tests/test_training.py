@@ -94,6 +94,21 @@ def test_evaluation_by_hand(tiny, tmp_path):
     assert one.evaluate()["eval_loss_at_2750"] == pytest.approx(textbook.loss(logits, ids, mask).item(), rel=1e-5)
 
 
+def test_a_notebooks_table_has_no_column_for_each_noise_level(tiny, tmp_path):
+    """The losses at noise levels are logged; the callbacks, which draw the table, are given the rest."""
+    given = []
+
+    class Table(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics, **_):
+            given.append(dict(metrics))
+
+    one = trainer(tiny(), tmp_path, 1)
+    one.add_callback(Table())
+    measured = one.evaluate()
+    assert given == [{"eval_loss": measured["eval_loss"]}]
+    assert len(measured) == 11 and one.state.log_history[-1]["eval_loss_at_2750"] == measured["eval_loss_at_2750"]
+
+
 def test_gradients_against_finite_differences(tiny):
     """On a few weights; E is left out, since the soft path leaves it out on purpose. (The norms of the backbone
     compute in float32 even in a float64 model, hence the coarse steps.)"""

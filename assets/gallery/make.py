@@ -1,6 +1,7 @@
 """python assets/gallery/make.py [name …]: the pictures beside this file, from bundled models and assets/findings.
 
-Pages are photographed in Chromium: playwright of the extra `test`, and a `chromium` on the path.
+`states` are the explorer and the live page in all their states, each in light and in dark. They are photographed in
+Chromium: playwright of the extra `test`, and a `chromium` on the path.
 """
 
 import io
@@ -8,33 +9,38 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 import tess2lite as t2
-from tess2lite.schedule import alpha_bar
-from tess2lite.simplex import noisy_simplex_
-from tess2lite.viz import explorer as viz_explorer
-from tess2lite.viz import figures, theory
+from tess2lite.hooks import Pin
+from tess2lite.viz import figures, panels
+from tess2lite.viz.explorer import MODULE, run_data
 from tess2lite.viz.export import export
 from tess2lite.viz.live.page import write_page
 
 HERE = Path(__file__).parent
+STATES = HERE / "states"
+BEGINNING = "Once there was a girl named Anna. Anna lost her red kite in the forest."
+DESK = {"width": 892, "height": 592}  # the frame of 860 × 560 and a margin
+PHONE = {"width": 360, "height": 1030}
+ACTOR = "{ whatIf() {}, why() {}, go() {}, stop() {} }"
+IS_DONE = "() => document.querySelector('#status').textContent.startsWith('Done')"
 
 
 def finding(name: str) -> dict:
     return json.loads((HERE.parent / "findings" / f"{name}.json").read_text())
 
 
-def story():
+def story(lm) -> t2.Generation:
     """The run of notebook 04."""
-    begun = "Once there was a girl named Anna. Anna lost her red kite in the forest."
-    return t2.generate(t2.load("tinytown-base"), begun, steps=50, length=60, seed=0, progress=False)
+    return t2.generate(lm, BEGINNING, steps=50, length=60, seed=0, progress=False)
 
 
 def drawn(figure, dpi: int = 140) -> Image.Image:
@@ -43,64 +49,158 @@ def drawn(figure, dpi: int = 140) -> Image.Image:
     return Image.open(held)
 
 
-def photographed(written: str, step: int, word: int, view: str = "Map", scheme: str = "light") -> Image.Image:
-    """An explorer at a step (index), with the word of that number held, in a light or dark page."""
+def keep(picture: Image.Image, path: Path, colours: int = 128) -> None:
+    picture.convert("RGB").quantize(colours, kmeans=1, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path.relative_to(HERE)}: {path.stat().st_size / 1e3:.0f} kB, {Image.open(path).size}")
+
+
+# The states of the explorer and of the live page
+
+
+def in_both_schemes(page: Page, name: str, whole: bool = False) -> None:
+    """Keep what the page shows, in light and in dark."""
+    for scheme, ending in (("light", ""), ("dark", "_dark")):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_timeout(300)  # a changed word fades in
+        keep(Image.open(io.BytesIO(page.screenshot(full_page=whole))), STATES / f"{name}{ending}.png", 96)
+    page.emulate_media(color_scheme="light")
+
+
+def page_of(data: dict, actor: str = "{}", fields: list | None = None, says: str = "") -> str:
+    """A page with an explorer of this data, which is `handle` there, and something that could act."""
+    options = f"{{ tour: false, actor: {actor}, controls: {json.dumps({'fields': fields or [], 'says': says})} }}"
+    script = (
+        f"{MODULE.read_text()}\nwindow.handle = explore(document.getElementById('run'), {json.dumps(data)}, {options});"
+    )
+    style = "body { margin: 16px } @media (prefers-color-scheme: dark) { body { background: #111 } }"
+    safe = script.replace("</", "<\\/")
+    return f"<!doctype html><style>{style}</style><main><div id=run></div></main><script type=module>{safe}</script>"
+
+
+@contextmanager
+def opened(browser: Browser, content: str | Path, size: dict | None = None, **settings) -> Iterator[Page]:
+    page = browser.new_page(viewport=size or DESK, **settings)
+    if isinstance(content, Path):
+        page.goto(content.as_uri())
+    else:
+        page.set_content(content)
+    yield page
+    page.close()
+
+
+def go(page: Page, step: int, word: int, view: str = "Map") -> None:
+    """Goes to a step, holds the word of that number in the last run, and opens a view."""
+    page.locator("input[type=range]").fill(str(step - 1))
+    page.locator(".pane").last.locator(".slot").nth(word).click()
+    page.get_by_role("tab", name=view).click()
+    page.mouse.move(0, 0)
+
+
+def one_run(browser: Browser, lm, written: t2.Generation) -> None:
+    """A recorded run: first sight, noise, the views, the end, a phone, the tour, no scripts."""
+    data = {"runs": [run_data(written.trajectory)]}
+    with opened(browser, page_of(data)) as page:
+        in_both_schemes(page, "end")
+        go(page, 1, 0)
+        in_both_schemes(page, "noise")
+        page.keyboard.press("Escape")
+        go(page, 14, 0)
+        in_both_schemes(page, "map")
+        for name, view in (("curves", "Curves"), ("step", "This step")):
+            page.get_by_role("tab", name=view).click()
+            in_both_schemes(page, name)
+        page.get_by_role("button", name="Show the tour").click()
+        in_both_schemes(page, "tour")
+    with opened(browser, page_of(data), PHONE) as page:
+        go(page, 14, 0)
+        in_both_schemes(page, "phone", whole=True)
+    exported = export(written, Path(tempfile.mkdtemp()) / "run.html")
+    with opened(browser, exported, java_script_enabled=False) as page:
+        in_both_schemes(page, "without_scripts")
+
+
+def with_a_kernel(browser: Browser, lm, written: t2.Generation) -> None:
+    """What can be done where a kernel answers: reasons, another word, a form, waiting, a mistake."""
+    run = written.trajectory
+    positions = run.span_mask.nonzero()[:, 0].tolist()
+    why = t2.attribute(lm, run, 13, positions[8])
+    with opened(browser, page_of({"runs": [run_data(run) | {"why": [why.as_dict()]}]}, ACTOR)) as page:
+        go(page, 14, 8)
+        page.get_by_role("button", name="Why?").click()
+        in_both_schemes(page, "why")
+    token = next(
+        token for token in run.top_ids[13, positions[8]].tolist() if token != int(run.tokens[13, positions[8]])
+    )
+    pinned = t2.replay(lm, written, [Pin({positions[8]: token}, start=13)], progress=False)
+    runs = [run_data(run, "as it was"), run_data(pinned.trajectory, "another word at step 14")]
+    with opened(browser, page_of({"runs": runs, "beside": [0, 1]}, ACTOR)) as page:
+        go(page, 40, 8, "Difference")
+        in_both_schemes(page, "difference")
+    panel = panels.run_panel(lm, BEGINNING)
+    with opened(browser, page_of({"runs": runs[:1]}, ACTOR, panel.fields, panel.says), DESK | {"height": 740}) as page:
+        go(page, 14, 8)
+        page.locator("button.bar").first.click()
+        page.locator(".say", has_text="busy").wait_for()
+        in_both_schemes(page, "busy")
+        page.evaluate("handle.fail('The prompt is empty; give at least one word to start from.')")
+        in_both_schemes(page, "mistake")
+
+
+def guided_answers(browser: Browser) -> None:
+    """The guidance panel's runs and further answers, with notebook 05's request."""
+    lm = t2.load("tinytown-instruct")
+    panel = panels.guidance_panel(
+        lm, {"cheerful": t2.load_reward("tinytown-reward", base=lm)}, "Tell me something about the garden."
+    )
+    panel.go({"steps": 25, "seed": 5})
+    with opened(browser, page_of(panel.data | {"beside": [0, 1]})) as page:
+        go(page, 25, 8, "Curves")
+        in_both_schemes(page, "guided")
+        page.get_by_role("tab", name="Answers").click()
+        in_both_schemes(page, "answers")
+
+
+def live_pages(browser: Browser) -> None:
+    """The page of stories, with another word at a step; that of questions; a phone."""
+    for model in ("tinytown-base", "tinytown-instruct"):
+        path = Path(tempfile.mkdtemp()) / "page.html"
+        write_page(path, t2.load(model, device="cpu"))
+        with opened(browser, path, DESK | {"height": 780}) as page:
+            page.wait_for_function(IS_DONE, timeout=120_000)
+            page.locator(".tour button", has_text="Skip").click()
+            page.add_style_tag(content="#status { visibility: hidden }")  # the speed is this machine's
+            if model == "tinytown-instruct":
+                page.locator("input[type=range]").fill("10")
+                page.locator(".slot").nth(4).click()
+                in_both_schemes(page, "live_answer")
+                continue
+            page.locator(".slot").nth(2).click()
+            page.locator("input[type=range]").fill("8")
+            page.locator(".bar:not(.rest):not(.drawn)").first.click()
+            page.locator(".tabs button").nth(1).wait_for()
+            page.wait_for_function(IS_DONE, timeout=120_000)
+            in_both_schemes(page, "live_story")
+            page.set_viewport_size(PHONE | {"height": 1340})
+            in_both_schemes(page, "live_phone")
+
+
+def states() -> None:
+    STATES.mkdir(exist_ok=True)
+    lm = t2.load("tinytown-base")
+    written = story(lm)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        size = {"width": 900, "height": 620}
-        page = browser.new_page(viewport=size, device_scale_factor=1.4, color_scheme=scheme)
-        page.set_content(f"<!doctype html><main>{written}</main>")
-        page.locator("input[type=range]").fill(str(step))
-        page.locator(".pane").last.locator(".slot").nth(word).click()
-        page.get_by_role("tab", name=view).click()
-        page.mouse.move(0, 0)
-        return Image.open(io.BytesIO(page.locator(".x").screenshot()))
+        one_run(browser, lm, written)
+        with_a_kernel(browser, lm, written)
+        guided_answers(browser)
+        live_pages(browser)
 
 
-def explorer(scheme: str = "light") -> Image.Image:
-    return photographed(viz_explorer.explorer(story()), step=13, word=0, scheme=scheme)
-
-
-def explorer_dark() -> Image.Image:
-    return explorer("dark")
-
-
-def one_step() -> Image.Image:
-    """The explorer's view of one step from the inside."""
-    return photographed(viz_explorer.explorer(story()), step=13, word=10, view="This step")
-
-
-def live_page() -> Image.Image:
-    """Its first story, half-way: the first run at opening, and what another word at step 8 makes of it."""
-    path = Path(tempfile.mkdtemp()) / "page.html"
-    write_page(path, t2.load("tinytown-base", device="cpu"))
-    is_done = "() => document.querySelector('#status').textContent.startsWith('Done')"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": 800}, device_scale_factor=1.4)
-        page.goto(path.as_uri())
-        page.wait_for_function(is_done, timeout=120_000)
-        page.locator(".tour button", has_text="Skip").click()
-        page.locator(".slot").nth(2).click()
-        page.locator("input[type=range]").fill("8")
-        page.locator(".bar:not(.rest):not(.drawn)").first.click()
-        page.locator(".tabs button").nth(1).wait_for()
-        page.wait_for_function(is_done, timeout=120_000)
-        return Image.open(io.BytesIO(page.screenshot()))
+# Figures
 
 
 def trajectory() -> Image.Image:
-    return drawn(figures.trajectory_map(story().trajectory), 150)
-
-
-def guided() -> Image.Image:
-    """The pair of notebook 05."""
-    lm, asked = t2.load("tinytown-instruct"), [{"role": "user", "content": "Tell me something about the garden."}]
-    cheerful, runs = t2.load_reward("tinytown-reward", base=lm), {}
-    for name, scale in (("unguided", 0), ("guided, η = 10", 10)):
-        hooks = [t2.RewardGuidance(cheerful, scale)]
-        runs[name] = t2.generate(lm, asked, steps=25, seed=5, length=50, hooks=hooks, progress=False)
-    return photographed(viz_explorer.comparison(runs), step=24, word=8, view="Curves")
+    return drawn(figures.trajectory_map(story(t2.load("tinytown-base")).trajectory), 150)
 
 
 def hacking() -> Image.Image:
@@ -119,34 +219,18 @@ def hacking() -> Image.Image:
     return drawn(figure)
 
 
-def noise() -> Image.Image:
-    """The figure of notebook 01: how much of one token of 1,024 is left."""
-    torch.manual_seed(24)
-    curve, tokens = alpha_bar(5000), torch.zeros(1500, dtype=torch.long)
-    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
-    many, few = (torch.linspace(0, 0.98, number) for number in (99, 15))
-    for k, marker in [(1.0, "o"), (2.5, "v"), (5.0, "s"), (10.0, "^")]:
-        noisy = [noisy_simplex_(torch.randn(1500, 1024), tokens, curve[int(t * 5000)].float()) for t in few]  # of k = 5
-        counted = [float((at * k / 5).softmax(1)[:, 0].mean()) for at in noisy]
-        (line,) = axis.plot(many, [theory.expected_mass(float(curve[int(t * 5000)]), 1024, k) for t in many])
-        axis.plot(few, counted, marker, color=line.get_color(), label=f"k = {k:g}")
-    axis.set(xlabel="time $t/T$ (noise grows to the right)", ylabel="mean softmax mass on the token")
-    axis.set_title("one token of 1,024; lines: predicted; points: counted in 1,500 draws")
-    axis.legend()
-    return drawn(figure)
-
-
 def film() -> None:
     """The moving picture of the front page: the run of notebook 04."""
-    path = export(story().trajectory, HERE / "run.gif")
+    path = export(story(t2.load("tinytown-base")).trajectory, HERE / "run.gif")
     print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":
-    if not sys.argv[1:] or "run" in sys.argv[1:]:
+    names = sys.argv[1:] or ["run", "states", "trajectory", "hacking"]
+    if "run" in names:
         film()
-    for picture in (explorer, explorer_dark, one_step, live_page, trajectory, guided, hacking, noise):
-        if not sys.argv[1:] or picture.__name__ in sys.argv[1:]:
-            path = HERE / f"{picture.__name__}.png"
-            picture().convert("RGB").quantize(128).save(path, optimize=True)
-            print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB, {Image.open(path).size}")
+    if "states" in names:
+        states()
+    for picture in (trajectory, hacking):
+        if picture.__name__ in names:
+            keep(picture(), HERE / f"{picture.__name__}.png")

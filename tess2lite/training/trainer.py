@@ -229,7 +229,8 @@ class ResumableTrainer(CompleteCheckpoints, Trainer):
         metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in self._measure(rows).items()}
         self.model.train()
         self.log(metrics)
-        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        brief = {name: value for name, value in metrics.items() if "_loss_at_" not in name}  # a notebook's table shows all
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, brief)
         return metrics
 
     def _mean_loss(self, rows: Sequence[dict], collate: Callable[[list[dict]], Batch]) -> float:

@@ -12,7 +12,7 @@ from tess2lite.viz.figures import loss_curves
 class LiveCurve(TrainerCallback):
     """Draws a Trainer's losses under the cell while it trains: `LiveCurve(trainer)`, then `trainer.train()`.
 
-    It takes the place of the Trainer's own table, which has a column for each noise level of the held-out loss.
+    It takes the place of the Trainer's own table.
     """
 
     def __init__(self, trainer: Trainer, loss: str = "diffusion loss (nats per token)"):

@@ -229,7 +229,8 @@ class ResumableTrainer(CompleteCheckpoints, Trainer):
         metrics = {f"{metric_key_prefix}_{name}": loss for name, loss in self._measure(rows).items()}
         self.model.train()
         self.log(metrics)
-        brief = {name: value for name, value in metrics.items() if "_loss_at_" not in name}  # a notebook's table shows all
+        # A notebook's table has a column for each of these; losses at noise levels stay in the log.
+        brief = {name: value for name, value in metrics.items() if "_loss_at_" not in name}
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, brief)
         return metrics
 

@@ -87,6 +87,7 @@ ARROWS = {
         "pretrained",
         "reward",
         "schedule",
+        "simplex",
         "span_masks",
         "tinytown",
         "tokens",

@@ -115,11 +115,26 @@ def visit_math(self, node):
     raise nodes.SkipNode
 
 
-def front_page(app, error):
-    """The README is what a visitor sees first."""
-    if error is None:
-        site = Path(app.outdir)
-        shutil.copy(site / "README.html", site / "index.html")
+# What the theme leaves out: the level of captions, names of the two sidebars, a way to scroll code with the keyboard.
+ACCESSIBLE = {
+    'class="caption" role="heading">': 'class="caption" role="heading" aria-level="2">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="site">',
+    '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="this page">',
+    '<div class="highlight"><pre>': '<div class="highlight"><pre tabindex="0">',
+}
+
+
+def finish_pages(app, error):
+    """Mend the theme's pages; the README is what a visitor sees first."""
+    if error is not None:
+        return
+    site = Path(app.outdir)
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        for given, mended in ACCESSIBLE.items():
+            text = text.replace(given, mended)
+        path.write_text(text, encoding="utf-8")
+    shutil.copy(site / "README.html", site / "index.html")
 
 
 write_reference()
@@ -128,7 +143,7 @@ write_reference()
 def setup(app):
     app.add_html_math_renderer("mathml", (visit_math, None), (visit_math, None))
     app.connect("autodoc-process-docstring", escape, priority=400)  # before napoleon
-    app.connect("build-finished", front_page)
+    app.connect("build-finished", finish_pages)
 
 
 # Public names are also importable from the package itself: a link to either is right.

@@ -556,7 +556,7 @@ export function explore(host, data, options = {}) {
   // ---------- the fixed frame
   const $ = {};
   const keep = (name, element) => ($[name] = element);
-  const frame = make("section", { class: "x", role: "group", "aria-label": "Explorer: how a text came out of noise" },
+  const frame = make("div", { class: "x", role: "group", "aria-label": "Explorer: how a text came out of noise" },
     make("header", {},
       keep("tabs", make("div", { class: "tabs", role: "tablist", "aria-label": "runs" })),
       keep("say", make("span", { class: "say", role: "status" })),
@@ -567,7 +567,7 @@ export function explore(host, data, options = {}) {
       make("button", { type: "button", title: "Show the tour", "aria-label": "Show the tour", onclick: () => openTour(0) }, "?"),
     ),
     keep("text", make("div", { class: "text" })),
-    keep("card", make("div", { class: "card", role: "region", "aria-label": "the word in detail" },
+    keep("card", make("div", { class: "card", role: "group", "aria-label": "the word in detail" },
       keep("word", make("div", { class: "name", dir: "auto" })),
       keep("sentence", make("p", { class: "sentence" })),
       keep("extra", make("p", { class: "extra" })),
@@ -1650,6 +1650,17 @@ export function explore(host, data, options = {}) {
     drawBelow();
     drawStep();
   }
+  /** Steps may come faster than a screen can show them: one drawing per frame. */
+  let soon = 0;
+  function drawSoon() {
+    soon ||= requestAnimationFrame(() => {
+      soon = 0;
+      drawTrack();
+      drawBelow();
+      drawStep();
+    });
+  }
+  cleanup.push(() => cancelAnimationFrame(soon));
   /** Lays out anew: for another run, another comparison, an opened fold; never while it plays. */
   function redo() {
     stop();
@@ -1723,9 +1734,8 @@ export function explore(host, data, options = {}) {
       each.addColumns({ ...step, alpha_bar: [step.alpha_bar].flat(), reward: step.reward === undefined ? null : [step.reward].flat() });
       if (i !== state.run) return;
       state.step = each.first + each.last;
-      drawTrack();
-      drawBelow();
-      drawStep();
+      drawLabel();
+      drawSoon();
     },
     endRun(i, more = {}) {
       Object.assign(runs[i], more);

@@ -6,9 +6,11 @@ Generation. A mistake is shown as its sentence in place of the pictures.
 
 from __future__ import annotations
 
+import contextlib
 import html
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import ipywidgets as widgets
@@ -317,8 +319,16 @@ NOISE_STYLE = """<style>
 BARS = 6
 
 
-def noise_panel(lm: SimplexDenoiser, sentence: str = "Anna gave the red kite to Ben.") -> widgets.VBox:
-    """A sentence under noise: one position's noisy simplex as bars, beside what the model predicts there."""
+STORY = (
+    "Once there was a girl named Anna. Anna had a red kite. Anna met Ben by the well. Anna gave the red kite to Ben."
+)
+
+
+def noise_panel(lm: SimplexDenoiser, sentence: str = STORY) -> widgets.VBox:
+    """A text under noise: one position's noisy simplex as bars, beside what the model predicts there.
+
+    It opens at the position whose true token gains most by being read together with all others.
+    """
     _check(lm, sentence)
     validation.check_simplex(lm)
     controls = {
@@ -347,7 +357,14 @@ def noise_panel(lm: SimplexDenoiser, sentence: str = "Anna gave the red kite to 
         dropdown = controls["position"]
         dropdown.unobserve(show, "value")  # one picture per sentence, not one per change
         options = [(f"{i}: {lm.tokenizer.decode(ids[i])!r}", i) for i in range(1, len(ids))]
-        _set_options(dropdown, options)
+        before = dropdown.value
+        dropdown.options = options
+        if before in range(1, len(ids)):
+            dropdown.value = before
+        elif options:
+            with contextlib.suppress(InputError):  # which `show` is about to say
+                values = {name: control.value for name, control in controls.items()}
+                dropdown.value = _telling_position(lm, **values | {"position": 1})
         dropdown.observe(show, "value")
         show()
 
@@ -367,8 +384,19 @@ def _encoded(lm: SimplexDenoiser, sentence: str) -> list[int]:
     return [lm.tokenizer.bos_token_id, *encode(lm.tokenizer, sentence)]
 
 
-def _noised(lm: SimplexDenoiser, sentence: str, position: int, time: float, k: float, schedule: str, seed: int) -> str:
-    """HTML: what one position of the noisy page holds and what the model makes of it, and both pages whole."""
+@dataclass
+class _Pages:
+    """A text's ids (1, L), the logits of its noisy page and the model's (1, L, V), and ᾱ."""
+
+    ids: torch.Tensor
+    noisy: torch.Tensor
+    predicted: torch.Tensor
+    signal: float
+
+
+def _pages(
+    lm: SimplexDenoiser, sentence: str, position: int, time: float, k: float, schedule: str, seed: int
+) -> _Pages:
     ids = torch.tensor([_encoded(lm, sentence)])  # (B, L)
     validation.check_int("position", position, 1, ids.shape[1] - 1)
     if not (math.isfinite(k) and math.isfinite(time)):
@@ -386,12 +414,27 @@ def _noised(lm: SimplexDenoiser, sentence: str, position: int, time: float, k: f
     with torch.no_grad():
         times = torch.full(ids.shape, time)
         predicted = lm.logits_from_simplex(noisy, times, ids.to(lm.device), span_mask.to(lm.device))
-    true = int(ids[0, position])
+    return _Pages(ids, noisy, predicted, float(alphas_bar[t]))
+
+
+def _telling_position(lm: SimplexDenoiser, **values: Any) -> int:
+    """The position whose true token is far likelier to the model than on the noisy page."""
+    pages = _pages(lm, **values)
+    truth = pages.ids.to(lm.device)[..., None]
+    page, model = (logits.softmax(-1).gather(-1, truth)[0, :, 0] for logits in (pages.noisy, pages.predicted))
+    gain = (model - page)[1:]  # <s> is given
+    return 1 + int(gain.argmax())
+
+
+def _noised(lm: SimplexDenoiser, position: int, **values: Any) -> str:
+    """HTML: what one position of the noisy page holds and what the model makes of it, and both pages whole."""
+    pages = _pages(lm, position=position, **values)
+    true = int(pages.ids[0, position])
+    signal = pages.signal
     columns = [
-        _column(lm, "The noisy page", noisy[0], true, position),
-        _column(lm, "What the model predicts", predicted[0], true, position),
+        _column(lm, "The noisy page", pages.noisy[0], true, position),
+        _column(lm, "What the model predicts", pages.predicted[0], true, position),
     ]
-    signal = float(alphas_bar[t])
     words = f"<p>{signal:.1%} signal (ᾱ = {signal:.3f}), {1 - signal:.1%} noise. Most likely words:</p>"
     return f'{words}<div class="columns">{"".join(columns)}</div>'
 
@@ -413,15 +456,6 @@ def _bar(text: str, probability: float, is_true: bool) -> str:
     word = html.escape(text.strip() or "␣")
     bar = f'<i style="width:{100 * probability:.1f}%"></i>'
     return f'<div class="{kind}"><span>{word}</span>{bar}<span>{probability:.1%}</span></div>'
-
-
-def _set_options(dropdown: widgets.Dropdown, options: list[tuple[str, int]]) -> None:
-    """Give other options; the value stays where it is among them."""
-    value = dropdown.value
-    dropdown.options = options
-    if options:
-        values = [value for _, value in options]
-        dropdown.value = value if value in values else values[0]
 
 
 def _check(lm: SimplexDenoiser, text: str = "", steps: int = 1) -> None:

@@ -15,7 +15,7 @@ EXPLORER_TEXT = """input => {
   const root = input.getRootNode();
   return (root.host ? root : input.closest(".cell_output")).textContent;
 }"""
-EXPLORERS = {"notebooks/00_quickstart.ipynb", "notebooks/04_denoising_trajectory.ipynb"}
+EXPLORERS = {path for path in NOTEBOOKS if "t2-explorer" in (ROOT / path).read_text(encoding="utf-8")}
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +90,24 @@ def test_a_notebook_shows_its_outputs(site, page, notebook):
     pictures = page.locator("div.cell_output img").evaluate_all("images => images.map(image => image.naturalWidth)")
     assert all(pictures)
     assert "$" not in "".join(page.locator("article section > p").all_inner_texts())  # formulas are formulas
+    assert page.locator(".t2-explorer").count() > 0 or notebook not in EXPLORERS
     if notebook in EXPLORERS:
         slider = page.locator("div.cell_output input[type=range]").first
         last = slider.evaluate(EXPLORER_TEXT)
         slider.evaluate("input => { input.value = input.min; input.dispatchEvent(new Event('input')); }")
         page.wait_for_timeout(200)
         assert slider.evaluate(EXPLORER_TEXT) != last
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("notebook", sorted(EXPLORERS))
+def test_axe_finds_nothing_on_a_page_with_an_explorer(site, browser, notebook, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    size = {"width": 1200, "height": 900}
+    page = browser.new_context(offline=True, viewport=size, color_scheme=scheme, reduced_motion="reduce").new_page()
+    page.goto((site / notebook).with_suffix(".html").as_uri())
+    page.locator(".slot").first.wait_for()
+    page.wait_for_timeout(300)  # a changed word fades in
+    found = axe.run(page).response["violations"]
+    page.context.close()
+    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found] == []

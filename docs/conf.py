@@ -121,6 +121,7 @@ ACCESSIBLE = {
     '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="site">',
     '<aside class="toc-drawer">': '<aside class="toc-drawer" aria-label="this page">',
     '<div class="highlight"><pre>': '<div class="highlight"><pre tabindex="0">',
+    '<div class="math-wrapper docutils container">': '<div class="math-wrapper docutils container" tabindex="0">',
 }
 
 

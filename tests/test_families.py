@@ -39,7 +39,7 @@ from tess2lite.pretrained.probes import causal, check_bidirectional, check_parit
 from tess2lite.pretrained.shared_base import freeze_
 from tess2lite.reward import reward_class
 from tess2lite.tokens import eos_token_ids
-from tess2lite.training import embeddings, recipe
+from tess2lite.training import embeddings, memory, recipe
 from tess2lite.training.merge import merge
 from tess2lite.training.run import train
 from tess2lite.validation import InputError
@@ -117,6 +117,8 @@ def family_folder(tmp_path):
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
+        own = config_class()  # GPT-2 and Pythia have no key heads, for one
+        settings = {name: value for name, value in settings.items() if hasattr(own, name)}
         config = config_class(**(settings | fields | more))
         torch.manual_seed(0)
         ar = original_class(config)(config)
@@ -179,6 +181,16 @@ def test_a_family_says_the_same_with_longer_embeddings(family, tied, family_fold
         share = (10 * torch.eye(len(E))).softmax(1)[0, 0]  # of the true token on a clean page
         assert torch.allclose(lm.embedding_matrix() * share / 2, E, rtol=1e-4, atol=1e-6)
     assert torch.allclose(before, after, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_memory_estimate_counts_every_matrix_of_a_family(family, family_folder):
+    """All weights but norms, biases, GPT-2's positions and the timestep embedding."""
+    lm = t2.load(family_folder(family))
+    made = recipe.Recipe(model="a base", data="own.txt", output="x", steps=1, warmup=0)
+    matrices = [p for name, p in lm.named_parameters() if p.dim() == 2 and "wpe" not in name and "timestep" not in name]
+    expected = sum(p.numel() for p in matrices) * 4 / 1e9
+    assert memory.estimate(lm.config, made, "cpu", 4)["weights"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -20,6 +20,7 @@ PROGRAM = 0.6e9  # Python, PyTorch and transformers themselves, as measured; on 
 NORMS = 17
 INNER = 7
 KEPT = 0.6  # of these a layer keeps where it is not run again
+UNGATED = ("gpt2", "gpt_neox", "phi", "starcoder2")  # whose MLP is two matrices, not three
 FORWARD_LOGIT = 10  # bytes per logit of a chunk: in half precision, in float32, and its logarithm
 BACKWARD_LOGIT = 18  # and its gradients
 GB = 1e9
@@ -74,7 +75,7 @@ def _activations(config: Any, recipe: Training, device: str, bytes_per_weight: i
     shapes = linear_shapes(config)
     rows = recipe.micro_batch_size * (2 if is_reward else 1) * recipe.length
     keys = shapes[1][1]
-    per_row = NORMS * hidden + 4 * keys + INNER * config.intermediate_size
+    per_row = NORMS * hidden + 4 * keys + INNER * mlp_width(config)
     layer = rows * bytes_per_weight * per_row
     kept = config.num_hidden_layers * rows * hidden * bytes_per_weight
     if not recipe.gradient_checkpointing:
@@ -88,14 +89,25 @@ def _activations(config: Any, recipe: Training, device: str, bytes_per_weight: i
 
 
 def linear_shapes(config: Any) -> list[tuple[int, int]]:
-    """(inputs, outputs) of the linear layers in one decoder layer: q, k, v, o, gate, up, down."""
+    """(inputs, outputs) of the linear layers in one decoder layer: q, k, v, o, up, down and, where there is one, gate.
+
+    Layers that a family has fused are counted apart.
+    """
     hidden = config.hidden_size
-    head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
-    queries = head * config.num_attention_heads
-    keys = head * config.num_key_value_heads
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or hidden // heads
+    queries = head * heads
+    keys = head * (getattr(config, "num_key_value_heads", None) or heads)
     attention = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
-    inner = config.intermediate_size
-    return [*attention, (hidden, inner), (hidden, inner), (inner, hidden)]
+    inner = mlp_width(config)
+    gate = [] if config.model_type in UNGATED else [(hidden, inner)]
+    return [*attention, (hidden, inner), *gate, (inner, hidden)]
+
+
+def mlp_width(config: Any) -> int:
+    """The inner width of a decoder's MLP, which GPT-2 calls n_inner and leaves out where it is four times H."""
+    name = "n_inner" if config.model_type == "gpt2" else "intermediate_size"
+    return getattr(config, name, None) or 4 * config.hidden_size
 
 
 def _trained_embeddings(config: Any, recipe: Training, embeddings: int) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -83,18 +83,47 @@ FAMILIES = {
 }
 
 
-def make_tokenizer(special):
-    """Byte-level BPE, as most of these families have it."""
+# Where a tokenizer differs from byte-level BPE: a space before every text, or spaces as they are; both with bytes as a
+# last resort. The last two sets add BOS of their own accord.
+PREPENDED = {"vicuna", "mistral", "ministral", "phi3"}
+GEMMAS = {"gemma", "gemma2", "gemma3"}
+ADDING_BOS = {*PREPENDED, *GEMMAS, "llama-3", "cohere", "cohere2"}
+
+
+def byte_level():
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=[*dict.fromkeys(special.values())],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
+    return bpe, {"vocab_size": 300, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+
+
+def sentencepiece(is_prepended):
+    """As files converted from SentencePiece: spaces are written as ▁."""
+    bpe = Tokenizer(models.BPE(byte_fallback=True))
+    spaces = [normalizers.Replace(" ", "▁")]
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if is_prepended:
+        spaces.insert(0, normalizers.Prepend("▁"))
+        parts.append(decoders.Strip(" ", 1, 0))
+    bpe.normalizer = normalizers.Sequence(spaces)
+    bpe.decoder = decoders.Sequence(parts)
+    return bpe, {"vocab_size": 340}
+
+
+def make_tokenizer(family, special):
+    """A tokenizer as odd as the family's own."""
+    if family in PREPENDED | GEMMAS:
+        bpe, settings = sentencepiece(family in PREPENDED)
+        reserve = [f"<0x{byte:02X}>" for byte in range(256)]
+    else:
+        bpe, settings = byte_level()
+        reserve = []
+    tokens = [*dict.fromkeys(special.values())]
+    trainer = trainers.BpeTrainer(special_tokens=tokens + reserve, show_progress=False, **settings)
     bpe.train_from_iterator([TEXT] * 9, trainer)
+    if family in ADDING_BOS:
+        bos = special["bos_token"]
+        bpe.post_processor = processors.TemplateProcessing(f"{bos} $A", special_tokens=[(bos, bpe.token_to_id(bos))])
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **special)
 
 
@@ -104,7 +133,7 @@ def family_folder(tmp_path):
 
     def make(family, dtype=torch.float32, **more):
         config_class, fields, special, spare = FAMILIES[family]
-        tokenizer = make_tokenizer(special)
+        tokenizer = make_tokenizer(family, special)
         settings = {
             "vocab_size": len(tokenizer) + spare,
             "hidden_size": 32,

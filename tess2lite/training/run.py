@@ -16,9 +16,10 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from transformers import AutoConfig, Trainer
+from transformers import Trainer
 
 from ..pretrained.devices import choose_device, choose_dtype
+from ..pretrained.full_models import read_config
 from ..pretrained.sources import find_source, plain_errors
 from ..validation import InputError
 from .build import build_trainer, check_run
@@ -96,7 +97,7 @@ def _check_memory(recipe: Training) -> None:
     device = choose_device(None)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # less is lost between rows
     with plain_errors(recipe.model):
-        config = AutoConfig.from_pretrained(find_source(recipe.model), trust_remote_code=False)
+        config = read_config(find_source(recipe.model))
     dtype = choose_dtype(recipe.dtype, device)
     parts = estimate(config, recipe, device.type, dtype.itemsize)
     free = require_memory(parts, device)

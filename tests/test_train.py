@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import yaml
 from conftest import SENTENCES, save_mistral
 from datasets import IterableDataset
+from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -186,6 +187,10 @@ MISTAKES = [
     ({"kind": ["ar"]}, "a recipe has one of denoiser, masked"),
     ({"output": "/proc/nowhere"}, "Nothing can be written"),
     ({"model": "tinytown-bose"}, "There is no model"),
+    ({"steps": 0, "epochs": 1, "warmup": 5000}, "warmup is 5000 of .* steps, as many as epochs=1 gives"),
+    ({"early_stopping_patience": 1, "save_every": 5}, "save_every that is a multiple of evaluate_every"),
+    ({"report_to": "tensorbord"}, "report_to is 'tensorbord': tensorbord is not supported, only"),
+    ({"optim": "galore_adamw"}, "optim is 'galore_adamw': You need to install"),
 ]
 
 
@@ -199,6 +204,71 @@ def test_mistakes_get_a_sentence(own, tmp_path, mistake, sentence):
     path.write_text(yaml.safe_dump(fields))
     with pytest.raises(ValueError, match=sentence):
         training_run.main([str(path)])
+
+
+FULL_TUNING = {
+    "learning_rate": 1e-3,
+    "scheduler": "linear",
+    "warmup": 2,
+    "optim": "adafactor",
+    "weight_decay": 0.5,
+    "max_grad_norm": 0.01,
+    "clip_per_group": True,
+    "seed": 1,
+    "batch_size": 16,
+    "length": 12,
+    "masking": "prefix",
+    "loss_weighting": "row",
+    "timestep_sampling": "informative",
+    "self_conditioning": 1.0,
+    "center_embeddings": True,
+}
+WITH_LORA = {
+    "lora_rank": 3,
+    "lora_alpha": 8,
+    "lora_dropout": 0.5,
+    "lora_targets": ["q_proj"],
+    "load_in_4bit": True,
+    "dtype": "bfloat16",
+    "embeddings": "frozen",
+}
+
+
+@pytest.mark.parametrize("changes", [FULL_TUNING, WITH_LORA], ids=["full tuning", "LoRA"])
+def test_each_field_changes_what_is_trained(own, changes):
+    """Against the same three steps without it, which repeat to the bit."""
+    common = {"steps": 3, "warmup": 1, "evaluate_every": 100, "save_every": 100}
+    common |= {"lora_rank": 2} if changes is WITH_LORA else {}
+
+    def trained(**fields):
+        run = build.build_trainer(recipe.Recipe(**own(**common | fields)))
+        run.train()
+        return {name: p.detach().clone() for name, p in run.model.named_parameters() if p.requires_grad}
+
+    plain = trained()
+    assert same(plain, trained())
+    without_effect = [name for name, value in changes.items() if same(plain, trained(**{name: value}))]
+    assert not without_effect
+
+
+def test_a_push_uploads_the_model_and_its_card_and_no_checkpoint(own, monkeypatch):
+    training_run.train(recipe.Recipe(**own(steps=5, lora_rank=2, evaluate_every=5)))
+    calls = {}
+
+    class Hub:
+        def create_repo(self, name, **settings):
+            calls["create"] = (name, settings)
+            return f"https://huggingface.co/{name}"
+
+        def upload_folder(self, folder_path, repo_id, ignore_patterns):
+            files = [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()]
+            calls["files"] = [*filter_repo_objects(files, ignore_patterns=ignore_patterns)]
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    address = card.push(recipe.Recipe(**own(lora_rank=2, push_to_hub="me/mine")))
+    assert address == "https://huggingface.co/me/mine" and calls["create"][1]["private"]
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "diffusion.json"} <= {*calls["files"]}
+    assert not [name for name in calls["files"] if "checkpoint" in name or name == "recipe.yaml"]
 
 
 def test_a_folder_belongs_to_one_recipe(own):
@@ -552,6 +622,7 @@ def test_help_lists_every_field_with_its_default(capsys):
         for name in training.__dataclass_fields__:
             assert name == "DEFAULT_STEPS" or f"  {name} " in printed
     assert "112" in printed and "smollm2-135m" in printed
+    assert "of the learning rate; the paper's, for adaptation; one of constant, constant_with_warmup, linear" in printed
 
 
 def test_the_lora_of_embeddings_has_their_size(own):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.pytorch_utils import Conv1D
 
 from ..loading import load
@@ -231,7 +232,19 @@ def check_run(recipe: Training) -> None:
         tempfile.TemporaryFile(dir=output).close()
     except OSError as problem:
         raise InputError(f"Nothing can be written to '{output}': {problem.strerror}; choose another output.") from None
+    _check_reports(recipe)
     _accumulation(recipe)
+
+
+def _check_reports(recipe: Training) -> None:
+    """Raise InputError if the losses cannot be reported to where the recipe says."""
+    if recipe.report_to == "none":
+        return
+    try:
+        for callback in get_reporting_integration_callbacks([recipe.report_to]):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as problem:
+        raise InputError(f"report_to is {recipe.report_to!r}: {problem}") from problem
 
 
 def _accumulation(recipe: Training) -> int:
@@ -248,6 +261,11 @@ def _accumulation(recipe: Training) -> int:
 
 def training_arguments(recipe: Training, steps: int) -> dict[str, Any]:
     """The arguments of a transformers Trainer for a recipe."""
+    if recipe.warmup >= max(steps, 1):
+        raise InputError(
+            f"warmup is {recipe.warmup} of {steps} steps, as many as epochs={recipe.epochs} gives; "
+            "give a smaller warmup, or a share of the steps below 1."
+        )
     on_gpu = choose_device(None).type == "cuda"
     bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
     keeps_best = recipe.load_best_model_at_end or recipe.early_stopping_patience > 0

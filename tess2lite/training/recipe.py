@@ -130,6 +130,12 @@ class Training:
             for name in ("lora_alpha", "lora_dropout", "lora_targets"):
                 if getattr(self, name):
                     raise InputError(f"{name} is {getattr(self, name)}, but lora_rank is 0; set lora_rank, say 64.")
+        keeps_best = self.load_best_model_at_end or self.early_stopping_patience
+        if keeps_best and self.save_every % self.evaluate_every:
+            raise InputError(
+                f"save_every is {self.save_every} and evaluate_every {self.evaluate_every}; for the best checkpoint "
+                "give a save_every that is a multiple of evaluate_every."
+            )
         if self.lora_dropout >= 1:
             raise InputError(f"lora_dropout is {self.lora_dropout}; give a share below 1.")
 
@@ -338,7 +344,14 @@ def _default(training: type[Training], name: str) -> Any:
 
 def _field_lines(training: type[Training], hidden: set[str]) -> list[str]:
     shown = [field for field in fields(training) if field.name not in hidden]
-    return [f"  {field.name:24} {_shown_default(field):22} {field.metadata['help']}" for field in shown]
+    kinds = get_type_hints(training)
+    return [f"  {field.name:24} {_shown_default(field):22} {_help_of(field, kinds[field.name])}" for field in shown]
+
+
+def _help_of(field: dataclasses.Field, kind: Any) -> str:
+    """What a field means, and what it accepts where that is one of a few words."""
+    text = field.metadata["help"]
+    return f"{text}; one of {', '.join(get_args(kind))}" if get_origin(kind) is Literal else text
 
 
 def _shown_default(field: dataclasses.Field) -> str:

@@ -76,6 +76,10 @@ def train(recipe: Training) -> Trainer:
     except KeyboardInterrupt:
         print(f"Interrupted at step {trainer.state.global_step}; run it again to resume from the last checkpoint.")
         raise
+    except ImportError as problem:
+        if not recipe.optim:
+            raise
+        raise InputError(f"optim is {recipe.optim!r}: {problem}") from problem
     except torch.OutOfMemoryError as problem:
         raise InputError(f"The GPU's memory is full. Give {ADVICE}; the run resumes where it was.") from problem
     except (OSError, RuntimeError, SafetensorError) as problem:

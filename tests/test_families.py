@@ -107,7 +107,7 @@ def sentencepiece(is_prepended):
         parts.append(decoders.Strip(" ", 1, 0))
     bpe.normalizer = normalizers.Sequence(spaces)
     bpe.decoder = decoders.Sequence(parts)
-    return bpe, {"vocab_size": 340}
+    return bpe, {"vocab_size": 300}
 
 
 def make_tokenizer(family, special):

@@ -39,7 +39,7 @@ def base(tmp_path_factory, mistral_like_tokenizer):
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_estimate_is_what_a_run_takes(base, tmp_path, setting):
-    """Within 15 percent of the process's peak."""
+    """Within 15 percent of the process's peak, at its least in three runs."""
     fields = {
         "model": str(base),
         "data": str(base / "own.txt"),
@@ -56,19 +56,29 @@ def test_the_estimate_is_what_a_run_takes(base, tmp_path, setting):
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(fields | SETTINGS[setting]))
+    least = float("inf")  # what an allocator keeps beyond what is needed differs by a fifth from run to run
+    for run in range(3):
+        estimated, measured = estimated_and_measured(path, f"output={tmp_path / str(run)}")
+        least = min(least, measured)
+        print(f"{setting}: estimated {estimated}, measured {measured} GB")
+        if estimated == pytest.approx(least, rel=0.15):
+            break
+    assert estimated == pytest.approx(least, rel=0.15)
+
+
+def estimated_and_measured(*arguments):
+    """GB that a run says before and after."""
     done = subprocess.run(
-        [sys.executable, "-m", "tess2lite.train", str(path)],
+        [sys.executable, "-m", "tess2lite.train", *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    estimated = float(re.search(r"together +([\d.]+) GB", done.stdout)[1])
-    measured = float(re.search(r"measured: ([\d.]+) GB", done.stdout)[1])
-    print(f"{setting}: estimated {estimated}, measured {measured} GB\n{done.stdout}")
-    # Held to 15 % on a quiet machine; what an allocator keeps differs by a fifth from run to run on a busy one.
-    assert estimated == pytest.approx(measured, rel=0.25)
+    estimated = re.search(r"together +([\d.]+) GB", done.stdout)[1]
+    measured = re.search(r"measured: ([\d.]+) GB", done.stdout)[1]
+    return float(estimated), float(measured)
 
 
 @pytest.mark.parametrize("length", [512, 2048])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,25 @@ def test_two_processes_are_one(own, tmp_path):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(one[key], two[key], atol=1e-3) for key in one)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs deepspeed")
+def test_deepspeed_trains_as_a_plain_run_and_resumes(own, tmp_path, monkeypatch):
+    """ZeRO-2 as `accelerate launch` starts it: the same losses, in its own checkpoints."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    training_run.train(recipe.Recipe(**own(output=str(tmp_path / "plain"), steps=8)))
+    path = tmp_path / "recipe.yaml"
+    config = Path(__file__).parent.parent / "assets" / "deepspeed_zero2.json"
+    launcher = ("-m", "accelerate.commands.launch", "--use_deepspeed", "--deepspeed_config_file", str(config))
+    launcher += ("--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "-m", "tess2lite.train")
+    for steps in (4, 8):
+        path.write_text(yaml.safe_dump(own(output=str(tmp_path / "sharded"), steps=steps)))
+        done = launch(path, launcher=launcher)
+        printed = done.communicate()[0]
+        assert done.returncode == 0, printed
+    assert "resumes from" in printed
+    assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+    assert list((tmp_path / "sharded").glob("checkpoint-*/global_step*"))
 
 
 def test_named_recipes_are_whole():

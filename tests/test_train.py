@@ -256,7 +256,7 @@ WITH_LORA = {
 
 @pytest.mark.parametrize("changes", [FULL_TUNING, WITH_LORA], ids=["full tuning", "LoRA"])
 def test_each_field_changes_what_is_trained(own, changes):
-    """Against the same three steps without it, which repeat to the bit."""
+    """Against the same three steps without it, which repeat exactly."""
     common = {"steps": 3, "warmup": 1, "evaluate_every": 100, "save_every": 100}
     common |= {"lora_rank": 2} if changes is WITH_LORA else {}
 

@@ -51,10 +51,13 @@ def center_adapted_embeddings_(layer: Any) -> None:
 def lengthen_embeddings_(lm: Any) -> None:
     """Multiply E by 2/p, so that a token on a clean page has its own length in a first pass.
 
-    Where the head is tied to E, the norm before it is divided by as much, and the logits stay what they are.
+    Where the head is tied to E, the norm before it is divided by the same factor, so that the logits do not change.
+
+    Args:
+        lm: The denoiser, whose E (V, H) and final norm are changed in place.
 
     Raises:
-        InputError: The head is tied, and there is no weight before it to divide.
+        InputError: If the head is tied to E and the norm before it has no weights.
     """
     embeddings = lm.get_input_embeddings().weight
     factor = 2 / clean_probability(lm.config.vocab_size)
@@ -64,7 +67,14 @@ def lengthen_embeddings_(lm: Any) -> None:
 
 
 def clean_probability(vocabulary: int) -> float:
-    """Returns p, the probability of the true token in a simplex without noise."""
+    """The probability of the true token in a simplex without noise, p = e^2k / (e^2k + V − 1).
+
+    Args:
+        vocabulary: V.
+
+    Returns:
+        p, in 0 … 1.
+    """
     signal = math.exp(2 * SIMPLEX_VALUE)
     return signal / (signal + vocabulary - 1)
 

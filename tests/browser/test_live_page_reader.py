@@ -292,6 +292,7 @@ def test_blanks_are_filled_and_the_rest_stays(opened):
         (link(steps=0), "Steps is “0”; give a whole number from 1 to 200."),
         (link(steps="many"), "Steps is “many”; give a whole number from 1 to 200."),
         (link(length=1.5), "Length is “1.5”; give a whole number of 1 or more."),
+        (link(length=999), "Length is 999, but after 6 tokens of text only 250 of 256 are left; give at most 250."),
         (link(seed=-1), "Seed is “-1”; give a whole number from 0 to 4294967295."),
         (link(p=2), "Top-p is “2”; give a number from 0.01 to 1."),
         (link(t=0), "Temperature is “0”; give a number from 0.1 to 3."),

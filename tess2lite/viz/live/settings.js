@@ -104,9 +104,14 @@ export function prepare(settings, tokenizer, config, isChat) {
     throw new InputError(`The text is ${known} tokens long and this model reads ${context} in all; shorten the text.`);
   }
   if (!isInfilling) {
-    const length = Math.min(settings.length, context - known);
-    ids = [...ids, ...Array(length).fill(pad)];
-    mask = [...mask, ...Array(length).fill(true)];
+    const room = context - known;
+    if (settings.length > room) {
+      throw new InputError(
+        `Length is ${settings.length}, but after ${known} tokens of text only ${room} of ${context} are left; give at most ${room}.`,
+      );
+    }
+    ids = [...ids, ...Array(settings.length).fill(pad)];
+    mask = [...mask, ...Array(settings.length).fill(true)];
   }
   const pins = settings.pins.map(({ position, from, text }) => {
     if (!mask[position] || from >= settings.steps) {

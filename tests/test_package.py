@@ -1,5 +1,6 @@
 """What a plain install brings along."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -86,3 +87,34 @@ def test_what_is_heavy_is_imported_when_it_is_needed():
     asked = f"import sys, tess2lite; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+SEEN_BY_TORCH = """
+import importlib.abc, os, runpy, sys
+class Watcher(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"), os.environ.get("PYTORCH_ALLOC_CONF"))
+sys.meta_path.insert(0, Watcher())
+sys.argv = ["train", "--help"]
+runpy.run_module("tess2lite.train", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="expandable segments are Linux's")
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({}, "PASSIVE expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "PASSIVE max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "PASSIVE None"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE expandable_segments:True"),
+    ],
+)
+def test_torch_finds_its_settings_when_it_loads(given, seen):
+    """Set later they would do nothing; what a user has set stays."""
+    names = ("OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    command = [sys.executable, "-c", SEEN_BY_TORCH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == seen

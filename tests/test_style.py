@@ -204,7 +204,7 @@ environment, handlers = state()
 import tess2lite
 environment_after, handlers_after = state()
 changed = {name for name in environment_after if environment_after[name] != environment.get(name)}
-print("environment", sorted(changed - {"OMP_WAIT_POLICY"}))  # nf4 on a CPU is ten times slower without it
+print("environment", sorted(changed - {"OMP_WAIT_POLICY", "PYTORCH_ALLOC_CONF"}))  # what torch reads when it loads
 print("loggers", calls)
 print("handlers unchanged", handlers_after == handlers)
 """

@@ -99,7 +99,6 @@ def train(recipe: Training) -> Trainer:
 def _check_memory(recipe: Training) -> None:
     """Print the estimate beside what is free; raise InputError where it cannot fit."""
     device = choose_device(None)
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # less is lost between rows
     with plain_errors(recipe.model):
         config = read_config(find_source(recipe.model))
     dtype = choose_dtype(recipe.dtype, device)

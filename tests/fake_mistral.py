@@ -26,9 +26,9 @@ from tess2lite.model import MistralForDiffusionLM
 from tess2lite.pretrained.full_models import prepare
 from tess2lite.pretrained.shared_base import freeze_, share_base
 from tess2lite.span_masks import after
-from tess2lite.training.build import apply_lora, embedding_names, lora_targets
-from tess2lite.training.memory import estimate
-from tess2lite.training.recipe import Recipe
+from tess2lite.training.build import apply_lora, embedding_names, lora_config, lora_targets, train_in_float32_
+from tess2lite.training.memory import estimate, estimate_sampling
+from tess2lite.training.recipe import Recipe, RewardRecipe
 
 TOKENIZER = Path(__file__).parent / "golden" / "tokenizer"
 GB = 1e9
@@ -100,13 +100,18 @@ def adapted(recipe: Recipe, layers: int):
         model = apply_lora(denoiser(recipe.load_in_4bit, num_hidden_layers=layers), recipe).train()
     if not recipe.lora_rank:
         model.requires_grad_(True)
+    as_trained(model, recipe)
+    return model
+
+
+def as_trained(model, recipe: Recipe | RewardRecipe) -> None:
+    """Layers copy as PEFT's do in training, and are run again for their gradient where a recipe says so."""
     for module in model.modules():
         if isinstance(module, NF4Linear):
             module.is_copied = True
     if recipe.gradient_checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
-    return model
 
 
 def batch(length: int, masked: int, rows: int = 1):
@@ -115,7 +120,7 @@ def batch(length: int, masked: int, rows: int = 1):
     return {"input_ids": ids, "span_mask": mask}
 
 
-def sampling(gpu, length: int, masked: int, kind: str = "nf4", top_k: int = 1):
+def sampling(gpu, length: int, masked: int, kind: str = "nf4", texts: int = 1):
     """Peak of a run; waits, FLOPs and the share of unaligned ones of one step."""
     lm = denoiser(kind != "bf16")
     hooks = []
@@ -128,14 +133,17 @@ def sampling(gpu, length: int, masked: int, kind: str = "nf4", top_k: int = 1):
     gc.collect()
     weights = gpu.now
     gpu.reset()
-    given = batch(length, masked)
+    given = batch(length, masked, texts)
     run = t2.denoise(lm, given, steps=5, seed=0, hooks=hooks)
     next(run), next(run)
     gpu.waits.clear()
     gpu.flops = gpu.unaligned = 0
     next(run)
     result = {"peak": gpu.peak / GB, "weights": weights / GB, "waits": places(gpu), "largest": gpu.top()}
-    result |= {"flops": gpu.flops, "unaligned": gpu.unaligned, "chunks": len(chunks_of(masked))}
+    result |= {"flops": gpu.flops, "unaligned": gpu.unaligned, "chunks": len(chunks_of([masked] * texts))}
+    rank = 32 if kind == "guided" else 0
+    parts = estimate_sampling(lm.config, length, "cuda", 2, texts, load_in_4bit=kind != "bf16", reward_rank=rank)
+    result |= {"estimate": sum(parts.values()), "parts": parts}
     gpu.flops = 0
     with torch.no_grad():
         hidden = lm.model(input_ids=given["input_ids"], use_cache=False).last_hidden_state
@@ -143,9 +151,9 @@ def sampling(gpu, length: int, masked: int, kind: str = "nf4", top_k: int = 1):
     return result | {"bare": gpu.flops}
 
 
-def chunks_of(masked: int):
+def chunks_of(masked: list[int]):
     vocabulary = MISTRAL_7B["vocab_size"]
-    return chunks.make_chunks([masked], chunks.rows_per_chunk(vocabulary, GPU), GPU)
+    return chunks.make_chunks(masked, chunks.rows_per_chunk(vocabulary, GPU), GPU)
 
 
 def halve(model) -> None:
@@ -201,6 +209,35 @@ def training(gpu, micro_batch_size: int = 1, layers: int = 4, **fields):
     return result | {"to_ar": (flops["bare"] + flops["self-conditioned"]) / 2 / gpu.flops}
 
 
+def reward_training(gpu, layers: int = 4, **fields):
+    """Peak of a step of TRL's trainer on one pair, as long as the recipe allows, beside the estimate of it."""
+    settings = {"lora_rank": 64, "load_in_4bit": True, "gradient_checkpointing": True, "length": 512}
+    recipe = RewardRecipe("a base", "pairs", "nowhere", batch_size=64, micro_batch_size=1, **settings | fields)
+    lm = denoiser(recipe.load_in_4bit, num_hidden_layers=layers)
+    config = MistralConfig(**MISTRAL_7B | {"num_hidden_layers": layers}, sliding_window=None, num_labels=1)
+    model = share_base(reward.MistralRewardModel, lm, config)
+    model.config.score_position = "last"
+    del lm.lm_head
+    with GPU:
+        adapter = lora_config(recipe, lora_targets(model), ["score"], task_type="SEQ_CLS")
+        model = get_peft_model(model, adapter).train()
+        train_in_float32_(model)
+    as_trained(model, recipe)
+    gc.collect()
+    weights = gpu.now
+    gpu.reset()
+    ids = torch.full((2 * recipe.micro_batch_size, recipe.length), 5, device=GPU)
+    with torch.autocast("cuda", HALF):
+        chosen, rejected = model(input_ids=ids).logits[:, 0].chunk(2)
+        loss = -nn.functional.logsigmoid(chosen - rejected).mean()
+    loss.backward()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parts = estimate(model.config, recipe, "cuda", 2)
+    result = {"peak": (gpu.peak + 2 * trained) / GB, "weights": weights / GB, "waits": places(gpu)}
+    result |= {"largest": gpu.top(15), "at": gpu.at}
+    return result | {"estimate": sum(parts.values()), "parts": parts}
+
+
 def autoregressive(lm, input_ids, *_, targets, **__):
     """The step that the adaptation is compared with: same layers, same adapters, every token predicted."""
     hidden = lm.model(inputs_embeds=lm.get_input_embeddings()(input_ids), use_cache=False).last_hidden_state
@@ -233,6 +270,9 @@ CASES = {
     "sampling-adapter": partial(sampling, length=2048, masked=2047, kind="adapter"),
     "guided-512": partial(sampling, length=512, masked=384, kind="guided"),
     "guided-2048": partial(sampling, length=2048, masked=2047, kind="guided"),
+    "sampling-512-8": partial(sampling, length=512, masked=511, texts=8),
+    "reward-512": reward_training,
+    "reward-2048": partial(reward_training, length=2048),
     "training-32-layers": partial(training, layers=32),
     "training-512": partial(training),
     "training-512-4": partial(training, micro_batch_size=4),

@@ -85,7 +85,23 @@ def test_the_estimate_is_little_more_than_a_gpu_took(length):
     """For one row of which all is masked; half of it was, when the peak was measured."""
     recipe = read_recipe("mistral-7b-nf4", length=length, micro_batch_size=1, gradient_checkpointing=True)
     estimated = sum(memory.estimate(MistralConfig(vocab_size=32_001), recipe, "cuda", 2).values())
+    peak = measured_on_a_gpu(f"QLoRA step, L={length}: peak")["value"]
+    assert peak < estimated < 1.15 * peak
+
+
+def test_the_estimate_of_sampling_is_what_a_gpu_took():
+    config = MistralConfig(vocab_size=32_001)
+    plain = sum(memory.estimate_sampling(config, 2048, "cuda", 2, load_in_4bit=True).values())
+    assert plain == pytest.approx(measured_on_a_gpu("sampling, nf4, L=2048: peak")["value"], rel=0.05)
+    peaks = measured_on_a_gpu("guidance, nf4: memory added")["details"]
+    for name, rank in (("plain", 0), ("guided", 32)):
+        estimated = memory.estimate_sampling(config, 512, "cuda", 2, load_in_4bit=True, reward_rank=rank)
+        assert sum(estimated.values()) == pytest.approx(peaks[name], rel=0.05)
+
+
+def measured_on_a_gpu(what):
+    """A row of the newest table that `benchmarks/gpu.py` wrote."""
     newest = max((Path(__file__).parent / "benchmarks" / "results").glob("gpu-*.json"))
     rows = json.loads(newest.read_text())["rows"]
-    (peak,) = [row["value"] for row in rows if row["what"] == f"QLoRA step, L={length}: peak"]
-    assert peak < estimated < 1.15 * peak
+    (row,) = [row for row in rows if row["what"] == what]
+    return row

@@ -1,4 +1,4 @@
-"""What a training run will need, before it starts; and what it did need."""
+"""The memory that training and sampling will need, before they start; and what a run did need."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ KEPT = {"cpu": 0.5, "cuda": 0.6}
 UNGATED = ("gpt2", "gpt_neox", "phi", "starcoder2")  # whose MLP is two matrices, not three
 FORWARD_LOGIT = 10  # bytes per logit of a chunk: in half precision, in float32, and its logarithm
 BACKWARD_LOGIT = 18  # and its gradients
+SAMPLED_LOGIT = 14  # of a chunk that is sampled: logits, their softmax and the noise in float32, and two masks
+SCRATCH = 4  # bytes per logit of a chunk that stay between the steps
 GB = 1e9
 ADVICE = "micro_batch_size=1, gradient_checkpointing=true, load_in_4bit=true with lora_rank, or a smaller length"
 
@@ -40,18 +42,14 @@ def estimate(config: Any, recipe: Training, device: str, bytes_per_weight: int) 
         device: "cpu" or "cuda".
         bytes_per_weight: Of weights that are not in 4 bits.
     """
-    hidden = config.hidden_size
-    layers = config.num_hidden_layers
     is_reward = isinstance(recipe, RewardRecipe)
-    shapes = linear_shapes(config)
-    linear = layers * sum(inputs * outputs for inputs, outputs in shapes)
     is_single = config.tie_word_embeddings or is_reward  # a reward model has a head of one row
-    embeddings = (1 if is_single else 2) * config.vocab_size * hidden
+    embeddings = (1 if is_single else 2) * config.vocab_size * config.hidden_size
+    linear = _linear_weights(config)
     weights = linear * (NF4_BYTES if recipe.load_in_4bit else bytes_per_weight) + embeddings * bytes_per_weight
     trained = linear + embeddings
     if recipe.lora_rank:
-        trained = recipe.lora_rank * layers * sum(inputs + outputs for inputs, outputs in shapes)
-        trained += _trained_embeddings(config, recipe, embeddings)
+        trained = _lora_weights(config, recipe.lora_rank) + _trained_embeddings(config, recipe, embeddings)
     elif bytes_per_weight < 4:
         weights *= 4 / bytes_per_weight  # full tuning is in float32
     is_8bit = recipe.load_in_4bit and device != "cpu"
@@ -76,9 +74,7 @@ def _activations(config: Any, recipe: Training, device: str, bytes_per_weight: i
     hidden = config.hidden_size
     shapes = linear_shapes(config)
     rows = recipe.micro_batch_size * (2 if is_reward else 1) * recipe.length
-    keys = shapes[1][1]
-    per_row = NORMS * hidden + 4 * keys + INNER * mlp_width(config)
-    layer = rows * bytes_per_weight * per_row
+    layer = rows * bytes_per_weight * _elements_per_row(config)
     kept = config.num_hidden_layers * rows * hidden * bytes_per_weight
     if not recipe.gradient_checkpointing:
         kept = config.num_hidden_layers * layer * KEPT[device]
@@ -88,6 +84,64 @@ def _activations(config: Any, recipe: Training, device: str, bytes_per_weight: i
     if device == "cuda" and getattr(recipe, "embeddings", "") != "lora":
         casts += 2 * _trained_embeddings(config, recipe, config.vocab_size * hidden)  # E as a factor
     return kept + max(casts + FORWARD_LOGIT * logits, BACKWARD_LOGIT * logits, layer, 0.85 * layer + whole)
+
+
+def estimate_sampling(
+    config: Any,
+    length: int,
+    device: str,
+    bytes_per_weight: int,
+    texts: int = 1,
+    load_in_4bit: bool = False,
+    reward_rank: int = 0,
+) -> dict[str, float]:
+    """Returns GB by part of writing texts of which all but the first token is masked; nothing is loaded.
+
+    Args:
+        config: The model's.
+        length: Of every text, in tokens.
+        device: "cpu" or "cuda".
+        bytes_per_weight: Of weights that are not in 4 bits.
+        texts: How many are written together.
+        load_in_4bit: Whether the linear layers' weights are.
+        reward_rank: The rank of a reward model that guides and is a LoRA on the same base; 0 for no guidance.
+    """
+    hidden = config.hidden_size
+    rows = texts * length
+    embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * hidden
+    linear = _linear_weights(config) * (NF4_BYTES if load_in_4bit else bytes_per_weight)
+    whole = 2 * max(inputs * outputs for inputs, outputs in linear_shapes(config)) if load_in_4bit else 0
+    logits = min(CHUNK[device], rows * config.vocab_size)
+    vector = rows * hidden * bytes_per_weight
+    inner = rows * mlp_width(config) * bytes_per_weight
+    activations = max(SCRATCH * logits + whole + 5 * vector + 2 * inner, SAMPLED_LOGIT * logits + 4 * vector)
+    if reward_rank:
+        layer = rows * bytes_per_weight * _elements_per_row(config)  # run again for the gradient
+        activations = 3 * SCRATCH * logits + config.num_hidden_layers * vector + whole + 0.85 * layer
+    parts = {
+        "weights": linear + embeddings * bytes_per_weight,
+        "adapters": bytes_per_weight * _lora_weights(config, reward_rank),
+        "activations": activations,
+    }
+    if device == "cpu":
+        parts["program"] = PROGRAM
+    return {name: size / GB for name, size in parts.items()}
+
+
+def _linear_weights(config: Any) -> int:
+    """How many weights the linear layers of all decoder layers have."""
+    return config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in linear_shapes(config))
+
+
+def _lora_weights(config: Any, rank: int) -> int:
+    """How many weights a LoRA on all of them has."""
+    return rank * config.num_hidden_layers * sum(inputs + outputs for inputs, outputs in linear_shapes(config))
+
+
+def _elements_per_row(config: Any) -> int:
+    """What a decoder layer computes of one token and its gradient needs."""
+    keys = linear_shapes(config)[1][1]
+    return NORMS * config.hidden_size + 4 * keys + INNER * mlp_width(config)
 
 
 def linear_shapes(config: Any) -> list[tuple[int, int]]:

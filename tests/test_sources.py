@@ -36,6 +36,12 @@ ODD = {
     "a tool's turn": {"messages": [QUESTION, {"role": "tool", "content": "{}"}, ANSWER]},
     "half a surrogate pair": {"messages": [QUESTION, {"role": "assistant", "content": "a \ud83d b"}]},
     "an image": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]},
+    "a call of a tool": {"messages": [QUESTION, ANSWER | {"tool_calls": [{"name": "search"}]}]},
+    "half a surrogate pair in the context": {"instruction": "Say.", "input": "a \ud83d b", "output": "Cat."},
+    "a context that is not text": {"question": "Who?", "context": {"title": ["Ann"]}, "answer": "Ann."},
+    "a system prompt that is not text": {"system": 5, "messages": CHAT},
+    "nothing that can be seen": {"messages": [QUESTION, {"role": "assistant", "content": "\u200b\ufeff"}]},
+    "binary data": {"messages": [QUESTION, {"role": "assistant", "content": "a\x00b"}]},
     "another record": {"text": "Once."},
     "no record": [1],
 }
@@ -79,6 +85,8 @@ def test_a_line_that_is_cut_or_not_utf8_spoils_no_other(tmp_path, capsys):
         ({"text": None}, "has null in 'text'"),
         ({"text": 5}, "has int 5 in 'text'"),
         ({"text": " "}, "has no text in 'text'"),
+        ({"text": "\ufeff \u200b"}, "has no text in 'text'"),
+        ({"text": "a\x00b"}, "has a NUL character in 'text': it is binary data"),
         ({"text": "a \ud83d b"}, "has an unpaired surrogate in 'text'"),
         ({"body": "x"}, "has no text in column 'text'; it has: body"),
     ],
@@ -98,10 +106,48 @@ def test_equal_pairs_are_skipped(tmp_path, capsys):
     assert "Record 2" in printed and "are the same text" in printed and "unpaired surrogate" in printed
 
 
+OTHER = [{"role": "user", "content": "Another word?"}, {"role": "assistant", "content": "Dog."}]
+ODD_PAIRS = {
+    "same but for spaces": ({"prompt": "Say.", "chosen": "yes", "rejected": "yes\n"}, "are the same text"),
+    "other questions": ({"chosen": CHAT, "rejected": OTHER}, "begin with different questions"),
+    "half a surrogate pair in the prompt": (
+        {"prompt": "\ud83d", "chosen": "yes", "rejected": "no"},
+        "has an unpaired surrogate in 'prompt'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("odd", "sentence"), ODD_PAIRS.values(), ids=ODD_PAIRS)
+def test_odd_pairs_are_named(odd, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        forms.pair_of(odd)
+
+
+def test_a_quote_that_is_never_closed_is_named(tmp_path, capsys):
+    """It takes all lines after it, which nobody would miss."""
+    path = tmp_path / "a.csv"
+    path.write_text('text\none\n"two ""quoted"" words"\n"three\nfour\nfive\n')
+    assert list(data.read_column(str(path), "text")) == ["one", 'two "quoted" words']
+    printed = capsys.readouterr().out
+    assert f"Record 3 of '{path}' is not CSV (unexpected end of data)" in printed and "1 of 3 records" in printed
+
+
+def test_a_misplaced_quote_spoils_one_line(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text\none\n"two" words\nsay "three"\n')
+    assert list(data.read_column(str(path), "text")) == ["one", 'say "three"']
+
+
 def test_an_empty_system_prompt_counts_as_none():
     empty = {"role": "system", "content": ""}
     assert forms.messages_of({"messages": [empty, *CHAT]}) == CHAT
     assert forms.messages_of({"system_prompt": "", "question": "A word?", "response": "Cat."}) == CHAT
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", float("nan"), [], {}], ids=repr)
+def test_an_empty_context_counts_as_none(nothing):
+    """NaN is what pandas writes for an empty cell."""
+    assert forms.messages_of({"instruction": "A word?", "input": nothing, "output": "Cat."}) == CHAT
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from ..chat_template import encode_chat
 from ..tokens import encode
 from ..validation import InputError
-from .forms import messages_of, text_of
+from .forms import messages_of, opening, text_of
 from .sources import Reader, Source, json_lines, read_text
 
 if TYPE_CHECKING:
@@ -280,11 +280,6 @@ def split_rows(groups: Sequence[Hashable], rows_wanted: int) -> tuple[list[int],
     train = [place for place, group in enumerate(groups) if group not in evaluated]
     held_out = [place for place, group in enumerate(groups) if group in evaluated]
     return train, held_out[:least]
-
-
-def opening(messages: list[dict[str, str]]) -> str:
-    """What a chat begins with, the system prompt apart: chats with one opening are held out together."""
-    return next(message["content"].strip() for message in messages if message["role"] == "user")
 
 
 def group_chats(chats: Sequence[list[dict[str, str]]]) -> list[str]:

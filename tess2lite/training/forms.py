@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -64,13 +66,15 @@ def check_text(name: str, text: Any) -> str:
         raise InputError(f"has null in '{name}'; give text")
     if not isinstance(text, str):
         raise InputError(f"has {type(text).__name__} {text!r:.40} in '{name}'; give text")
-    if not text.strip():
-        raise InputError(f"has no text in '{name}': it is empty")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         message = f"has an unpaired surrogate in '{name}', which cannot be encoded as UTF-8"
         raise InputError(message) from None
+    if "\x00" in text:
+        raise InputError(f"has a NUL character in '{name}': it is binary data, not text")
+    if not any(character.isprintable() and character != " " for character in text):
+        raise InputError(f"has no text in '{name}': it is empty")
     return text
 
 
@@ -143,18 +147,29 @@ def _question_and_answer(record: dict[str, Any]) -> tuple[Any, Any]:
     answer = record[answer_field]
     if not isinstance(question, list):
         question = check_text(question_field, question)
-        contexts = [record.get(name) for name in CONTEXTS if name != question_field]
-        added = [text for text in contexts if isinstance(text, str) and text.strip()]
-        question = "\n".join([question, *added])
+        contexts = _optional_texts(record, [name for name in CONTEXTS if name != question_field])
+        question = "\n".join([question, *contexts])
     if not isinstance(answer, list):
         answer = check_text(answer_field, answer) if not isinstance(answer, str) or answer.strip() else answer
     return question, answer
 
 
 def _system(record: dict[str, Any]) -> Chat:
-    prompts = [record.get(name) for name in SYSTEMS]
-    filled = [text for text in prompts if isinstance(text, str) and text.strip()]
-    return [{"role": "system", "content": check_text("system", filled[0])}] if filled else []
+    prompts = _optional_texts(record, SYSTEMS)
+    return [{"role": "system", "content": prompts[0]}] if prompts else []
+
+
+def _optional_texts(record: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """The texts in columns that may be empty; raises InputError where one holds something else."""
+    texts = []
+    for name in names:
+        value = record.get(name)
+        is_nan = isinstance(value, float) and math.isnan(value)  # pandas' word for nothing
+        is_blank = isinstance(value, str) and not value.strip()
+        if value is None or value == [] or value == {} or is_nan or is_blank:
+            continue
+        texts.append(check_text(name, value))
+    return texts
 
 
 def _as_messages(value: Any, role: str) -> Chat:
@@ -184,6 +199,8 @@ def _message(message: Any) -> dict[str, Any]:
             f"A message has the role {role_name!r}: the chat template has no tool calls. "
             "The roles are system, user, assistant; leave such chats out."
         )
+    if message.get("tool_calls") or message.get("function_call"):
+        raise InputError("A message calls a tool: the chat template has no tool calls; leave such chats out.")
     content: Any = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), None)
     if isinstance(content, list | dict):
         content = _joined(content if isinstance(content, list) else [content])
@@ -217,9 +234,21 @@ def pair_of(record: dict[str, Any]) -> tuple[Chat, Chat]:
     """
     chosen = _judged(record, "chosen")
     rejected = _judged(record, "rejected")
-    if chosen == rejected:
+    if _stripped(chosen) == _stripped(rejected):
         raise InputError("Chosen and rejected are the same text; there is nothing to prefer.")
+    if opening(chosen) != opening(rejected):
+        raise InputError("Chosen and rejected begin with different questions; their answers cannot be compared.")
     return chosen, rejected
+
+
+def _stripped(messages: Chat) -> list[str]:
+    """The texts of a chat, as the template has them."""
+    return [message["content"].strip() for message in messages]
+
+
+def opening(messages: Chat) -> str:
+    """What a chat begins with, the system prompt apart: chats with one opening are held out together."""
+    return next(message["content"].strip() for message in messages if message["role"] == "user")
 
 
 def _judged(record: dict[str, Any], side: str) -> Chat:
@@ -228,6 +257,8 @@ def _judged(record: dict[str, Any], side: str) -> Chat:
         check_text(side, answer)
     prompts = [_decoded(record.get(name)) for name in (*QUESTIONS, *CONVERSATIONS)]
     prompt = next((prompt for prompt in prompts if isinstance(prompt, str | list) and prompt), None)
+    if isinstance(prompt, str):
+        check_text("prompt", prompt)
     if isinstance(answer, dict):
         answer = [answer]
     if isinstance(answer, str) and prompt is None and TRANSCRIPT.match("\n\n" + answer.lstrip()):

@@ -27,8 +27,8 @@ from .build import (
     training_arguments,
 )
 from .checkpoints import CompleteCheckpoints, write_atomically
-from .data import opening, split_rows
-from .forms import Chat, pair_of
+from .data import split_rows
+from .forms import Chat, opening, pair_of
 from .recipe import RewardRecipe
 from .rows import require_min_rows, say_dropped
 from .sources import Reader, Source, parse_sources

@@ -7,6 +7,7 @@ import csv
 import glob
 import gzip
 import io
+import itertools
 import json
 import re
 import zlib
@@ -219,8 +220,15 @@ def _csv_records(path: Path) -> Iterator[Numbered]:
     """Every cell is text, also "NA" and "42"; a row with too few or too many cells is odd."""
     lines = read_text(path).splitlines(keepends=True)
     delimiter = next((mark for mark in ("\t", ",", ";") if mark in lines[0]), ",")
-    reader = csv.DictReader(lines, delimiter=delimiter)
-    for number, row in enumerate(reader, 1):
+    reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+    for number in itertools.count(1):
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as problem:  # a quote that is never closed takes all lines after it
+            yield number, InputError(f"is not CSV ({problem}); close and double the quotes in it")
+            continue
         if None in row or None in row.values():
             yield number, InputError("has another number of cells than the header")
         else:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 import yaml
 from conftest import SENTENCES, save_mistral
 from datasets import IterableDataset
-from huggingface_hub.utils import filter_repo_objects
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -269,26 +268,6 @@ def test_each_field_changes_what_is_trained(own, changes):
     assert same(plain, trained())
     without_effect = [name for name, value in changes.items() if same(plain, trained(**{name: value}))]
     assert not without_effect
-
-
-def test_a_push_uploads_the_model_and_its_card_and_no_checkpoint(own, monkeypatch):
-    training_run.train(recipe.Recipe(**own(steps=5, lora_rank=2, evaluate_every=5)))
-    calls = {}
-
-    class Hub:
-        def create_repo(self, name, **settings):
-            calls["create"] = (name, settings)
-            return f"https://huggingface.co/{name}"
-
-        def upload_folder(self, folder_path, repo_id, ignore_patterns):
-            files = [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()]
-            calls["files"] = [*filter_repo_objects(files, ignore_patterns=ignore_patterns)]
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    address = card.push(recipe.Recipe(**own(lora_rank=2, push_to_hub="me/mine")))
-    assert address == "https://huggingface.co/me/mine" and calls["create"][1]["private"]
-    assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "diffusion.json"} <= {*calls["files"]}
-    assert not [name for name in calls["files"] if "checkpoint" in name or name == "recipe.yaml"]
 
 
 def test_a_folder_belongs_to_one_recipe(own):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from ..loading import load
 from ..pretrained.devices import choose_device
 from ..pretrained.probes import check_bidirectional
-from ..pretrained.sources import adapter_base, find_source, plain_errors
+from ..pretrained.sources import HUB_NAME, adapter_base, find_source, plain_errors
 from ..pretrained.tokenizers import mask_token_id
 from ..validation import InputError
 from .autoregressive import PretrainingCollator, PretrainingTrainer, load_autoregressive
@@ -222,6 +223,8 @@ def check_run(recipe: Training) -> None:
     """Raise InputError for what can be known of a run before anything is loaded."""
     if not isinstance(recipe, Training):
         raise TypeError(f"recipe is {recipe!r}; give a Recipe, or what read_recipe returns.")
+    if recipe.push_to_hub and not re.fullmatch(HUB_NAME, recipe.push_to_hub):
+        raise InputError(f"push_to_hub is {recipe.push_to_hub!r}; give a repository as owner/name.")
     source = find_source(recipe.model)
     with plain_errors(recipe.model):
         if adapter_base(source):

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from ..pretrained.sources import bundled
+from ..pretrained.sources import HUB_NAME, bundled
+from ..validation import InputError
 from .checkpoints import write_atomically
 from .recipe import TRAININGS, RewardRecipe, Training
-from .sources import parse_sources
+from .sources import first_line, parse_sources
 
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 CARD = "README.md"
 
 
@@ -63,7 +63,8 @@ def card_text(recipe: Training, log_history: list[dict[str, Any]]) -> str:
 def is_on_hub(name: str) -> bool:
     """Whether a name is a hub repository's, as far as its form and this machine's folders tell."""
     repository = name.partition(":")[0]
-    return bool(HUB_NAME.fullmatch(repository)) and not Path(repository).exists() and repository not in bundled()
+    has_form = re.fullmatch(HUB_NAME, repository) is not None
+    return has_form and not Path(repository).exists() and repository not in bundled()
 
 
 def public_name(name: str) -> str:
@@ -92,14 +93,23 @@ def push(recipe: Training) -> str:
 
     Returns:
         The repository's address.
+
+    Raises:
+        InputError: The hub does not take it.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    address = api.create_repo(recipe.push_to_hub, private=True, exist_ok=True)
-    api.upload_folder(
-        folder_path=recipe.output,
-        repo_id=recipe.push_to_hub,
-        ignore_patterns=["checkpoint-*", "*.part", "recipe.yaml", "training_args.bin"],
-    )
+    try:
+        address = api.create_repo(recipe.push_to_hub, private=True, exist_ok=True)
+        api.upload_folder(
+            folder_path=recipe.output,
+            repo_id=recipe.push_to_hub,
+            ignore_patterns=["checkpoint-*", "*.part", "recipe.yaml", "training_args.bin"],
+        )
+    except Exception as problem:  # no network, no login, no room, no right
+        raise InputError(
+            f"The model is finished in '{recipe.output}', but it was not pushed to '{recipe.push_to_hub}': "
+            f"{first_line(problem).rstrip('.')}; run it again to push it."
+        ) from problem
     return str(address)

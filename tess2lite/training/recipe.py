@@ -89,7 +89,7 @@ class Training:
     load_best_model_at_end: bool = option(False, "finish with the checkpoint of the lowest held-out loss")
     early_stopping_patience: int = option(0, "evaluations without improvement after which to stop; 0: never")
     report_to: str = option("none", "tensorboard, wandb, …; losses are in log.jsonl in any case")
-    push_to_hub: str = option("", "hub repository for the finished model and its card")
+    push_to_hub: str = option("", "hub repository, owner/name, for the finished model and its card")
     rehearse: bool = option(False, "three steps, save, kill, resume, merge, load, write; then stop")
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ from ..validation import InputError
 from .checkpoints import last_checkpoint
 from .merge import merge
 from .recipe import TRAININGS, PretrainingRecipe, RewardRecipe, Training
+from .sources import first_line
 
 STEPS = 3
 PASSES = 2  # per step at most: gradients are accumulated, but not for long
@@ -61,7 +62,7 @@ def rehearse(recipe: Training, train: Callable[[Training], Any]) -> None:
         rehearse=False,
     )
     if recipe.push_to_hub:
-        _require_hub()
+        _require_hub(recipe.push_to_hub)
     try:
         _say("three steps, killed after the first checkpoint")
         _run_and_kill(short)
@@ -79,14 +80,22 @@ def _say(what: str) -> None:
     print(f"rehearsal: {what}", flush=True)
 
 
-def _require_hub() -> None:
+def _require_hub(repository: str) -> None:
+    """Raise InputError unless the hub answers, and lets this account write to the repository's owner."""
     from huggingface_hub import HfApi
 
     try:
-        HfApi().whoami()
+        account = HfApi().whoami()
     except Exception as problem:  # no network, no login, an expired token
-        first = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise InputError(f"Nothing can be pushed to the hub: {first}; log in, or leave push_to_hub out.") from problem
+        said = first_line(problem).rstrip(".")
+        raise InputError(f"Nothing can be pushed to the hub: {said}; log in, or leave push_to_hub out.") from problem
+    name = account["name"]
+    owners = [name, *(organization["name"] for organization in account.get("orgs", []))]
+    if repository.partition("/")[0] not in owners:
+        raise InputError(f"{name!r} may not push to {repository!r}; give a name in {' or '.join(owners)}.")
+    token = account.get("auth", {}).get("accessToken", {})
+    if token.get("role") == "read":
+        raise InputError(f"On the hub the token of {name!r} may only read; log in with one that may write.")
 
 
 def _run_and_kill(recipe: Training) -> None:

@@ -130,7 +130,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
                 encoding = next((name for mark, name in MARKS if start.startswith(mark)), None)
                 yield io.BytesIO(file.read().decode(encoding).encode()) if encoding else cast(IO[bytes], file)
     except (OSError, EOFError, zlib.error, UnicodeError) as problem:
-        raise InputError(f"'{path}' cannot be read to its end: {_first_line(problem)}") from problem
+        raise InputError(f"'{path}' cannot be read to its end: {first_line(problem)}") from problem
 
 
 def json_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
@@ -244,7 +244,7 @@ def _parquet_records(path: Path) -> Iterator[Numbered]:
     except InputError:
         raise
     except Exception as problem:  # pyarrow's many words for a broken file
-        raise InputError(f"'{path}' cannot be read as parquet: {_first_line(problem)}") from problem
+        raise InputError(f"'{path}' cannot be read as parquet: {first_line(problem)}") from problem
 
 
 READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
@@ -258,7 +258,8 @@ READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
 }
 
 
-def _first_line(problem: Exception) -> str:
+def first_line(problem: Exception) -> str:
+    """Returns what an exception says, in one line."""
     return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
@@ -345,7 +346,7 @@ def _hub_rows(source: Source, streaming: bool) -> Iterable[Record]:
     try:
         return load_dataset(name, configuration or None, split=source.split, streaming=streaming)
     except Exception as problem:  # many libraries' words for: not there, no network, not a dataset
-        raise InputError(f"There is no file and no reachable hub dataset '{name}': {_first_line(problem)}") from problem
+        raise InputError(f"There is no file and no reachable hub dataset '{name}': {first_line(problem)}") from problem
 
 
 class Reader:

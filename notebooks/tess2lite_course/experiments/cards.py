@@ -171,7 +171,8 @@ def _turns(card: dict) -> str:
     if not shares:
         return ""
     listed = ", ".join(f"{share:.0%}" for share in shares)
-    return f"Questions about a passage in the first, second and third turn of a chat are answered right in {listed}."
+    asked = "In chats about passages with several people and things, the first, second and third question"
+    return f"{asked} are answered right in {listed}."
 
 
 def _overview(folder: Path, cards: dict[str, dict]) -> str:

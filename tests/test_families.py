@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -222,6 +223,19 @@ def test_the_memory_estimate_counts_every_matrix_of_a_family(family, family_fold
     assert memory.estimate(lm.config, made, "cpu", 4)["weights"] == pytest.approx(expected)
 
 
+def check_plain_peft(adapter, lm):
+    """PEFT by itself, on the base as transformers reads it, gives what the denoiser gives under a causal mask."""
+    plain = AutoPeftModelForCausalLM.from_pretrained(adapter)
+    ids = torch.tensor([[5, 60, 7, 200]])
+    with torch.no_grad(), causal(lm):
+        expected = plain(input_ids=ids, use_cache=False).logits[0]
+        with plain.disable_adapter():
+            untouched = plain(input_ids=ids, use_cache=False).logits[0]
+        logits = lm.head(lm.hidden_states(lm.embedding_matrix()[ids], None)[0])
+    assert torch.allclose(logits[:, : expected.shape[1]], expected, rtol=1e-4, atol=1e-3)
+    assert (expected - untouched).abs().max() > 2e-3
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_trains_saves_loads_merges_and_writes(family, family_folder, tmp_path):
     folder = family_folder(family)
@@ -247,6 +261,7 @@ def test_a_family_trains_saves_loads_merges_and_writes(family, family_folder, tm
     names = {name.split(".lora_")[0] for name in saved if ".lora_B" in name}
     assert len(linear) + (family == "gpt2") * 8 + 1 == len(names), names  # the head; GPT-2 has other linear layers
     assert all(saved[name].abs().max() > 0 for name in saved if name.endswith("lora_B.weight"))
+    check_plain_peft(tmp_path / "adapter", adapted)
     merge(tmp_path / "adapter", tmp_path / "merged")
     merged = t2.load(tmp_path / "merged")
     simplex, t = torch.randn(1, 10, adapted.config.vocab_size), torch.full((1, 10), 0.4)

@@ -63,6 +63,30 @@ def test_a_full_disk_is_found(own, small_disk):
     assert not list(small_disk.iterdir())
 
 
+FILLED = {  # the largest file there is room for, in bytes, and what the rehearsal says
+    "checkpoint": (14_000, "Saving to .* failed .*os error 27.*; make room and run it again"),
+    "merged": (100_000, "Nothing can be written to .*run-rehearsal-merged.*os error 27"),
+}
+
+
+@pytest.mark.parametrize(("room", "sentence"), FILLED.values(), ids=FILLED)
+def test_a_file_that_cannot_be_written_to_its_end_is_found(own, tmp_path, room, sentence):
+    """As on a disk that fills up, by the system's limit on sizes, which needs no right to mount."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(own(lora_rank=2)))
+    done = subprocess.run(
+        [sys.executable, "-m", "tess2lite.train", str(path), "rehearse=true"],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(sentence, done.stderr.strip().splitlines()[-1])
+    check_nothing_is_left(tmp_path)
+
+
 def test_a_disk_that_will_be_full_is_found(own, monkeypatch):
     """The rehearsal fits, what the run keeps does not."""
     monkeypatch.setattr(rehearsal, "_run_and_kill", lambda short: Path(short.output).mkdir())

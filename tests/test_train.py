@@ -326,9 +326,10 @@ def test_tinytowns_held_out_rows_were_never_read(monkeypatch):
     assert all(row["input_ids"] not in train_rows.rows for row in held_out)
 
 
-FULL = [  # what a full disk really raises: from Python, safetensors, torch.save
+FULL = [  # what a full disk really raises: from Python, safetensors, tokenizers, torch.save
     OSError(28, "No space left on device"),
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    Exception("No space left on device (os error 28)"),
     RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
 ]
 

@@ -2,16 +2,18 @@
 
 import copy
 import math
+import resource
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import TrainerCallback, TrainingArguments
 
 from tess2lite import textbook
 from tess2lite.loss import diffusion_loss, seeded_noise
 from tess2lite.schedule import alpha_bar
-from tess2lite.training.checkpoints import last_checkpoint, write_atomically
+from tess2lite.training.checkpoints import cannot_write, last_checkpoint, write_atomically
 from tess2lite.training.data import Rows
 from tess2lite.training.timesteps import TimestepSampler, reader_without_context, timestep_probabilities
 from tess2lite.training.trainer import DiffusionCollator, DiffusionTrainer
@@ -352,3 +354,24 @@ def test_files_are_written_whole_with_the_mode_of_a_users_file(tmp_path, monkeyp
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "two")
     assert path.read_text() == "one" and {file.name for file in tmp_path.iterdir()} == {"a.json", "plain"}
+
+
+WRITERS = {  # each library's own way to say that a file cannot be written to its end
+    "Python": lambda folder, tokenizer: (folder / "a.json").write_text("a" * 10_000),
+    "safetensors": lambda folder, tokenizer: save_file({"a": torch.zeros(5_000)}, folder / "a.safetensors"),
+    "tokenizers": lambda folder, tokenizer: tokenizer.save_pretrained(folder),
+    "torch": lambda folder, tokenizer: torch.save(torch.zeros(5_000), folder / "a.pt"),
+}
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_full_disk_is_known_by_the_words_of_each_library(library, tmp_path, golden_tokenizer):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(Exception) as problem:  # noqa: B017, PT011
+            WRITERS[library](tmp_path, golden_tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert cannot_write(problem.value)
+    assert not cannot_write(RuntimeError("CUDA error: an illegal memory access was encountered"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:  # what the mixin is mixed into; importing it takes seconds
 else:
     _Trainer = object
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 COMPLETE = "complete"  # name of the file that marks a checkpoint which was saved to its end
 
 
@@ -35,6 +37,14 @@ def write_atomically(path: str | Path, text: str) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def cannot_write(problem: Exception) -> bool:
+    """Whether a disk is full or read-only, in the words of Python, safetensors, tokenizers and torch.save."""
+    text = str(problem)
+    is_write_error = any(words in text for words in ("I/O error", "PytorchStreamWriter", "inline_container"))
+    is_write_error |= any(f"(os error {number})" in text for number in FULL_DISK)  # of a bare Exception
+    return is_write_error or getattr(problem, "errno", None) in FULL_DISK
 
 
 class CompleteCheckpoints(_Trainer):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from ..pretrained.full_models import load_base, read_config
 from ..pretrained.sources import adapter_base, find_source, plain_errors
 from ..validation import InputError, expand_path
+from .checkpoints import cannot_write
 
 
 def merge(adapter: str | Path, output: str | Path) -> None:
@@ -32,7 +32,9 @@ def merge(adapter: str | Path, output: str | Path) -> None:
     try:
         merged.save_pretrained(part)
         part.rename(output)
-    except (OSError, SafetensorError) as problem:
+    except Exception as problem:
+        if not isinstance(problem, OSError) and not cannot_write(problem):
+            raise
         raise InputError(f"Nothing can be written to '{output}' ({problem}); choose another folder.") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)

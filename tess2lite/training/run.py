@@ -6,7 +6,6 @@ With several processes: `accelerate launch -m tess2lite.train recipe.yaml`.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import os
 import sys
@@ -15,7 +14,6 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
 from transformers import Trainer
 
 from ..pretrained.devices import choose_device, choose_dtype
@@ -24,7 +22,7 @@ from ..pretrained.sources import find_source, plain_errors
 from ..validation import InputError
 from .build import build_trainer, check_run
 from .card import push, write_card
-from .checkpoints import last_checkpoint, write_atomically
+from .checkpoints import cannot_write, last_checkpoint, write_atomically
 from .memory import ADVICE, estimate, measured_peak, require_memory, table
 from .progress import Progress
 from .recipe import CONSTANT, RewardRecipe, Training, help_text, read_recipe, value_of
@@ -47,7 +45,6 @@ FREE = {
     "push_to_hub",
     "rehearse",
 }
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def train(recipe: Training) -> Trainer:
@@ -82,8 +79,8 @@ def train(recipe: Training) -> Trainer:
         raise InputError(f"optim is {recipe.optim!r}: {problem}") from problem
     except torch.OutOfMemoryError as problem:
         raise InputError(f"The GPU's memory is full. Give {ADVICE}; the run resumes where it was.") from problem
-    except (OSError, RuntimeError, SafetensorError) as problem:
-        if not _cannot_write(problem):
+    except Exception as problem:
+        if not cannot_write(problem):
             raise
         raise InputError(
             f"Saving to '{recipe.output}' failed ({problem}); make room and run it again: "
@@ -107,13 +104,6 @@ def _check_memory(recipe: Training) -> None:
     if int(os.environ.get("RANK", 0)) == 0:
         beside = "" if free is None else f"\n  {'free':14} {free:8.2f} GB"
         print(f"memory, estimated:\n{table(parts)}{beside}")
-
-
-def _cannot_write(problem: Exception) -> bool:
-    """A full or read-only disk, in the words of safetensors, torch.save and Python."""
-    text = str(problem)
-    is_write_error = any(words in text for words in ("I/O error", "PytorchStreamWriter", "inline_container"))
-    return is_write_error or getattr(problem, "errno", None) in FULL_DISK
 
 
 def _identity(recipe: Training) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tess2lite.training import build, card, memory, recipe, rows, trainer
 from tess2lite.training import run as training_run
 from tess2lite.training.data import document_ids
 from tess2lite.training.merge import merge
-from tess2lite.training.sources import Source
+from tess2lite.training.sources import Source, parse_sources
 from tess2lite.training.trainer import last_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -592,13 +592,40 @@ def test_a_run_that_cannot_fit_stops_before_it_loads(own, monkeypatch):
         training_run.train(recipe.Recipe(**own()))
 
 
-def test_the_best_checkpoint_is_kept_and_a_run_stops_early(own, monkeypatch):
-    falls = iter([3.0, 1.0, 2.0, 2.5, 2.6, 2.7])
-    monkeypatch.setattr(trainer.DiffusionTrainer, "_measure", lambda self, rows: {"loss": next(falls)})
-    fields = own(steps=30, evaluate_every=5, save_every=5, early_stopping_patience=2)
-    run = training_run.train(recipe.Recipe(**fields))
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_the_best_checkpoint_is_kept_and_a_run_stops_early(own, monkeypatch, lora_rank):
+    """Also where it was interrupted on the way: how long the loss has not fallen is not forgotten."""
+    falls = {5: 3.0, 10: 1.0, 15: 2.0, 20: 2.5, 25: 2.6}
+    monkeypatch.setattr(
+        trainer.DiffusionTrainer, "_measure", lambda self, rows: {"loss": falls[self.state.global_step]}
+    )
+    fields = own(steps=30, evaluate_every=5, save_every=5, early_stopping_patience=2, lora_rank=lora_rank)
+    for stop in (16, None):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer.DiffusionTrainer, "compute_loss", interrupted_at(stop))
+            if stop:
+                with pytest.raises(KeyboardInterrupt):
+                    training_run.train(recipe.Recipe(**fields))
+            else:
+                run = training_run.train(recipe.Recipe(**fields))
     assert run.state.global_step == 20 and run.state.best_metric == 1.0
-    assert same(weights(fields["output"]), weights(Path(fields["output"]) / "checkpoint-10"))
+    again = training_run.train(recipe.Recipe(**fields))  # to push it, say
+    assert again.state.global_step == 21
+    best = weights(Path(fields["output"]) / "checkpoint-10")
+    assert same(weights(fields["output"]), best)
+    assert not same(weights(Path(fields["output"]) / "checkpoint-20"), best)
+
+
+def interrupted_at(step):
+    """`compute_loss`, but at a step somebody presses Ctrl-C."""
+    original = trainer.DiffusionTrainer.compute_loss
+
+    def compute_loss(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    return compute_loss
 
 
 def test_the_card_is_complete_and_names_no_path(own, tmp_path):
@@ -622,6 +649,10 @@ def test_help_lists_every_field_with_its_default(capsys):
         for name in training.__dataclass_fields__:
             assert name == "DEFAULT_STEPS" or f"  {name} " in printed
     assert "112" in printed and "smollm2-135m" in printed
+    (line,) = [line for line in printed.splitlines() if line.startswith("  data ")]
+    value = recipe.value_of(line[line.index("[") :])
+    assert {name for entry in value for name in entry} == {*Source.__dataclass_fields__}
+    assert len(parse_sources(value)) == 2
     assert "of the learning rate; the paper's, for adaptation; one of constant, constant_with_warmup, linear" in printed
 
 

@@ -96,10 +96,21 @@ def _collator(recipe: Recipe, lm: Any) -> DiffusionCollator:
     )
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' early stopping; a run that resumes still knows how long its loss has not fallen."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **settings: Any) -> None:
+        super().on_train_begin(args, state, control, **settings)
+        losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+        since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+        self.early_stopping_patience_counter = since_best
+        control.should_training_stop = since_best >= self.early_stopping_patience  # at most one step more
+
+
 def early_stopping(recipe: Training) -> list:
     """Callbacks that stop a run whose held-out loss no longer falls."""
     patience = recipe.early_stopping_patience
-    return [EarlyStoppingCallback(early_stopping_patience=patience)] if patience else []
+    return [EarlyStopping(early_stopping_patience=patience)] if patience else []
 
 
 def count_steps(recipe: Training, rows: Any) -> int:

@@ -61,7 +61,10 @@ class Training:
     DEFAULT_STEPS: ClassVar[int] = 200_000  # the paper's, for adaptation
 
     model: str = required("what `tess2lite.load` takes")
-    data: str | list = required("a file, folder, hub dataset or 'tinytown', or a list of them, with weights if wanted")
+    data: str | list = required(
+        "a file, folder, hub dataset or 'tinytown', or a list of them: [{path: a.jsonl, weight: 3}, {path: owner/set, "
+        "weight: 1, split: train, column: text}]"
+    )
     output: str = required("folder of checkpoints and of the finished model")
     length: int = option(2048, "tokens per row; the paper's")
     batch_size: int = option(112, "rows per step, over all processes; the paper's")

@@ -63,6 +63,9 @@ def test_results_grow_run_by_run_and_are_kept(tmp_path):
     ]
     assert more["runs"][:2] == first["runs"]
     assert json.loads((tmp_path / "results" / "one.json").read_text())["runs"] == more["runs"]
+    for run in more["runs"]:
+        assert run["steps"] == sorted(set(run["steps"])) and run["loss"][-1] == run["measured"]["loss"]
+        assert sum(run["loss_at"].values()) / len(run["loss_at"]) == pytest.approx(run["measured"]["loss"], abs=1e-3)
     losses = runner.final_losses(more)
     assert len({*losses["plain"], *losses["random"]}) == 4  # every arm and every seed is another run
     (said,) = more["verdicts"]

@@ -208,6 +208,7 @@ def _run(experiment: dict, arm: str, seed: int, work: Path) -> dict:
     else:
         model = _load(fields["model"], how, is_smoke)
     training_minutes = (time.monotonic() - started) / 60
+    curve = _curve(trainer) if trainer else {}  # before other held-out losses are measured, which are logged as well
     write = experiment.get("write", {}) | how.get("write", {})
     if is_smoke:
         write["steps"] = 2
@@ -222,7 +223,7 @@ def _run(experiment: dict, arm: str, seed: int, work: Path) -> dict:
             entry["measured"][metric] = round(value, 4)
     if trainer:
         shutil.rmtree(folder)
-        entry |= _curve(trainer) | {"minutes of training": round(training_minutes, 1)}
+        entry |= curve | {"minutes of training": round(training_minutes, 1)}
     return entry | {"minutes": round((time.monotonic() - started) / 60, 1), "environment": stamp()}
 
 

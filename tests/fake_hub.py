@@ -66,6 +66,7 @@ class Answer(BaseHTTPRequestHandler):
         self.dispatch(
             (r"/api/whoami-v2", self.whoami),
             (rf"/api/models/{REPO}(/revision/\w+)?", self.info),
+            (rf"/api/models/{REPO}/tree/\w+", self.tree),
             (rf"/{REPO}/resolve/\w+/(?P<path>.+)", self.file),
         )
 
@@ -164,6 +165,12 @@ class Answer(BaseHTTPRequestHandler):
             return self.reply(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         files = [{"rfilename": path} for path in self.server.repos[repo]]
         return self.reply(200, {"id": repo, "sha": SHA, "siblings": files})
+
+    def tree(self, repo):
+        if repo not in self.server.repos:
+            return self.reply(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        files = self.server.repos[repo].items()
+        return self.reply(200, [{"type": "file", "path": path, "size": len(data), "oid": SHA} for path, data in files])
 
     def file(self, repo, path):
         files = self.server.repos.get(repo)

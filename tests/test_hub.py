@@ -144,6 +144,31 @@ def test_a_hub_that_is_down_is_found_by_a_rehearsal(own, tmp_path, hub):
     assert not list(tmp_path.glob("run*"))
 
 
+FIND = """
+import sys
+from tess2lite.pretrained.sources import find_source
+from tess2lite.validation import InputError
+
+for name in sys.argv[1:]:
+    try:
+        print(find_source(name))
+    except InputError as problem:
+        print(problem)
+"""
+
+
+def test_a_repository_of_one_gguf_file_is_read_by_its_name(hub):
+    hub.repos["someone/packed"] = {"README.md": b"", "model.gguf": b"GGUF"}
+    hub.repos["someone/many"] = {"a-Q4_0.gguf": b"GGUF", "b-Q8_0.gguf": b"GGUF"}
+    hub.repos["someone/both"] = {"config.json": b"{}", "model.gguf": b"GGUF"}
+    names = ["someone/packed", "someone/many", "someone/both", "nobody/nothing"]
+    _, printed = run(hub, "-c", FIND, *names)
+    packed, many, both, nothing = printed.splitlines()
+    assert packed == "someone/packed/model.gguf"
+    assert "holds 2 GGUF files; name one of them, say 'someone/many/a-Q4_0.gguf'" in many
+    assert (both, nothing) == ("someone/both", "nobody/nothing")
+
+
 @pytest.mark.parametrize("name", ["mine", "me/mine/too", "me/", "https://huggingface.co/me/mine"])
 def test_a_repository_has_an_owner_and_a_name(own, name):
     with pytest.raises(InputError, match=r"push_to_hub is .*; give a repository as owner/name"):

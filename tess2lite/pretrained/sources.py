@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError
 from transformers.utils import cached_file, logging
@@ -59,7 +60,7 @@ def find_source(name: str | Path) -> str:
             f"There is no model '{name}': give a bundled name ({', '.join(bundled())}), "
             "an existing model folder or GGUF file, or a hub name like 'mistralai/Mistral-7B-v0.1'."
         )
-    return name
+    return name if name.endswith(".gguf") else _gguf_on_hub(name)
 
 
 def _gguf_inside(folder: Path) -> str:
@@ -68,6 +69,15 @@ def _gguf_inside(folder: Path) -> str:
     if not files or any(folder.glob("*config.json")):
         return str(folder)
     return _only_gguf(str(folder), [file.name for file in files])
+
+
+def _gguf_on_hub(name: str) -> str:
+    """The hub name, with the one GGUF file of a repository that holds nothing else to load."""
+    files: list[str] = []
+    with suppress(Exception):  # no network, no such repository, no right: what loads it says so
+        if find_file(name, "config.json", "adapter_config.json") is None:
+            files = sorted(file for file in HfApi().list_repo_files(name) if file.endswith(".gguf"))
+    return _only_gguf(name, files) if files else name
 
 
 def _only_gguf(source: str, files: list[str]) -> str:

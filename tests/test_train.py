@@ -639,6 +639,10 @@ def test_the_card_is_complete_and_names_no_path(own, tmp_path):
     header = yaml.safe_load(card.card_text(hub, []).split("---")[1])
     assert header["base_model"] == "someone/base" and header["datasets"] == ["someone/texts"]
     assert "t2.load('me/mine')" in card.card_text(hub, [])
+    cached = tmp_path / "models--someone--base" / "snapshots" / "0123abcd"
+    cached.mkdir(parents=True)
+    text = card.card_text(replace(hub, model=str(cached)), [])
+    assert yaml.safe_load(text.split("---")[1])["base_model"] == "someone/base" and str(tmp_path) not in text
 
 
 def test_help_lists_every_field_with_its_default(capsys):

@@ -15,6 +15,7 @@ from .checkpoints import write_atomically
 from .recipe import TRAININGS, RewardRecipe, Training
 from .sources import first_line, parse_sources
 
+CACHED = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/\w+$")  # how the hub's cache names a repository
 CARD = "README.md"
 
 
@@ -35,8 +36,8 @@ def card_text(recipe: Training, log_history: list[dict[str, Any]]) -> str:
     kind = next(name for name, training in TRAININGS.items() if training is type(recipe))
     is_reward = isinstance(recipe, RewardRecipe)
     header: dict[str, Any] = {"library_name": "peft" if recipe.lora_rank else "transformers"}
-    if is_on_hub(recipe.model):
-        header["base_model"] = recipe.model
+    if base := hub_name(recipe.model):
+        header["base_model"] = base
     datasets = [source.path.partition(":")[0] for source in parse_sources(recipe.data) if is_on_hub(source.path)]
     if datasets:
         header["datasets"] = datasets
@@ -67,9 +68,17 @@ def is_on_hub(name: str) -> bool:
     return has_form and not Path(repository).exists() and repository not in bundled()
 
 
+def hub_name(name: str) -> str | None:
+    """The repository that a hub name, or a folder in the hub's cache, stands for; None for other names."""
+    cached = CACHED.search(Path(name).as_posix())
+    if cached:
+        return "/".join(cached.groups())
+    return name if is_on_hub(name) else None
+
+
 def public_name(name: str) -> str:
     """A hub name as it is; of a local path the last part, which says nothing of the machine."""
-    return name if is_on_hub(name) else Path(name).name
+    return hub_name(name) or Path(name).name
 
 
 def _losses(log_history: list[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ import yaml
 from fake_hub import TOKEN, Hub
 
 from tess2lite.training import build, recipe
+from tess2lite.training import run as training_run
 from tess2lite.validation import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -173,3 +174,15 @@ def test_a_repository_of_one_gguf_file_is_read_by_its_name(hub):
 def test_a_repository_has_an_owner_and_a_name(own, name):
     with pytest.raises(InputError, match=r"push_to_hub is .*; give a repository as owner/name"):
         build.check_run(recipe.Recipe(**own(push_to_hub=name)))
+
+
+def test_an_adapter_of_a_local_base_is_said_to_be_of_no_use_to_others(own, capsys, monkeypatch):
+    """It names its base, and a name of the hub is all that another computer can find."""
+    monkeypatch.setattr(training_run, "push", lambda recipe: "there")
+    for fields, is_said in (({"lora_rank": 2}, True), ({}, False), ({"lora_rank": 2, "push_to_hub": ""}, False)):
+        output = own()["output"] + str(len(fields))
+        settings = own(
+            **{"push_to_hub": "me/mine", "steps": 2, "evaluate_every": 2, "warmup": 0} | fields | {"output": output}
+        )
+        training_run.train(recipe.Recipe(**settings))
+        assert ("others cannot open an adapter of it" in capsys.readouterr().out) == is_said

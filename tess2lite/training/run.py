@@ -18,10 +18,10 @@ from transformers import Trainer
 
 from ..pretrained.devices import choose_device, choose_dtype
 from ..pretrained.full_models import read_config
-from ..pretrained.sources import find_source, plain_errors
+from ..pretrained.sources import bundled, find_source, plain_errors
 from ..validation import InputError
 from .build import build_trainer, check_run
-from .card import push, write_card
+from .card import hub_name, push, write_card
 from .checkpoints import cannot_write, last_checkpoint, write_atomically
 from .memory import ADVICE, estimate, measured_peak, require_memory, table
 from .progress import Progress
@@ -63,6 +63,11 @@ def train(recipe: Training) -> Trainer:
     checkpoint = last_checkpoint(recipe.output)
     if is_main_process and checkpoint:
         print(f"resumes from {checkpoint}")
+    if is_main_process and recipe.push_to_hub and _is_adapter_on_own_base(recipe):
+        print(
+            f"'{recipe.model}' is a folder of this computer: others cannot open an adapter of it that is pushed. "
+            "To push a whole model, merge it: python -m tess2lite.merge."
+        )
     try:
         if is_main_process:
             write_atomically(Path(recipe.output) / RECIPE, yaml.safe_dump(_identity(recipe), sort_keys=False))
@@ -91,6 +96,11 @@ def train(recipe: Training) -> Trainer:
         if recipe.push_to_hub:
             print(f"pushed to {push(recipe)}")
     return trainer
+
+
+def _is_adapter_on_own_base(recipe: Training) -> bool:
+    """Whether a run ends in an adapter whose base nobody else has."""
+    return bool(recipe.lora_rank) and hub_name(recipe.model) is None and recipe.model not in bundled()
 
 
 def _check_memory(recipe: Training) -> None:

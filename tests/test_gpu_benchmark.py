@@ -1,6 +1,8 @@
 """The GPU benchmark runs from end to end, says what went wrong where something does, and measures what it says."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from peft.tuners.lora import bnb as four_bit
 from tess2lite.training.recipe import read_recipe
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -138,3 +141,39 @@ def test_a_4_bit_model_is_as_small_as_it_should_be(bench):
     """Half a byte a weight, its scales apart."""
     layer = bench.model("nf4").model.layers[1].mlp.up_proj
     assert layer.weight.numel() * layer.weight.itemsize == layer.in_features * layer.out_features / 2
+
+
+# Rows of the results in the order of the table in benchmarks/README.md; two where one line gives two figures.
+IN_THE_TABLE = [
+    ["denoising step, nf4, to a bare pass"],
+    ["denoising step, bf16, to a bare pass"],
+    ["QLoRA step, L=512, to an AR one"],
+    ["QLoRA step, L=2048, to an AR one"],
+    ["QLoRA step, L=512: peak", "QLoRA step, L=2048: peak"],
+    ["sampling, nf4, L=2048: peak"],
+    ["guidance, nf4: memory added"],
+    ["guided step, nf4, to an unguided one"],
+    ["100 steps against AR, eager, 2048 tokens, B=1, bf16"],
+    ["100 steps against AR, eager, 2048 tokens, B=8, bf16"],
+    ["100 steps against AR, static cache compiled, 2048 tokens, B=1, bf16"],
+]
+
+
+def test_the_readme_says_what_was_measured():
+    """Every figure as rounded there, what missed its aim, the card and the day; nothing measured is left out."""
+    (path,) = (ROOT / "tests" / "benchmarks" / "results").glob("gpu-*.json")
+    result = json.loads(path.read_text())
+    measured = {row["what"]: row for row in result["rows"] if row["value"] is not None}
+    text = (ROOT / "tests" / "benchmarks" / "README.md").read_text()
+    head, _, rest = text.partition("**Measured** on ")[2].partition("\n\n| measured")
+    assert result["environment"]["device"] in head and result["date"] in head and path.name in head
+    lines = rest.partition("\n\n")[0].splitlines()[2:]
+    assert {name for names in IN_THE_TABLE for name in names} == {*measured}
+    for names, line in zip(IN_THE_TABLE, lines, strict=True):
+        _, said, aim = line.strip("|").split("|")
+        figures = re.findall(r"[\d.]+", said.partition("(")[0])
+        for name, figure in zip(names, figures, strict=True):
+            places = len(figure.partition(".")[2])
+            assert float(figure) == round(measured[name]["value"], places), line
+        is_missed = any(measured[name]["aim"] and measured[name]["value"] > measured[name]["aim"] for name in names)
+        assert ("missed" in aim) == is_missed, line

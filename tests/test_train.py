@@ -616,6 +616,23 @@ def test_the_best_checkpoint_is_kept_and_a_run_stops_early(own, monkeypatch, lor
     assert not same(weights(Path(fields["output"]) / "checkpoint-20"), best)
 
 
+def test_an_8_bit_optimizer_keeps_its_averages_in_bytes_and_resumes(own, monkeypatch):
+    """bitsandbytes' AdamW, through the Trainer's own field, on matrices large enough for it."""
+    fields = own(steps=6, evaluate_every=100, save_every=2, optim="adamw_bnb_8bit", learning_rate=1e-2)
+    whole = training_run.train(recipe.Recipe(**fields | {"output": fields["output"] + "-whole"}))
+    averages = [state["state1"] for state in whole.optimizer.optimizer.state.values()]
+    assert {values.dtype for values in averages if values.numel() >= 4096} == {torch.uint8}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(trainer.DiffusionTrainer, "compute_loss", interrupted_at(5))
+        training_run.train(recipe.Recipe(**fields))
+    training_run.train(recipe.Recipe(**fields))
+    assert same(weights(fields["output"]), weights(fields["output"] + "-whole"))
+    plain = training_run.train(
+        recipe.Recipe(**fields | {"output": fields["output"] + "-plain", "optim": "adamw_torch"})
+    )
+    assert not same(weights(plain.args.output_dir), weights(fields["output"]))
+
+
 def interrupted_at(step):
     """`compute_loss`, but at a step somebody presses Ctrl-C."""
     original = trainer.DiffusionTrainer.compute_loss

@@ -80,6 +80,15 @@ def estimated_and_measured(*arguments):
     return float(estimated), float(measured)
 
 
+def test_a_small_process_of_a_large_one_says_its_own_peak():
+    large = b"x" * 2_000_000_000
+    script = (
+        "import torch; from tess2lite.training.memory import measured_peak; print(measured_peak(torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert 0.1 < float(done.stdout) < 1.5 < len(large) / memory.GB
+
+
 @pytest.mark.parametrize("length", [512, 2048])
 def test_the_estimate_is_little_more_than_a_gpu_took(length):
     """For one row of which all is masked; half of it was, when the peak was measured."""

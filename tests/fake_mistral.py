@@ -142,7 +142,7 @@ def sampling(gpu, length: int, masked: int, kind: str = "nf4", texts: int = 1):
     result = {"peak": gpu.peak / GB, "weights": weights / GB, "waits": places(gpu), "largest": gpu.top()}
     result |= {"flops": gpu.flops, "unaligned": gpu.unaligned, "chunks": len(chunks_of([masked] * texts))}
     rank = 32 if kind == "guided" else 0
-    parts = estimate_sampling(lm.config, length, "cuda", 2, texts, load_in_4bit=kind != "bf16", reward_rank=rank)
+    parts = estimate_sampling(lm.config, length, 2, texts, load_in_4bit=kind != "bf16", reward_rank=rank)
     result |= {"estimate": sum(parts.values()), "parts": parts}
     gpu.flops = 0
     with torch.no_grad():

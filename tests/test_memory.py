@@ -100,11 +100,11 @@ def test_the_estimate_is_little_more_than_a_gpu_took(length):
 
 def test_the_estimate_of_sampling_is_what_a_gpu_took():
     config = MistralConfig(vocab_size=32_001)
-    plain = sum(memory.estimate_sampling(config, 2048, "cuda", 2, load_in_4bit=True).values())
+    plain = sum(memory.estimate_sampling(config, 2048, 2, load_in_4bit=True).values())
     assert plain == pytest.approx(measured_on_a_gpu("sampling, nf4, L=2048: peak")["value"], rel=0.05)
     peaks = measured_on_a_gpu("guidance, nf4: memory added")["details"]
     for name, rank in (("plain", 0), ("guided", 32)):
-        estimated = memory.estimate_sampling(config, 512, "cuda", 2, load_in_4bit=True, reward_rank=rank)
+        estimated = memory.estimate_sampling(config, 512, 2, load_in_4bit=True, reward_rank=rank)
         assert sum(estimated.values()) == pytest.approx(peaks[name], rel=0.05)
 
 

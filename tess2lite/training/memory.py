@@ -24,8 +24,9 @@ KEPT = {"cpu": 0.5, "cuda": 0.6}
 UNGATED = ("gpt2", "gpt_neox", "phi", "starcoder2")  # whose MLP is two matrices, not three
 FORWARD_LOGIT = 10  # bytes per logit of a chunk: in half precision, in float32, and its logarithm
 BACKWARD_LOGIT = 18  # and its gradients
-SAMPLED_LOGIT = 14  # of a chunk that is sampled: logits, their softmax and the noise in float32, and two masks
-SCRATCH = 4  # bytes per logit of a chunk that stay between the steps
+SAMPLED_LOGIT = 14  # of a chunk that is sampled: three arrays in float32 and two masks, as counted
+GUIDED_LOGIT = 12  # of one that guidance changes: three arrays in float32, as counted
+SCRATCH = 4  # that stay between the steps
 GB = 1e9
 ADVICE = "micro_batch_size=1, gradient_checkpointing=true, load_in_4bit=true with lora_rank, or a smaller length"
 
@@ -89,18 +90,16 @@ def _activations(config: Any, recipe: Training, device: str, bytes_per_weight: i
 def estimate_sampling(
     config: Any,
     length: int,
-    device: str,
     bytes_per_weight: int,
     texts: int = 1,
     load_in_4bit: bool = False,
     reward_rank: int = 0,
 ) -> dict[str, float]:
-    """Returns GB by part of writing texts of which all but the first token is masked; nothing is loaded.
+    """Returns GB by part of writing texts on a GPU, all but the first token masked; nothing is loaded.
 
     Args:
         config: The model's.
         length: Of every text, in tokens.
-        device: "cpu" or "cuda".
         bytes_per_weight: Of weights that are not in 4 bits.
         texts: How many are written together.
         load_in_4bit: Whether the linear layers' weights are.
@@ -111,20 +110,18 @@ def estimate_sampling(
     embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * hidden
     linear = _linear_weights(config) * (NF4_BYTES if load_in_4bit else bytes_per_weight)
     whole = 2 * max(inputs * outputs for inputs, outputs in linear_shapes(config)) if load_in_4bit else 0
-    logits = min(CHUNK[device], rows * config.vocab_size)
+    logits = min(CHUNK["cuda"], rows * config.vocab_size)
     vector = rows * hidden * bytes_per_weight
     inner = rows * mlp_width(config) * bytes_per_weight
     activations = max(SCRATCH * logits + whole + 5 * vector + 2 * inner, SAMPLED_LOGIT * logits + 4 * vector)
     if reward_rank:
         layer = rows * bytes_per_weight * _elements_per_row(config)  # run again for the gradient
-        activations = 3 * SCRATCH * logits + config.num_hidden_layers * vector + whole + 0.85 * layer
+        activations = GUIDED_LOGIT * logits + config.num_hidden_layers * vector + whole + 0.85 * layer
     parts = {
         "weights": linear + embeddings * bytes_per_weight,
         "adapters": bytes_per_weight * _lora_weights(config, reward_rank),
         "activations": activations,
     }
-    if device == "cpu":
-        parts["program"] = PROGRAM
     return {name: size / GB for name, size in parts.items()}
 
 

@@ -41,6 +41,7 @@ from tess2lite.training.trainer import GRID
 
 from .muon import MuonAdamW
 from .runner import random_weights
+from .smollm2_teacher import TERMS, Teacher, recorded_hidden_states
 
 CPU = torch.device("cpu")
 LENGTH = 96  # tokens per row; three in four stories are shorter
@@ -66,15 +67,24 @@ class Plan(NamedTuple):
     seed: int
     start: str  # "AR weights" or "random weights"
     steps: int
+    change: str = ""  # "AdamW", "all timesteps" or a term of `smollm2_teacher.TERMS`; "" for none
 
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.start}, seed {self.seed}, {self.steps} steps"
+        change = f", {self.change}" if self.change else ""
+        return f"{self.start}, seed {self.seed}, {self.steps} steps{change}"
+
+    @property
+    def rising(self) -> float:
+        """Steps in which the largest timestep rises."""
+        return 0 if self.change == "all timesteps" else RISING * self.steps
 
 
 PLANS = [Plan(seed, start, 24) for seed in range(3) for start in ("AR weights", "random weights")]
 PLANS.append(Plan(0, "AR weights", 100))
+CHANGES = ("AdamW", "all timesteps", *TERMS)
+PLANS += [Plan(seed, "AR weights", 24, change) for seed in range(3) for change in CHANGES]
 
 
 def packed(split: str, count: int, tokenizer) -> torch.Tensor:
@@ -115,8 +125,8 @@ class Batch:
 def make_batch(plan: Plan, step: int, rows: torch.Tensor) -> Batch:
     """Rows in their order, timesteps spread evenly below the largest of this step."""
     example = torch.arange(step * BATCH, (step + 1) * BATCH)
-    rising = RISING * plan.steps
-    largest = CLEAN + (TRAINING_TIMESTEPS - CLEAN) * min(1, step / rising)
+    risen = min(1, step / plan.rising) if plan.rising else 1
+    largest = CLEAN + (TRAINING_TIMESTEPS - CLEAN) * risen
     u = torch.rand(BATCH, generator=generator_for(plan.seed, step, "t", CPU))
     t = ((torch.arange(BATCH) + u) / BATCH * largest).long()
     coin = torch.rand((), generator=generator_for(plan.seed, step, "coin", CPU))
@@ -125,7 +135,7 @@ def make_batch(plan: Plan, step: int, rows: torch.Tensor) -> Batch:
         span_mask=span_masks(plan.seed, example),
         t=t.clamp(max=TRAINING_TIMESTEPS - 1),
         example=example,
-        self_condition=step >= rising and bool(coin < 0.5),
+        self_condition=step >= plan.rising and bool(coin < 0.5),
     )
 
 
@@ -141,12 +151,14 @@ class MasterWeights:
 
     Args:
         lm: In float32; it is updated in place.
+        with_muon: AdamW updates the matrices, too, where False.
     """
 
-    def __init__(self, lm: SimplexDenoiser):
-        self.master = lm
+    def __init__(self, lm: SimplexDenoiser, with_muon: bool = True):
         self.lm = copy.deepcopy(lm).to(torch.bfloat16).train()
         self.optimizer = MuonAdamW(lm, LEARNING_RATE)
+        if not with_muon:
+            self.optimizer.param_groups[0]["kind"] = "adamw"
         self.weights = list(lm.parameters())
         self.copies = list(self.lm.parameters())
 
@@ -156,7 +168,7 @@ class MasterWeights:
             weight.grad = low.grad.float()
             low.grad = None
         of_matrices, of_others = self.optimizer.param_groups
-        of_matrices["lr"] = rate
+        of_matrices["lr"] = rate * (1 if of_matrices["kind"] == "muon" else SHARE_OF_OTHERS)
         of_others["lr"] = rate * SHARE_OF_OTHERS
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -205,12 +217,17 @@ def train(plan: Plan, model: str, out: Path) -> None:
     lm = start_model(plan, model)
     rows = packed("train", STORIES, lm.tokenizer)
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(plan.seed))]
-    training = MasterWeights(lm)
+    training = MasterWeights(lm, with_muon=plan.change != "AdamW")
+    teacher = Teacher(model, plan.change) if plan.change in TERMS else None
     done = training.resume(checkpoint)
     bar = tqdm(range(done, plan.steps), initial=done, total=plan.steps, desc=plan.name)
     for step in bar:
         batch = make_batch(plan, step, rows)
-        loss = training.lm(**vars(batch), seed=plan.seed) / batch.span_mask.sum()
+        with recorded_hidden_states(training.lm) as hidden:
+            total = training.lm(**vars(batch), seed=plan.seed)
+        if teacher:
+            total = total + teacher.term(training.lm, hidden, batch)
+        loss = total / batch.span_mask.sum()
         loss.backward()
         training.step(learning_rate(plan, step))
         bar.set_postfix(loss=f"{float(loss.detach()):.2f}")

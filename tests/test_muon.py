@@ -5,7 +5,8 @@ import copy
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from tess2lite_course.experiments.muon import MuonAdamW, orthogonalize
+from tess2lite.training import muon
+from tess2lite.training.muon import MuonAdamW, orthogonalize
 
 
 def model():
@@ -59,6 +60,14 @@ def test_muon_agrees_with_torch_up_to_the_precision_of_its_newton_schulz():
             start = before.get_parameter(name)
             moved, theirs_moved = parameter - start, theirs.get_parameter(name) - start
             assert (moved - theirs_moved).norm() < 0.05 * theirs_moved.norm(), name
+
+
+def test_large_matrices_go_through_it_one_after_the_other(monkeypatch):
+    together, apart = model(), model()
+    step(together, MuonAdamW(together, 0.01))
+    monkeypatch.setattr(muon, "TOGETHER", 1)
+    step(apart, MuonAdamW(apart, 0.01))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(together.parameters(), apart.parameters(), strict=True))
 
 
 def test_everything_else_is_trained_by_adamw():

@@ -1,5 +1,6 @@
 """Recipes as an engineer runs them: from YAML, killed, resumed, on two processes, on 4-bit weights."""
 
+import copy
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from datasets import IterableDataset
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralForCausalLM, TrainerCallback
 
 import tess2lite as t2
 from tess2lite.tinytown.language import split_sentences
@@ -27,6 +28,7 @@ from tess2lite.training import build, card, memory, recipe, rows, trainer
 from tess2lite.training import run as training_run
 from tess2lite.training.data import document_ids
 from tess2lite.training.merge import merge
+from tess2lite.training.muon import MuonAdamW
 from tess2lite.training.sources import Source, parse_sources
 from tess2lite.training.trainer import last_checkpoint
 
@@ -209,6 +211,7 @@ MISTAKES = [
     ({"steps": 0, "epochs": 1, "warmup": 5000}, "warmup is 5000 of .* steps, as many as epochs=1 gives"),
     ({"early_stopping_patience": 1, "save_every": 5}, "save_every that is a multiple of evaluate_every"),
     ({"report_to": "tensorbord"}, "report_to is 'tensorbord': tensorbord is not supported, only"),
+    ({"optim": "muon", "lora_rank": 4}, "optim is 'muon', which trains whole matrices, and lora_rank is 4"),
     ({"optim": "galore_adamw"}, "optim is 'galore_adamw': You need to install"),
 ]
 
@@ -241,6 +244,7 @@ FULL_TUNING = {
     "timestep_sampling": "informative",
     "self_conditioning": 1.0,
     "center_embeddings": True,
+    "bf16": True,
 }
 WITH_LORA = {
     "lora_rank": 3,
@@ -631,6 +635,45 @@ def test_an_8_bit_optimizer_keeps_its_averages_in_bytes_and_resumes(own, monkeyp
         recipe.Recipe(**fields | {"output": fields["output"] + "-plain", "optim": "adamw_torch"})
     )
     assert not same(weights(plain.args.output_dir), weights(fields["output"]))
+
+
+@pytest.mark.parametrize("kind", [recipe.Recipe, recipe.PretrainingRecipe])
+def test_muon_is_what_it_is_by_hand_and_resumes(own, monkeypatch, kind):
+    """Two steps beside MuonAdamW on the same gradients; the others' rate is a quarter all along the schedule."""
+    fields = own(steps=6, scheduler="linear", warmup=2, evaluate_every=100, save_every=2, optim="muon")
+    run = build.build_trainer(kind(**fields | {"output": fields["output"] + "-whole"}))
+    by_hand = copy.deepcopy(run.model)
+    optimizer = MuonAdamW(by_hand, 1.0, weight_decay=0.0)
+    rates = []
+
+    def imitate(trained, *args, **settings):
+        matrices, others = trained.optimizer.param_groups
+        rates.append(matrices["lr"])
+        assert others["lr"] == matrices["lr"] / 4
+        for weight, other in zip(run.model.parameters(), by_hand.parameters(), strict=True):
+            other.grad = weight.grad.clone()
+        for mine, theirs in zip(optimizer.param_groups, trained.optimizer.param_groups, strict=True):
+            mine["lr"] = theirs["lr"]
+        optimizer.step()
+
+    run.add_callback(type("Imitation", (TrainerCallback,), {"on_pre_optimizer_step": lambda *_, **__: imitate(run)})())
+    run.train()
+    assert rates == pytest.approx([0, 1.5e-3, 3e-3, 2.25e-3, 1.5e-3, 0.75e-3])
+    assert same(dict(run.model.named_parameters()), dict(by_hand.named_parameters()))
+    run.save_model()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        owner = build.DiffusionTrainer if kind is recipe.Recipe else build.PretrainingTrainer
+        patch.setattr(owner, "compute_loss", interrupted_at(5))
+        training_run.train(kind(**fields))
+    training_run.train(kind(**fields))
+    assert same(weights(fields["output"]), weights(fields["output"] + "-whole"))
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_muon_wants_whole_matrices(own, monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ValueError, match=f"needs whole matrices, and {name} cuts them; leave optim out"):
+        build.check_run(recipe.Recipe(**own(optim="muon")))
 
 
 def interrupted_at(step):

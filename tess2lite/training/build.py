@@ -26,7 +26,8 @@ from ..validation import InputError
 from .autoregressive import PretrainingCollator, PretrainingTrainer, load_autoregressive
 from .embeddings import center_adapted_embeddings_, center_embeddings_, lengthen_embeddings_
 from .mask_diffusion import MaskedTrainer
-from .recipe import MaskedRecipe, PretrainingRecipe, Recipe, Training
+from .muon import SHARE_OF_OTHERS, muon_factory
+from .recipe import MUON, MaskedRecipe, PretrainingRecipe, Recipe, Training
 from .rows import TextRecipe, build_datasets
 from .timesteps import TimestepSampler, timestep_probabilities
 from .trainer import DiffusionCollator, DiffusionTrainer, ResumableTrainer
@@ -72,7 +73,22 @@ def _shared(recipe: TextRecipe, lm: Any) -> dict[str, Any]:
         "eval_dataset": held_out,
         "processing_class": lm.tokenizer,
         "callbacks": early_stopping(recipe),
-    }
+    } | optimizer_settings(recipe)
+
+
+def optimizer_settings(recipe: Training) -> dict[str, Any]:
+    """What a Trainer is given to make Muon; its own optimizers it knows by name."""
+    if recipe.optim != MUON:
+        return {}
+    settings = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "share_of_others": SHARE_OF_OTHERS}
+    return {"optimizer_cls_and_kwargs": (muon_factory, settings)}
+
+
+def _optimizer_name(recipe: Training, on_gpu: bool) -> str:
+    """Of one that transformers knows; Muon's place is taken by `optimizer_settings`."""
+    if recipe.optim and recipe.optim != MUON:
+        return recipe.optim
+    return "paged_adamw_8bit" if recipe.load_in_4bit and on_gpu else "adamw_torch"
 
 
 def _pretraining_collator(recipe: PretrainingRecipe, lm: Any) -> PretrainingCollator:
@@ -234,6 +250,9 @@ def check_run(recipe: Training) -> None:
     """Raise InputError for what can be known of a run before anything is loaded."""
     if not isinstance(recipe, Training):
         raise TypeError(f"recipe is {recipe!r}; give a Recipe, or what read_recipe returns.")
+    sharded = [name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"]
+    if recipe.optim == MUON and sharded:
+        raise InputError(f"optim is '{MUON}', which needs whole matrices, and {sharded[0]} cuts them; leave optim out.")
     if recipe.push_to_hub and not re.fullmatch(HUB_NAME, recipe.push_to_hub):
         raise InputError(f"push_to_hub is {recipe.push_to_hub!r}; give a repository as owner/name.")
     source = find_source(recipe.model)
@@ -281,7 +300,7 @@ def training_arguments(recipe: Training, steps: int) -> dict[str, Any]:
             "give a smaller warmup, or a share of the steps below 1."
         )
     on_gpu = choose_device(None).type == "cuda"
-    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) if recipe.bf16 is None else recipe.bf16
     keeps_best = recipe.load_best_model_at_end or recipe.early_stopping_patience > 0
     return {
         "output_dir": recipe.output,
@@ -293,7 +312,7 @@ def training_arguments(recipe: Training, steps: int) -> dict[str, Any]:
         "learning_rate": recipe.learning_rate,
         "lr_scheduler_type": recipe.scheduler,
         "warmup_steps": recipe.warmup,
-        "optim": recipe.optim or ("paged_adamw_8bit" if recipe.load_in_4bit and on_gpu else "adamw_torch"),
+        "optim": _optimizer_name(recipe, on_gpu),
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.max_grad_norm,
         "bf16": bf16,

@@ -11,7 +11,7 @@ import torch
 
 from ..chunks import CHUNK
 from ..validation import InputError
-from .recipe import RewardRecipe, Training
+from .recipe import MUON, RewardRecipe, Training
 
 NF4_BYTES = 0.516  # 4 bits and the double-quantised scale of every 64 weights
 PROGRAM = 0.58e9  # Python, PyTorch and transformers themselves, as measured; on a GPU not in the GPU's memory
@@ -54,11 +54,14 @@ def estimate(config: Any, recipe: Training, device: str, bytes_per_weight: int) 
     elif bytes_per_weight < 4:
         weights *= 4 / bytes_per_weight  # full tuning is in float32
     is_8bit = recipe.load_in_4bit and device != "cpu"
+    averages = (2 if is_8bit else 8) * trained
+    if recipe.optim == MUON:
+        averages = 4 * linear + 8 * embeddings  # Muon keeps one average, AdamW two
     parts = {
         "weights": weights,
         "adapters": 4 * trained if recipe.lora_rank else 0,
         "gradients": 4 * trained,
-        "optimizer": (2 if is_8bit else 8) * trained,
+        "optimizer": averages,
         "activations": _activations(config, recipe, device, bytes_per_weight, trained),
     }
     if device == "cpu":
@@ -81,7 +84,9 @@ def _activations(config: Any, recipe: Training, device: str, bytes_per_weight: i
         kept = config.num_hidden_layers * layer * KEPT[device]
     whole = 2 * max(inputs * outputs for inputs, outputs in shapes) if recipe.load_in_4bit else 0
     logits = 0 if is_reward else min(CHUNK[device], rows * config.vocab_size)
-    casts = 2 * trained if device == "cuda" else 0  # autocast keeps copies in half precision up to the loss
+    casts = (
+        2 * trained if device == "cuda" or recipe.bf16 else 0
+    )  # autocast keeps copies in half precision up to the loss
     if device == "cuda" and getattr(recipe, "embeddings", "") != "lora":
         casts += 2 * _trained_embeddings(config, recipe, config.vocab_size * hidden)  # E as a factor
     return kept + max(casts + FORWARD_LOGIT * logits, BACKWARD_LOGIT * logits, layer, 0.85 * layer + whole)

@@ -20,6 +20,7 @@ from .sources import parse_sources
 NAMED = Path(__file__).parent / "recipes"
 Masking = Literal["ul2", "prefix", "response", "all"]
 Scheduler = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+MUON = "muon"
 CONSTANT = ("constant", "constant_with_warmup")  # runs of these may be extended
 
 LEAST = {
@@ -74,8 +75,12 @@ class Training:
     learning_rate: float = option(1e-5, "the paper's, for full tuning; LoRA wants about ten times as much")
     scheduler: Scheduler = option("constant_with_warmup", "of the learning rate; the paper's, for adaptation")
     warmup: float = option(5_000, "steps, or a share of them below 1; the paper's, for adaptation")
-    optim: str = option("", "transformers' name of an optimizer; by default AdamW, paged in 8 bit for 4-bit weights")
-    weight_decay: float = option(0.0, "of AdamW")
+    optim: str = option(
+        "",
+        "transformers' name of an optimizer, or 'muon', for full tuning: Muon for the layers' matrices, AdamW at a "
+        "quarter of the rate for the rest; by default AdamW, paged in 8 bit for 4-bit weights",
+    )
+    weight_decay: float = option(0.0, "of AdamW and Muon")
     max_grad_norm: float = option(1.0, "to which gradients are clipped; 0 for no clipping")
     lora_rank: int = option(0, "0: full tuning, as in the paper")
     lora_alpha: int = option(0, "LoRA's scale times its rank; 0 for the rank")
@@ -84,6 +89,9 @@ class Training:
     load_in_4bit: bool = option(False, "nf4; needs lora_rank")
     gradient_checkpointing: bool = option(False, "less memory for about a third more time")
     dtype: str | None = option(None, "of frozen weights; by default as `tess2lite.load` chooses")
+    bf16: bool | None = option(
+        None, "multiply in bfloat16; by default on GPUs that have it, else float16, float32 on a CPU"
+    )
     attn_implementation: str | None = option(None, "sdpa, eager or flash_attention_2; by default the library's choice")
     seed: int = option(0, "of everything that is random")
     num_eval_examples: int = option(64, "rows for evaluation, never trained on")
@@ -129,6 +137,11 @@ class Training:
             raise InputError(f"warmup is {self.warmup} of {self.steps} steps; give a smaller warmup or more steps.")
         if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"learning_rate is {self.learning_rate}; give a number above 0.")
+        if self.optim == MUON and self.lora_rank:
+            raise InputError(
+                f"optim is '{MUON}', which trains whole matrices, and lora_rank is {self.lora_rank}; "
+                "leave optim out, or set lora_rank: 0."
+            )
         if not self.lora_rank:
             for name in ("lora_alpha", "lora_dropout", "lora_targets"):
                 if getattr(self, name):

@@ -22,6 +22,7 @@ from .build import (
     check_targets,
     early_stopping,
     lora_config,
+    optimizer_settings,
     set_attention,
     train_in_float32_,
     training_arguments,
@@ -120,6 +121,7 @@ def prepare_reward(recipe: RewardRecipe) -> PreferenceTrainer:
         eval_dataset=held_out,
         processing_class=tokenizer,
         callbacks=early_stopping(recipe),
+        **optimizer_settings(recipe),
     )
 
 

@@ -14,9 +14,9 @@ import torch
 from tess2lite.tinytown.stories import stories
 from tess2lite.tokens import encode
 from tess2lite.training.data import pack
+from tess2lite.training.muon import MuonAdamW
 from tess2lite_course.experiments import build
 from tess2lite_course.experiments.batches import CausalCollator, PlannedBatches, as_text, padded
-from tess2lite_course.experiments.muon import MuonAdamW
 from tess2lite_course.experiments.word_tokenizer import make_tokenizer
 
 SECONDS = 120

@@ -52,6 +52,7 @@ from tess2lite.tinytown.tasks import TASKS, examples
 from tess2lite.tinytown.world import verify
 from tess2lite.tokens import encode
 from tess2lite.training.autoregressive import PretrainingTrainer
+from tess2lite.training.muon import MuonAdamW, has_fast_bfloat16
 from tess2lite.training.timesteps import measure_loss_curve
 from tess2lite.training.trainer import DiffusionTrainer, last_checkpoint
 
@@ -60,7 +61,6 @@ from .batches import SIDE_BY_SIDE, AnswerFinder, CausalCollator, PlannedBatches,
 from .cards import write_cards
 from .denoising_batches import DECISIONS, Answers, PlannedChats, WriteOrFill
 from .look_up_prior import look_up_prior_
-from .muon import MuonAdamW, has_fast_bfloat16
 from .word_tokenizer import make_tokenizer
 
 SEED = 0

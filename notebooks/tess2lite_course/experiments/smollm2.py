@@ -37,9 +37,9 @@ from tess2lite.span_masks import ul2
 from tess2lite.tinytown.stories import stories
 from tess2lite.training.data import document_ids, pack
 from tess2lite.training.embeddings import center_embeddings_, lengthen_embeddings_
+from tess2lite.training.muon import SHARE_OF_OTHERS, MuonAdamW
 from tess2lite.training.trainer import GRID
 
-from .muon import MuonAdamW
 from .runner import random_weights
 from .smollm2_teacher import TERMS, Teacher, recorded_hidden_states
 
@@ -51,7 +51,6 @@ HELD_OUT = 32  # rows of the test split
 BLANKS = 200  # stories of the test split
 BLANK_STEPS = 10  # of the sampler
 LEARNING_RATE = 4e-3  # Muon's, of the matrices
-SHARE_OF_OTHERS = 0.25  # AdamW's rate, of E, norms and timestep embedding, beside it
 WARMUP = 5  # steps
 RISING = 0.4  # share of the steps in which the largest timestep rises to T; no self-conditioning until then
 COOLING = 0.4  # share of the steps in which the learning rate falls to 0

@@ -1,6 +1,7 @@
 """The models that come with the package are there, small, and do what the quickstart says."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tess2lite.tinytown.tasks import score
 from tess2lite.tokens import encode
 from tess2lite.training.reward import pair_of
 from tess2lite_course.experiments import instruct
+from tess2lite_course.experiments.cards import write_cards
 
 PEOPLE_AND_THINGS = [
     ("Anna", "red kite"),
@@ -39,6 +41,17 @@ def test_bundled_models_are_small_and_have_a_card(name):
     assert card["stories_valid"] >= card["stories_valid_aim"] or card["tried_to_reach_the_aim"]
     assert card["sentence_skeletons"] >= 300 and card["skeletons_only_in_test"] >= 0.3 * card["sentence_skeletons"]
     assert not list(folder.glob("*.bin")) and not list(folder.glob("*.pt"))
+
+
+def test_readmes_are_written_from_the_cards(tmp_path):
+    models = t2.bundled()["tinytown-base"].parent
+    shutil.copytree(models, tmp_path / "models")
+    write_cards(tmp_path / "models")
+    for readme in models.rglob("README.md"):
+        assert readme.read_text() == (tmp_path / "models" / readme.relative_to(models)).read_text(), readme
+    card = json.loads((models / "tinytown-base" / "card.json").read_text())
+    text = (models / "tinytown-base" / "README.md").read_text()
+    assert all(f"| {point['million_tokens']} |" in text for point in card["learning_curve"])
 
 
 @pytest.fixture(scope="module")

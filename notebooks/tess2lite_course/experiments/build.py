@@ -133,6 +133,8 @@ PHASES = {
         Phase(4_962, 32_768, 3e-3, 0.0),
         Phase(500, 8_192, 1e-3, 8.3e-4, "stories"),
         Phase(1_495, 8_192, 8.2e-4, 0.0, "stories"),
+        Phase(4_295, 8_192, 1e-3, 0.0, "stories"),
+        Phase(3_858, 8_192, 1e-3, 0.0, "stories"),
     ],
     "tinytown-instruct": [
         Phase(681, 16_384, 1.5e-3, 0.0, "chats"),

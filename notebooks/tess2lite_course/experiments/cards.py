@@ -106,6 +106,7 @@ def _model(folder: Path, card: dict) -> str:
         table=_table(card),
         turns=_turns(card),
         limits=_limits(card),
+        curve=_learning_curve(card),
         last=LAST_WORDS,
         tess=TESS,
     )
@@ -141,6 +142,19 @@ def _stories(card: dict) -> str:
 def _limits(card: dict) -> str:
     tried = card.get("tried_to_reach_the_aim", "")
     return f"{textwrap.fill(tried, LINE, break_on_hyphens=False)}\n" if tried else ""
+
+
+def _learning_curve(card: dict) -> str:
+    """How many of the first test stories were valid at the end of each stretch of training."""
+    if "learning_curve" not in card:
+        return ""
+    lines = ["| M tokens | the last of them | valid in 100 steps | in 25 |", "| --- | --- | --- | --- |"]
+    for point in card["learning_curve"]:
+        stories = point["stories"]
+        shares = [point.get(f"valid_in_{steps}_steps") for steps in (100, 25)]
+        cells = ["" if share is None else f"{share:.0%} of {stories}" for share in shares]
+        lines.append(f"| {point['million_tokens']} | {point['reads']} | {' | '.join(cells)} |")
+    return "\n" + "\n".join(lines) + "\n"
 
 
 def _table(card: dict) -> str:

@@ -135,7 +135,7 @@ CASES = {
         "def token(word)": [
             ("{spot:", "{0:", "Position 0 is not written"),
             ("{spot:", "{500:", "Position 500 is not written"),
-            ('token("drum")}', "99999}", "token is 99999"),
+            ('token("Max")}', "99999}", "token is 99999"),
             ("start=where", "start=400", "start is 400; this run has steps 0 to 9"),
         ],
         "Branch(at, seed=9)": [("Branch(at", "Branch(at + 100", "step is 100; this run has steps 0 to 9")],

@@ -13,7 +13,8 @@ import yaml
 from transformers import MistralConfig, MistralForCausalLM
 
 from tess2lite.training import memory
-from tess2lite.training.recipe import read_recipe
+from tess2lite.training.muon import MuonAdamW
+from tess2lite.training.recipe import Recipe, read_recipe
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8}
@@ -78,6 +79,18 @@ def estimated_and_measured(*arguments):
     estimated = re.search(r"together +([\d.]+) GB", done.stdout)[1]
     measured = re.search(r"measured: ([\d.]+) GB", done.stdout)[1]
     return float(estimated), float(measured)
+
+
+def test_muon_keeps_one_average_of_each_matrix():
+    config = MistralConfig(vocab_size=400, num_key_value_heads=8, **SIZES)
+    model = MistralForCausalLM(config)
+    ids = torch.arange(12)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer = MuonAdamW(model, 1e-3)
+    optimizer.step()
+    kept = sum(4 * tensor.numel() for state in optimizer.state.values() for tensor in state.values())
+    recipe = Recipe(model="x", data="x", output="x", optim="muon")
+    assert memory.estimate(config, recipe, "cpu", 4)["optimizer"] * memory.GB == pytest.approx(kept, rel=0.01)
 
 
 def test_a_small_process_of_a_large_one_says_its_own_peak():

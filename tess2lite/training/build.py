@@ -84,6 +84,13 @@ def optimizer_settings(recipe: Training) -> dict[str, Any]:
     return {"optimizer_cls_and_kwargs": (muon_factory, settings)}
 
 
+def _uses_bfloat16(recipe: Training, on_gpu: bool) -> bool:
+    """As the recipe says; where it says nothing, on GPUs that have it."""
+    if recipe.bf16 is not None:
+        return recipe.bf16
+    return on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _optimizer_name(recipe: Training, on_gpu: bool) -> str:
     """Of one that transformers knows; Muon's place is taken by `optimizer_settings`."""
     if recipe.optim and recipe.optim != MUON:
@@ -300,7 +307,7 @@ def training_arguments(recipe: Training, steps: int) -> dict[str, Any]:
             "give a smaller warmup, or a share of the steps below 1."
         )
     on_gpu = choose_device(None).type == "cuda"
-    bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False) if recipe.bf16 is None else recipe.bf16
+    bf16 = _uses_bfloat16(recipe, on_gpu)
     keeps_best = recipe.load_best_model_at_end or recipe.early_stopping_patience > 0
     return {
         "output_dir": recipe.output,

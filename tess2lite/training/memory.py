@@ -84,9 +84,8 @@ def _activations(config: Any, recipe: Training, device: str, bytes_per_weight: i
         kept = config.num_hidden_layers * layer * KEPT[device]
     whole = 2 * max(inputs * outputs for inputs, outputs in shapes) if recipe.load_in_4bit else 0
     logits = 0 if is_reward else min(CHUNK[device], rows * config.vocab_size)
-    casts = (
-        2 * trained if device == "cuda" or recipe.bf16 else 0
-    )  # autocast keeps copies in half precision up to the loss
+    has_autocast = device == "cuda" or recipe.bf16
+    casts = 2 * trained if has_autocast else 0  # copies in half precision, kept up to the loss
     if device == "cuda" and getattr(recipe, "embeddings", "") != "lora":
         casts += 2 * _trained_embeddings(config, recipe, config.vocab_size * hidden)  # E as a factor
     return kept + max(casts + FORWARD_LOGIT * logits, BACKWARD_LOGIT * logits, layer, 0.85 * layer + whole)

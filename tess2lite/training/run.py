@@ -65,7 +65,7 @@ def train(recipe: Training) -> Trainer:
         print(f"resumes from {checkpoint}")
     if is_main_process and recipe.push_to_hub and _is_adapter_on_own_base(recipe):
         print(
-            f"'{recipe.model}' is no name of the hub: others cannot open an adapter of it that is pushed. "
+            f"'{recipe.model}' is not on the hub, so nobody else can open an adapter of it. "
             "To push a whole model, merge it: python -m tess2lite.merge."
         )
     try:

@@ -127,7 +127,7 @@ PHASES = {
         Phase(1_887, 24_576, 2e-3, 0.0),
     ],
     # Before the phases of stories, batches of one phase were of uneven size. That is mended, so a model built again
-    # has other weights than this one.
+    # has other weights than this one. The rates of the last two phases fell by the clock, not by the step.
     "tinytown-base": [
         Phase(200, 32_768, 0.0, 3e-3),
         Phase(4_962, 32_768, 3e-3, 0.0),

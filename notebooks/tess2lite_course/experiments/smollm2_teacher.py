@@ -51,16 +51,20 @@ class Teacher:
 
     Args:
         model: Its name or folder.
-        term: One of `TERMS`.
+        kind: One of `TERMS`.
     """
 
-    def __init__(self, model: str, term: str):
+    def __init__(self, model: str, kind: str):
         self.lm = load(model).to(torch.bfloat16).eval().requires_grad_(False)
-        self.kind = term
+        self.kind = kind
 
     @torch.no_grad()
     def hidden_states(self, input_ids: torch.Tensor) -> list[torch.Tensor]:
-        """Of all layers and the norm, (B, L, H) each, read from left to right."""
+        """Of all layers and the norm, (B, L, H) each, read from left to right.
+
+        Args:
+            input_ids: (B, L).
+        """
         with causal(self.lm), recorded_hidden_states(self.lm) as states:
             self.lm.hidden_states(self.lm.embed_context(input_ids), None)
         return states
@@ -71,7 +75,10 @@ class Teacher:
         Args:
             student: The denoiser.
             states: Its hidden states in all passes of the step; those of the last one are taught.
-            batch: With `input_ids` and `span_mask`, (B, L).
+            batch: With `input_ids` and `span_mask`, (B, L), and `example`, (B,), which seeds draws.
+
+        Returns:
+            A scalar.
         """
         predicts = batch.span_mask.roll(-1, dims=1)  # (B, L), the positions left of the masked ones
         layers = len(student.base_model.layers)

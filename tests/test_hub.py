@@ -185,4 +185,4 @@ def test_an_adapter_of_a_local_base_is_said_to_be_of_no_use_to_others(own, capsy
             **{"push_to_hub": "me/mine", "steps": 2, "evaluate_every": 2, "warmup": 0} | fields | {"output": output}
         )
         training_run.train(recipe.Recipe(**settings))
-        assert ("others cannot open an adapter of it" in capsys.readouterr().out) == is_said
+        assert ("nobody else can open an adapter of it" in capsys.readouterr().out) == is_said

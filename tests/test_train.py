@@ -212,6 +212,7 @@ MISTAKES = [
     ({"early_stopping_patience": 1, "save_every": 5}, "save_every that is a multiple of evaluate_every"),
     ({"report_to": "tensorbord"}, "report_to is 'tensorbord': tensorbord is not supported, only"),
     ({"optim": "muon", "lora_rank": 4}, "optim is 'muon', which trains whole matrices, and lora_rank is 4"),
+    ({"optim": "mion"}, "optim is 'mion'; give 'muon' or transformers' name of an optimizer"),
     ({"optim": "galore_adamw"}, "optim is 'galore_adamw': You need to install"),
 ]
 

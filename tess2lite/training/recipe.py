@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from transformers.training_args import OptimizerNames
 
 from ..validation import InputError, expand_path
 from .sources import parse_sources
@@ -137,6 +138,10 @@ class Training:
             raise InputError(f"warmup is {self.warmup} of {self.steps} steps; give a smaller warmup or more steps.")
         if not 0 < self.learning_rate < float("inf"):
             raise InputError(f"learning_rate is {self.learning_rate}; give a number above 0.")
+        if self.optim not in ("", MUON, *OptimizerNames):
+            raise InputError(
+                f"optim is {self.optim!r}; give '{MUON}' or transformers' name of an optimizer, such as adamw_torch."
+            )
         if self.optim == MUON and self.lora_rank:
             raise InputError(
                 f"optim is '{MUON}', which trains whole matrices, and lora_rank is {self.lora_rank}; "
